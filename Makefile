@@ -1,0 +1,40 @@
+# `make setup` builds .venv from nothing; every other target calls it by itself.
+PYTHON ?= python3.11
+BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null || echo "$(PYTHON) -m uv")
+
+.PHONY: help setup test lint types imports pytest bench constraints clean
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: .venv/.installed  ## .venv with the `smn` command in it
+
+.venv/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found: install Python 3.11 or say PYTHON=..." >&2; exit 2; }
+	@$(UV) --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[service,training,dev]'
+	@touch $@
+
+test: lint types imports pytest  ## lint, types, import rules and all tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+pytest: setup
+	$(BIN)/pytest
+
+constraints: setup  ## renew the exact pins of constraints.txt
+	$(UV) pip compile --quiet --upgrade --all-extras --python-version 3.11 --no-header --no-annotate \
+	  --no-emit-index-url --output-file constraints.txt pyproject.toml
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

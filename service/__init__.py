@@ -1,0 +1,1 @@
+"""Serving: the same path as a request takes it (to come)."""

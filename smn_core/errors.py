@@ -1,0 +1,75 @@
+"""The one exception tree. `code` is the stable word that clients and the HTTP table switch on."""
+
+from __future__ import annotations
+
+
+class SMNError(Exception):
+    """Anything a user can cause or must hear about; `str(error)` is one clear sentence that names the fix."""
+
+    code = "error"
+
+
+class InvalidArgument(SMNError):
+    """An option or parameter that cannot mean anything here."""
+
+    code = "invalid_argument"
+
+
+class InvalidData(SMNError):
+    """A data set that cannot be used: empty, of a wrong shape, without the split asked for."""
+
+    code = "invalid_data"
+
+
+class InvalidImage(SMNError):
+    """Bytes that are not one image this project decodes."""
+
+    code = "invalid_image"
+
+
+class ImageTooLarge(InvalidImage):
+    """An image with more pixels than the limit; refused from its header, before it is decoded."""
+
+    code = "image_too_large"
+
+
+class UnknownModel(SMNError):
+    """A backbone name that timm does not have."""
+
+    code = "unknown_model"
+
+
+class InvalidWeights(SMNError):
+    """A weights file that cannot be read or does not fit the backbone."""
+
+    code = "invalid_weights"
+
+
+class WeightsUnavailable(SMNError):
+    """Pretrained weights that could not be fetched."""
+
+    code = "weights_unavailable"
+
+
+class InvalidMask(SMNError):
+    """A mask or mask file that breaks a rule of smn-mask/1."""
+
+    code = "invalid_mask"
+
+
+class WrongBackbone(InvalidMask):
+    """A sound mask that was made for another backbone, layout or pixel normalisation."""
+
+    code = "wrong_backbone"
+
+
+class NotReady(SMNError):
+    """A mask that the engine does not hold: `prepare` it first."""
+
+    code = "not_ready"
+
+
+class OverCapacity(SMNError):
+    """More distinct masks in one batch than the engine has slots."""
+
+    code = "over_capacity"

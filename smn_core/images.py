@@ -1,0 +1,116 @@
+"""Image bytes -> checked decode -> normalised tensor [3,H,W]. The same code serves and evaluates.
+
+Bytes -> EXIF rotation -> first frame -> RGB (alpha over white, CMYK converted, 16-bit scaled to 8) -> timm's
+evaluation transform.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from math import ceil
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from timm.data import create_transform
+from torch import Tensor
+
+from smn_core.errors import ImageTooLarge, InvalidImage
+
+# Containers of still images that Pillow decodes itself; nothing that runs a program (EPS) or nests documents.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+# The largest phone cameras make 50 megapixels.
+MAX_PIXELS = 51_000_000
+DRAFT_FACTOR = 2
+
+# Pillow warns of damaged EXIF and the like; what matters raises. Set once: catch_warnings is not thread-safe.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class ImageReader:
+    """Image bytes -> float32 [3,H,W], normalised, for one backbone. Safe to call from several threads.
+
+    Args:
+        preprocess: timm's `input_size, mean, std, interpolation, crop_pct, crop_mode`.
+        max_pixels: images with more are refused from their header.
+    """
+
+    def __init__(self, preprocess: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> None:
+        self._transform: Callable[[Image.Image], Tensor] = create_transform(**preprocess, is_training=False)
+        self._draft_px = draft_side_px(preprocess)
+        self._max_pixels = max_pixels
+
+    def __call__(self, data: bytes) -> Float32[Tensor, "3 h w"]:
+        """Decode, resize, crop and normalise.
+
+        Raises:
+            InvalidImage, ImageTooLarge: as `decode`.
+        """
+        return self.tensor(decode(data, draft_px=self._draft_px, max_pixels=self._max_pixels))
+
+    def tensor(self, image: Image.Image) -> Float32[Tensor, "3 h w"]:
+        """The model input of an image that is already RGB."""
+        return self._transform(image)
+
+
+def draft_side_px(preprocess: Mapping[str, Any]) -> int:
+    """The least side of a JPEG that is decoded at a reduced scale: twice what the transform resizes to."""
+    side_px = max(preprocess["input_size"][-2:])
+    return ceil(DRAFT_FACTOR * side_px / (preprocess["crop_pct"] or 1.0))
+
+
+def decode(data: bytes, *, draft_px: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The first frame of an image file, upright, as RGB.
+
+    With `draft_px` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep `draft_px`.
+
+    Raises:
+        ImageTooLarge: more than `max_pixels` pixels by its header; nothing is decoded then.
+        InvalidImage: not an image, truncated, or pixels without a stated range.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, max_pixels)
+            if draft_px is not None:
+                image.draft(None, (draft_px, draft_px))
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except InvalidImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise InvalidImage(f"the {len(data)} bytes are not an image of a known format") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLarge(f"the image has too many pixels (at most {max_pixels})") from error
+    except Exception as error:  # decoders raise whatever damaged bytes lead them to
+        raise InvalidImage(f"the image cannot be decoded: {error}") from error
+
+
+def _check_size(image: ImageFile.ImageFile, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLarge(f"the image is {width} x {height} px, at most {max_pixels} pixels are taken")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _sixteen_to_eight(image)
+    if image.mode == "F":
+        raise InvalidImage("floating-point images have no stated range: convert to 8 or 16 bits")
+    if image.mode == "LAB":
+        raise InvalidImage("LAB images are not taken: convert to RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _sixteen_to_eight(image: Image.Image) -> Image.Image:
+    """Scale 0..65535 to 0..255, rounding; Pillow's own conversion clips at 255."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise InvalidImage("32-bit integer images have no stated range: convert to 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

@@ -1,0 +1,143 @@
+"""A set of images on disk, in a fixed order: an image folder or an `.npz` of arrays."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
+from PIL import Image
+
+from smn_core.errors import InvalidData, InvalidImage
+from smn_core.images import decode
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"}
+)
+SPLITS = ("train", "test", "val")
+
+
+class ImageSet(Protocol):
+    """Images in a fixed order, with labels where they are known (indices into `classes`)."""
+
+    names: Sequence[str]
+    labels: Int64[ndarray, n] | None
+    classes: Sequence[str]
+
+    def image(self, index: int, draft_px: int | None = None) -> Image.Image:
+        """One image as RGB; a JPEG may be decoded at a reduced scale that keeps `draft_px`."""
+
+
+@dataclass(frozen=True)
+class FolderSet:
+    """Every image below a folder, in sorted order of relative paths; the first folder of a path is its class."""
+
+    root: Path
+    names: Sequence[str]
+    labels: Int64[ndarray, n] | None
+    classes: Sequence[str]
+
+    def image(self, index: int, draft_px: int | None = None) -> Image.Image:
+        path = self.root / self.names[index]
+        try:
+            return decode(path.read_bytes(), draft_px=draft_px)
+        except OSError as error:
+            raise InvalidImage(f"cannot read {path}: {error.strerror}") from error
+        except InvalidImage as error:
+            raise type(error)(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class ArraySet:
+    """The images of one split of an `.npz`, uint8 NHWC, in the order of the array."""
+
+    pixels: ndarray
+    names: Sequence[str]
+    labels: Int64[ndarray, n] | None
+    classes: Sequence[str]
+
+    def image(self, index: int, draft_px: int | None = None) -> Image.Image:  # noqa: ARG002 (nothing to decode)
+        return Image.fromarray(self.pixels[index])
+
+
+def open_images(path: Path | str, split: str | None = None) -> ImageSet:
+    """Open an image folder, or the arrays `x_<split>, y_<split>` of an `.npz`.
+
+    A folder with a subfolder of the split's name is that subfolder. Without a split, a folder is taken whole and an
+    `.npz` must have one split only.
+
+    Raises:
+        InvalidData: nothing there, no image in it, no such split, arrays of a wrong shape or type.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path, split)
+    if path.is_file():
+        return _open_npz(path, split)
+    raise InvalidData(f"{path} does not exist: give an image folder or an .npz")
+
+
+def _open_folder(path: Path, split: str | None) -> FolderSet:
+    root = path / split if split is not None else path
+    if not root.is_dir():
+        raise InvalidData(f"{path} has no folder {split!r}")
+    names = sorted(_image_paths(root))
+    if not names:
+        raise InvalidData(f"{root} has no image ({', '.join(sorted(SUFFIXES))})")
+    folders = [name.split("/")[0] if "/" in name else "" for name in names]
+    if "" in folders:
+        return FolderSet(root, names, None, ())
+    classes = sorted(set(folders))
+    index = {name: i for i, name in enumerate(classes)}
+    return FolderSet(root, names, np.array([index[f] for f in folders], np.int64), classes)
+
+
+def _image_paths(root: Path) -> Iterator[str]:
+    visited = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:  # a link back up the tree
+            folders.clear()
+            continue
+        visited.add(real)
+        for file in files:
+            if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."):
+                yield Path(folder, file).relative_to(root).as_posix()
+
+
+def _open_npz(path: Path, split: str | None) -> ArraySet:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            splits = sorted(key[2:] for key in arrays.files if key.startswith("x_"))
+            if split is None and len(splits) == 1:
+                split = splits[0]
+            if split is None or split not in splits:
+                raise InvalidData(f"{path} has the splits {splits}: choose one with --split")
+            pixels = arrays[f"x_{split}"]
+            labels = arrays[f"y_{split}"] if f"y_{split}" in arrays.files else None
+            named = [str(name) for name in arrays["class_names"]] if "class_names" in arrays.files else None
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+        raise InvalidData(f"{path} is not an .npz of arrays: {error}") from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+        raise InvalidData(f"{path}: x_{split} is {pixels.dtype} {list(pixels.shape)}, expected uint8 [N,H,W,3]")
+    return ArraySet(pixels, [str(i) for i in range(len(pixels))], *_labels(path, split, labels, len(pixels), named))
+
+
+def _labels(
+    path: Path, split: str, labels: ndarray | None, n_images: int, named: list[str] | None
+) -> tuple[Int64[ndarray, n] | None, Sequence[str]]:
+    if labels is None:
+        return None, ()
+    if labels.shape != (n_images,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise InvalidData(
+            f"{path}: y_{split} is {labels.dtype} {list(labels.shape)}, expected {n_images} class numbers"
+        )
+    n_classes = int(labels.max()) + 1
+    classes = named if named is not None and len(named) >= n_classes else [str(c) for c in range(n_classes)]
+    return labels.astype(np.int64), classes

@@ -1,0 +1,210 @@
+"""The smn-mask/1 file: read, check, write. The format is docs/formats.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray
+
+from smn_core import codec, tensorfile
+from smn_core.backbone import Backbone, layout_for
+from smn_core.errors import InvalidMask, WrongBackbone
+from smn_core.files import write_bytes
+from smn_core.layout import Layout
+from smn_core.mask import Head, TaskMask
+from smn_core.tensorfile import InvalidTensorFile, TensorFile, canonical_json
+
+FORMAT = "smn-mask/1"
+REQUIRED = ("format", "model", "fingerprint", "layout", "codec", "content")
+TEXTS = ("objective", "dataset", "recipe", "metrics", "created")
+# A file is its bits, statistics and head; what else it may weigh is its header and a codec's framing.
+MAX_HEAD_CLASSES = 100_000
+
+
+def to_bytes(mask: TaskMask, codec_name: str = "zstd") -> bytes:
+    """The file of a mask; equal masks give equal bytes."""
+    tensors = codec.encode(mask.packed, mask.layout, codec_name)
+    tensors |= {f"state.{name}": np.ascontiguousarray(values, np.float32) for name, values in mask.state.items()}
+    metadata = {
+        "format": FORMAT,
+        "model": mask.model,
+        "fingerprint": mask.fingerprint,
+        "layout": mask.layout.digest,
+        "codec": codec_name,
+        **mask.metadata,
+    }
+    if mask.preprocess is not None:
+        metadata["preprocess"] = canonical_json(mask.preprocess)
+    if mask.head is not None:
+        tensors |= {"head.weight": mask.head.weight, "head.bias": mask.head.bias}
+        metadata["classes"] = canonical_json(list(mask.head.classes))
+    return tensorfile.with_content(tensors, metadata)
+
+
+def write_mask(mask: TaskMask, path: Path | str, codec_name: str = "zstd") -> TaskMask:
+    """Write the file in one step; returns the mask with the file's digest."""
+    data = to_bytes(mask, codec_name)
+    write_bytes(path, data)
+    return replace(mask, digest=tensorfile.digest_of(data))
+
+
+def from_bytes(data: bytes, layout: Layout | None = None) -> TaskMask:
+    """Read and check a whole file. Without a `layout` it is built from the `model` key; no weights are needed.
+
+    Raises:
+        InvalidMask: the file breaks a rule of the format; the message names which.
+        WrongBackbone: its layout is not `layout`.
+        UnknownModel: without a `layout`, timm does not have the architecture.
+    """
+    try:
+        file = tensorfile.from_bytes(data)
+        _check_metadata(file.metadata)
+        tensorfile.require_content(file)
+    except InvalidTensorFile as error:
+        raise InvalidMask(str(error)) from error
+    if layout is None:
+        layout = layout_for(file.metadata["model"])
+    if file.metadata["layout"] != layout.digest:
+        raise WrongBackbone(
+            f"the mask's layout {file.metadata['layout'][:16]}... is not the backbone's {layout.digest[:16]}...: "
+            "it was made for another architecture"
+        )
+    return _mask_of(file, layout, tensorfile.digest_of(data))
+
+
+def read_mask(path: Path | str, layout: Layout | None = None) -> TaskMask:
+    """`from_bytes` of a file on disk; a file too large to be a mask of `layout` is refused unread.
+
+    Raises:
+        InvalidMask: as `from_bytes`, or the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        if layout is not None and path.stat().st_size > max_file_bytes(layout):
+            raise InvalidMask(f"{path} has {path.stat().st_size} bytes, too many for a mask of this backbone")
+        return from_bytes(path.read_bytes(), layout)
+    except OSError as error:
+        raise InvalidMask(f"cannot read {path}: {error.strerror}") from error
+    except InvalidMask as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def max_file_bytes(layout: Layout) -> int:
+    """No sound mask of this layout is larger."""
+    state = 4 * sum(int(np.prod(shape)) for shape in layout.buffers.values())
+    head = 4 * MAX_HEAD_CLASSES * (layout.n_features + 1)
+    return layout.n_bytes + state + head + 2 * tensorfile.MAX_HEADER_BYTES
+
+
+def check_fits(mask: TaskMask, backbone: Backbone) -> list[str]:
+    """Whether embeddings through `mask` mean what they meant in training; returns warnings.
+
+    Raises:
+        WrongBackbone: another fingerprint, layout, mean or std.
+    """
+    if mask.fingerprint != backbone.fingerprint:
+        theirs = json.loads(mask.model)["architecture"]
+        raise WrongBackbone(
+            f"the mask was made for {theirs} with fingerprint {mask.fingerprint[:16]}..., "
+            f"this backbone is {backbone.architecture} with {backbone.fingerprint[:16]}..."
+        )
+    if mask.layout.digest != backbone.layout.digest:
+        raise WrongBackbone("the mask's layout is not the backbone's")
+    return check_pixels(mask.preprocess or {}, backbone.preprocess)
+
+
+def check_pixels(trained: Mapping[str, object], served: Mapping[str, object]) -> list[str]:
+    """Compare the preprocessing of training with the one that serves; returns warnings.
+
+    Raises:
+        WrongBackbone: another mean or std: the same pixels would mean something else.
+    """
+    for key in ("mean", "std"):
+        if key in trained and not np.allclose(
+            np.asarray(trained[key], float), np.asarray(served[key], float), atol=1e-6
+        ):
+            raise WrongBackbone(f"the mask was trained with {key} {trained[key]}, this backbone serves {served[key]}")
+    differing = [k for k in ("input_size", "interpolation", "crop_pct", "crop_mode") if k in trained]
+    return [
+        f"trained with {key} {trained[key]}, served with {served[key]}"
+        for key in differing
+        if trained[key] != json.loads(json.dumps(served[key]))
+    ]
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise InvalidMask(f"format is {metadata.get('format')!r}, expected {FORMAT!r}")
+    for key in REQUIRED:
+        if key not in metadata:
+            raise InvalidMask(f"metadata key {key!r} is missing")
+    if metadata["codec"] not in codec.CODECS:
+        raise InvalidMask(f"unknown codec {metadata['codec']!r}: {FORMAT} has {' and '.join(codec.CODECS)}")
+    if "parent" in metadata:
+        raise InvalidMask("the mask is coded against a parent, which this version cannot read")
+
+
+def _mask_of(file: TensorFile, layout: Layout, digest: str) -> TaskMask:
+    tensors = dict(file.tensors)
+    state = {n: _float32(n, tensors.pop(n)) for n in list(tensors) if n.startswith("state.")}
+    head = _head_of(tensors, file.metadata)
+    known = {*REQUIRED, "preprocess", "classes"}
+    return TaskMask(
+        layout=layout,
+        model=file.metadata["model"],
+        fingerprint=file.metadata["fingerprint"],
+        packed=codec.decode(tensors, layout, file.metadata["codec"]),
+        state={name.removeprefix("state."): values for name, values in state.items()},
+        head=head,
+        preprocess=_preprocess_of(file.metadata),
+        metadata={k: v for k, v in file.metadata.items() if k not in known},
+        digest=digest,
+    )
+
+
+def _head_of(tensors: dict[str, ndarray], metadata: Mapping[str, str]) -> Head | None:
+    """Take the classifier's tensors out of `tensors`; all three parts or none."""
+    parts = [name for name in ("head.weight", "head.bias") if name in tensors]
+    if not parts:
+        return None
+    if len(parts) != 2 or "classes" not in metadata:
+        raise InvalidMask("a head needs head.weight, head.bias and the metadata key 'classes'")
+    weight, bias = (_float32(name, tensors.pop(name)) for name in parts)
+    classes = _json_of(metadata, "classes")
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise InvalidMask("metadata key 'classes' is not a list of names")
+    if weight.ndim != 2 or bias.ndim != 1:
+        raise InvalidMask(f"head.weight {list(weight.shape)} and head.bias {list(bias.shape)} are not [C,D] and [C]")
+    return Head(weight, bias, tuple(classes))
+
+
+def _preprocess_of(metadata: Mapping[str, str]) -> Mapping[str, object] | None:
+    if "preprocess" not in metadata:
+        return None
+    value = _json_of(metadata, "preprocess")
+    numbers = (int, float)
+    if not isinstance(value, dict) or not all(
+        isinstance(value.get(key, [0, 0, 0]), list)
+        and all(isinstance(x, numbers) for x in value.get(key, [0, 0, 0]))
+        and len(value.get(key, [0, 0, 0])) == 3
+        for key in ("mean", "std", "input_size")
+    ):
+        raise InvalidMask("metadata key 'preprocess' is not a table with three numbers for mean, std and input_size")
+    return value
+
+
+def _json_of(metadata: Mapping[str, str], key: str) -> object:
+    try:
+        return json.loads(metadata[key])
+    except (ValueError, RecursionError) as error:
+        raise InvalidMask(f"metadata key {key!r} is not JSON: {error}") from error
+
+
+def _float32(name: str, values: ndarray) -> ndarray:
+    if values.dtype != np.float32:
+        raise InvalidMask(f"{name} is {values.dtype}, expected float32")
+    return values

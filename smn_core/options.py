@@ -1,0 +1,101 @@
+"""The options that every verb with a model shares: `--backbone, --weights, --model-arg, ...`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from smn_core.errors import InvalidArgument
+from smn_core.spec import BackboneSpec
+
+GROUP = "Backbone"
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the shared options; it receives them together as `spec: BackboneSpec`."""
+    own = inspect.signature(command, eval_str=True)
+    shared = inspect.signature(_spec, eval_str=True)
+    parameters = [p for p in own.parameters.values() if p.name != "spec"] + list(shared.parameters.values())
+
+    def wrapped(**given: Any) -> None:
+        spec = _spec(**{name: given.pop(name) for name in shared.parameters})
+        command(spec=spec, **given)
+
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _spec(
+    *,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="timm model name. Default: the mask's own, else resnet50.", rich_help_panel=GROUP
+        ),
+    ] = "",
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="safetensors or weights_only checkpoint. Default: timm's pretrained weights.",
+            rich_help_panel=GROUP,
+        ),
+    ] = None,
+    model_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Extra create_model argument; may be repeated.", rich_help_panel=GROUP),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(metavar="PX", help="Side of the input. Default: timm's.", rich_help_panel=GROUP)
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="Pixel mean, one or three numbers. Default: timm's.", rich_help_panel=GROUP),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Pixel deviation, likewise.", rich_help_panel=GROUP)
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU where there is one.", rich_help_panel=GROUP)
+    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=GROUP)] = "float32",
+) -> BackboneSpec:
+    return BackboneSpec(
+        name=backbone,
+        weights=weights,
+        args=parse_model_args(model_arg or []),
+        image_size=image_size,
+        mean=_numbers("mean", mean),
+        std=_numbers("std", std),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def parse_model_args(texts: list[str]) -> dict[str, Any]:
+    """`["depth=3", "pad_type=same"]` -> `{"depth": 3, "pad_type": "same"}`: a value is JSON where it reads as JSON."""
+    args = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise InvalidArgument(f"--model-arg {text!r}: write KEY=VALUE")
+        try:
+            args[key] = json.loads(value)
+        except ValueError:
+            args[key] = value
+    return args
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidArgument(f"--{name} {text!r}: write one or three numbers, as 0.5,0.5,0.5") from error

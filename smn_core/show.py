@@ -1,0 +1,114 @@
+"""What verbs print: tables and JSON on stdout, notes and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def as_json(value: object) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=2))
+
+
+def note(text: str) -> None:
+    """A line on stderr: stdout belongs to results."""
+    print(text, file=sys.stderr)
+
+
+@contextmanager
+def images_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr that counts images."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("images", total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+def mask(found: dict[str, Any]) -> None:
+    """The tables of `smn inspect`."""
+    console = Console()
+    sizes = found["sizes"]
+    console.print(_pairs("mask", _identity(found)))
+    console.print(
+        _pairs(
+            "bytes",
+            {
+                "file": f"{sizes['file_bytes']:,} ({sizes['codec']}): bits {sizes['bits_bytes']:,}, "
+                f"state {sizes['state_bytes']:,}, head {sizes['head_bytes']:,}, header {sizes['header_bytes']:,}",
+                "bits per weight": f"{sizes['bits_per_weight']:.5f} (whole file; 1 uncoded)",
+                "compression": f"{sizes['smaller_than_32_bit']:,.0f}x against 32-bit weights, "
+                f"{sizes['smaller_than_16_bit']:,.0f}x against 16-bit",
+            },
+        )
+    )
+    console.print(_densities("stage", found["stages"]))
+    console.print(_densities("tensor", found["tensors"]))
+    if "difference" in found:
+        _difference(console, found["difference"])
+
+
+def _identity(found: dict[str, Any]) -> dict[str, str]:
+    rows = {
+        "file": found["file"],
+        "digest": found["digest"],
+        "architecture": found["architecture"] + (f" {json.dumps(found['args'])}" if found["args"] else ""),
+        "fingerprint": found["fingerprint"],
+        "layout": found["layout"],
+        "density": f"{found['density']:.6f} ({found['off']:,} of {found['weights']:,} OFF)",
+        "state": f"{len(found['state'])} buffers" if found["state"] else "none",
+        "head": f"{len(found['classes'])} classes" if found["classes"] else "none",
+        "preprocess": json.dumps(found["preprocess"]) if found["preprocess"] else "not stated",
+    }
+    return rows | found["metadata"]
+
+
+def _pairs(title: str, rows: dict[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, value)
+    return table
+
+
+def _densities(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"density by {title}", title_justify="left", box=None, pad_edge=False)
+    table.add_column(title, overflow="fold")
+    for name in ("weights", "OFF", "density"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(row["name"], f"{row['weights']:,}", f"{row['off']:,}", f"{row['density']:.6f}")
+    return table
+
+
+def _difference(console: Console, found: dict[str, Any]) -> None:
+    table = Table(title=f"against {found['other']}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("tensor", overflow="fold")
+    for name in ("differ", "fraction", "switched on", "switched off"):
+        table.add_column(name, justify="right")
+    for row in found["tensors"]:
+        table.add_row(
+            row["name"],
+            f"{row['different']:,}",
+            f"{row['fraction']:.6f}",
+            f"{row['switched_on']:,}",
+            f"{row['switched_off']:,}",
+        )
+    console.print(table)
+    console.print(f"{found['different']:,} weights differ ({found['fraction']:.6f})")
+    if not found["same_backbone"]:
+        console.print("The two masks are for different weights of one architecture.")

@@ -1,0 +1,144 @@
+"""safetensors files, read strictly and written canonically, with the content checksum of docs/formats.md.
+
+The safetensors library reads and checks the tensors. Two things it leaves open are done here: it accepts duplicate
+keys in a header, and it writes `__metadata__` in a random order, so equal runs would give different files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors
+from numpy import ndarray
+
+from smn_core.errors import SMNError
+
+MAX_HEADER_BYTES = 16 * 2**20
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1"}
+NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
+
+
+class InvalidTensorFile(SMNError):
+    """Bytes that are not a sound safetensors file, or whose content differs from their checksum."""
+
+    code = "invalid_file"
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a safetensors file holds. Tensors are read-only numpy arrays over the bytes they were read from."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, ndarray]
+
+
+def canonical_json(value: object) -> str:
+    """The one text of a JSON value that digests are made over."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def digest_of(data: bytes) -> str:
+    """`sha256:<hex>` of a whole file: the identity of a mask or cascade."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def content_of(metadata: Mapping[str, str], tensors: Mapping[str, ndarray]) -> str:
+    """Hex sha256 over every metadata key but `content`, sorted, then over every tensor, sorted by name."""
+    digest = hashlib.sha256()
+    for key in sorted(set(metadata) - {"content"}):
+        digest.update(f"{key}={metadata[key]}\n".encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"{name}|{NAMES[array.dtype]}|{list(array.shape)}|".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def to_bytes(tensors: Mapping[str, ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with sorted metadata; the widest tensors first, so that every one is aligned."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for name in order:
+        array = tensors[name]
+        end = offset + array.nbytes
+        header[name] = {
+            "dtype": NAMES[array.dtype.newbyteorder("<")],
+            "shape": list(array.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    parts = [struct.pack("<Q", len(text)), text]
+    parts += [np.ascontiguousarray(tensors[n], tensors[n].dtype.newbyteorder("<")).tobytes() for n in order]
+    return b"".join(parts)
+
+
+def with_content(tensors: Mapping[str, ndarray], metadata: Mapping[str, str]) -> bytes:
+    """`to_bytes` with the `content` checksum added to the metadata."""
+    return to_bytes(tensors, {**metadata, "content": content_of(metadata, tensors)})
+
+
+def from_bytes(data: bytes) -> TensorFile:
+    """Parse and check a whole file; nothing is allocated beyond the bytes it has.
+
+    Raises:
+        InvalidTensorFile: truncated, a header that lies about sizes, duplicate keys, an unsupported type.
+    """
+    metadata = _checked_metadata(data)
+    try:
+        stored = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
+        raise InvalidTensorFile(f"not a sound safetensors file: {error}") from error
+    tensors = {}
+    for name, entry in stored:
+        dtype = DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise InvalidTensorFile(f"tensor {name} has the unsupported type {entry['dtype']}")
+        tensors[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+    return TensorFile(metadata, tensors)
+
+
+def require_content(file: TensorFile) -> None:
+    """Check the `content` checksum.
+
+    Raises:
+        InvalidTensorFile: it is missing or differs: bits were damaged or changed after writing.
+    """
+    expected, found = file.metadata.get("content"), content_of(file.metadata, file.tensors)
+    if expected is None:
+        raise InvalidTensorFile("metadata key 'content' is missing")
+    if found != expected:
+        raise InvalidTensorFile(
+            f"the file is damaged: its content is {found[:16]}..., its header says {expected[:16]}..."
+        )
+
+
+def _checked_metadata(data: bytes) -> dict[str, str]:
+    """The `__metadata__` texts of a header without duplicate keys."""
+    if len(data) < 8:
+        raise InvalidTensorFile(f"not a safetensors file: it has {len(data)} bytes")
+    (length,) = struct.unpack("<Q", data[:8])
+    if length > min(len(data) - 8, MAX_HEADER_BYTES):
+        raise InvalidTensorFile(f"not a safetensors file: a header of {length} bytes in a file of {len(data)}")
+    try:
+        header = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=_unique)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise InvalidTensorFile(f"not a safetensors file: its header is not JSON ({error})") from error
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InvalidTensorFile("not a safetensors file: its metadata is not a table of texts")
+    return metadata
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise InvalidTensorFile("the header has the same key twice")
+    return table

@@ -1,0 +1,1 @@
+"""Learning masks, in the order a run takes (to come)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
 
@@ -24,8 +23,9 @@ from smn_core.mask import TaskMask
 
 # In this many weights and their bits stay in a core's own cache between the passes over them.
 CHUNK_WEIGHTS = 2**16
-# Above this density it is cheaper to scale everything and then zero the few OFF positions (benchmarks/swap.py).
-SPARSE_DENSITY = 0.99
+# From this density on, a list of the OFF positions takes no more memory than the bits, and zeroing them after one
+# scaling pass is faster than unpacking (benchmarks/swap.py).
+SPARSE_DENSITY = 1 - 1 / 64
 
 
 class Applier(Protocol):
@@ -34,16 +34,16 @@ class Applier(Protocol):
     def load(self, mask: TaskMask) -> object:
         """What of a mask this way keeps resident (off the hot path)."""
 
-    def write(self, loaded: object, out: Float[Tensor, n_elements]) -> None:
+    def write(self, loaded: object, out: Float[Tensor, "n_elements"]) -> None:
         """Overwrite `out` with theta' of a loaded mask."""
 
 
-def inverse_alphas(mask: TaskMask) -> Float32[ndarray, n_tensors]:
+def inverse_alphas(mask: TaskMask) -> Float32[ndarray, "n_tensors"]:
     """`1 / alpha` of every tensor in float32; exactly 1 where a tensor is all ON."""
     return (1.0 / mask.alphas.astype(np.float64)).astype(np.float32)
 
 
-def reference(theta: Float32[ndarray, n_elements], mask: TaskMask) -> Float32[ndarray, n_elements]:
+def reference(theta: Float32[ndarray, "n_elements"], mask: TaskMask) -> Float32[ndarray, "n_elements"]:
     """The slow, obvious way that the others are tested against."""
     out = np.zeros_like(theta)
     for tensor, scale in zip(mask.layout, inverse_alphas(mask), strict=True):
@@ -52,7 +52,7 @@ def reference(theta: Float32[ndarray, n_elements], mask: TaskMask) -> Float32[nd
     return out
 
 
-def applier_for(theta: Float[Tensor, n_elements], layout: Layout, threads: int) -> Applier:
+def applier_for(theta: Float[Tensor, "n_elements"], layout: Layout, threads: int) -> Applier:
     """The fastest way for where theta lies and its type."""
     if theta.device.type == "cpu" and theta.dtype == torch.float32:
         return NumpyApplier(theta.numpy(), layout, threads)
@@ -61,82 +61,93 @@ def applier_for(theta: Float[Tensor, n_elements], layout: Layout, threads: int) 
 
 @dataclass(frozen=True)
 class LoadedMask:
-    """A mask with what the CPU way derives from it once."""
+    """A mask with what the CPU way derives from it once.
+
+    `off` lists, for every chunk, the positions of its OFF weights within the chunk; None where they are many.
+    """
 
     mask: TaskMask
-
-    @cached_property
-    def scales(self) -> Float32[ndarray, n_tensors]:
-        return inverse_alphas(self.mask)
-
-    @cached_property
-    def off(self) -> ndarray | None:
-        """Flat positions of the OFF weights where they are few, else None."""
-        if self.mask.density < SPARSE_DENSITY:
-            return None
-        return bits.off_positions(self.mask.packed, self.mask.layout.n_elements)
+    scales: Float32[ndarray, "n_tensors"]
+    off: list[ndarray] | None
 
 
 class NumpyApplier:
     """float32 on the CPU, in cache-sized chunks shared out to `threads` threads."""
 
-    def __init__(self, theta: Float32[ndarray, n_elements], layout: Layout, threads: int) -> None:
+    def __init__(self, theta: Float32[ndarray, "n_elements"], layout: Layout, threads: int) -> None:
         self._theta = theta
-        self._shares = _shares(_chunks(layout), threads)
+        self._chunks = _chunks(layout)
+        self._shares = _shares(self._chunks, threads)
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="smn-apply") if threads > 1 else None
 
     def load(self, mask: TaskMask) -> LoadedMask:
-        loaded = LoadedMask(mask)
-        _ = loaded.scales, loaded.off
-        return loaded
+        off = self._off_by_chunk(mask) if mask.density >= SPARSE_DENSITY else None
+        return LoadedMask(mask, inverse_alphas(mask), off)
 
-    def write(self, loaded: object, out: Float[Tensor, n_elements]) -> None:
+    def write(self, loaded: object, out: Float[Tensor, "n_elements"]) -> None:
         assert isinstance(loaded, LoadedMask)
-        target = out.numpy()
-        way = self._unpack if loaded.off is None else self._scale
-        others = [self._pool.submit(way, loaded, target, s) for s in self._shares[1:]] if self._pool else []
-        way(loaded, target, self._shares[0])
+        way = self._unpack if loaded.off is None else self._scale_and_clear
+        others = [self._pool.submit(way, loaded, out.numpy(), s) for s in self._shares[1:]] if self._pool else []
+        way(loaded, out.numpy(), self._shares[0])
         for other in others:
             other.result()
-        if loaded.off is not None:
-            target[loaded.off] = 0.0
 
-    def _scale(self, loaded: LoadedMask, out: ndarray, chunks: list[Chunk]) -> None:
-        for tensor, elements, _ in chunks:
-            np.multiply(self._theta[elements], loaded.scales[tensor], out=out[elements])
+    def _scale_and_clear(self, loaded: LoadedMask, out: Float32[ndarray, "n_elements"], share: range) -> None:
+        assert loaded.off is not None
+        for index in share:
+            chunk = self._chunks[index]
+            part = out[chunk.elements]
+            np.multiply(self._theta[chunk.elements], loaded.scales[chunk.tensor], out=part)
+            part[loaded.off[index]] = 0.0
 
-    def _unpack(self, loaded: LoadedMask, out: ndarray, chunks: list[Chunk]) -> None:
-        packed, scales = loaded.mask.packed, loaded.scales
-        for tensor, elements, in_bytes in chunks:
-            part = out[elements]
-            on = bits.unpack(packed[in_bytes], len(part)).view(np.uint8)
-            np.multiply(self._theta[elements], on, out=part)
-            np.multiply(part, scales[tensor], out=part)
+    def _unpack(self, loaded: LoadedMask, out: Float32[ndarray, "n_elements"], share: range) -> None:
+        for index in share:
+            chunk = self._chunks[index]
+            part = out[chunk.elements]
+            on = bits.unpack(loaded.mask.packed[chunk.bytes], len(part)).view(np.uint8)
+            np.multiply(self._theta[chunk.elements], on, out=part)
+            np.multiply(part, loaded.scales[chunk.tensor], out=part)
+
+    def _off_by_chunk(self, mask: TaskMask) -> list[ndarray]:
+        return [bits.off_positions(mask.packed[c.bytes], c.elements.stop - c.elements.start) for c in self._chunks]
+
+
+@dataclass(frozen=True)
+class PackedOnDevice:
+    """The packed bits where theta lies, and `1 / alpha` of every tensor."""
+
+    packed: Tensor
+    scales: list[float]
 
 
 class TorchApplier:
     """Any device and type, in torch operations only."""
 
-    def __init__(self, theta: Float[Tensor, n_elements], layout: Layout) -> None:
+    def __init__(self, theta: Float[Tensor, "n_elements"], layout: Layout) -> None:
         self._theta = theta
         self._layout = layout
         self._shifts = torch.arange(8, dtype=torch.uint8, device=theta.device)
 
-    def load(self, mask: TaskMask) -> tuple[Tensor, list[float]]:
+    def load(self, mask: TaskMask) -> PackedOnDevice:
         packed = torch.from_numpy(mask.packed.copy()).to(self._theta.device)
-        return packed, inverse_alphas(mask).tolist()
+        return PackedOnDevice(packed, inverse_alphas(mask).tolist())
 
-    def write(self, loaded: object, out: Float[Tensor, n_elements]) -> None:
-        packed, scales = loaded  # type: ignore[misc]
-        for tensor, scale in zip(self._layout, scales, strict=True):
-            on = ((packed[tensor.bytes, None] >> self._shifts) & 1).flatten()[: tensor.n_weights]
+    def write(self, loaded: object, out: Float[Tensor, "n_elements"]) -> None:
+        assert isinstance(loaded, PackedOnDevice)
+        for tensor, scale in zip(self._layout, loaded.scales, strict=True):
+            on = ((loaded.packed[tensor.bytes, None] >> self._shifts) & 1).flatten()[: tensor.n_weights]
             part = out[tensor.elements]
             torch.mul(self._theta[tensor.elements], on.to(part.dtype), out=part)
             part.mul_(scale)
 
 
-Chunk = tuple[int, slice, slice]
-"""Index of the tensor, where the chunk lies in the flat weights, where in the packed bits."""
+@dataclass(frozen=True)
+class Chunk:
+    """A run of one tensor's weights: the tensor's index, where they lie in a flat array, where in the packed bits."""
+
+    tensor: int
+    elements: slice
+    bytes: slice
 
 
 def _chunks(layout: Layout) -> list[Chunk]:
@@ -145,13 +156,13 @@ def _chunks(layout: Layout) -> list[Chunk]:
         for start in range(0, tensor.n_weights, CHUNK_WEIGHTS):
             n = min(CHUNK_WEIGHTS, tensor.n_weights - start)
             first = tensor.first_element + start
-            chunks.append((index, slice(first, first + n), slice(first // 8, first // 8 + bits.packed_bytes(n))))
+            in_bytes = slice(first // 8, first // 8 + bits.packed_bytes(n))
+            chunks.append(Chunk(index, slice(first, first + n), in_bytes))
     return chunks
 
 
-def _shares(chunks: list[Chunk], n_shares: int) -> list[list[Chunk]]:
+def _shares(chunks: list[Chunk], n_shares: int) -> list[range]:
     """Cut the chunks into consecutive runs of about equal numbers of weights."""
-    ends = np.cumsum([elements.stop - elements.start for _, elements, _ in chunks])
+    ends = np.cumsum([c.elements.stop - c.elements.start for c in chunks])
     cuts = np.searchsorted(ends, [ends[-1] * k / n_shares for k in range(1, n_shares)])
-    edges = [0, *cuts.tolist(), len(chunks)]
-    return [chunks[a:b] for a, b in pairwise(edges)]
+    return [range(a, b) for a, b in pairwise([0, *cuts.tolist(), len(chunks)])]

@@ -14,8 +14,7 @@ import huggingface_hub
 import numpy as np
 import timm
 import torch
-from huggingface_hub.utils import get_session
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from smn_core.errors import InvalidArgument, InvalidMask, UnknownModel, WeightsUnavailable
@@ -180,7 +179,7 @@ def _in_hub_cache(repository: str) -> bool:
 def _require_hub(name: str) -> None:
     """Ask the hub for a sign of life first: a download retries for most of a minute before it gives up."""
     try:
-        get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
     except Exception as error:  # the session raises its HTTP library's own errors, which differ by version
         raise WeightsUnavailable(
             f"the hub with the pretrained weights of {name} cannot be reached: name a file with --weights"
@@ -189,7 +188,7 @@ def _require_hub(name: str) -> None:
 
 def _preprocess(model: nn.Module, spec: BackboneSpec) -> dict[str, Any]:
     """timm's own data configuration with what the spec overrides; sets the model's input size where it is fixed."""
-    config = resolve_model_data_config(model)
+    config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     preprocess = {key: config[key] for key in PREPROCESS_KEYS}
     if spec.image_size is not None:
         _set_input_size(model, spec.image_size)
@@ -205,7 +204,7 @@ def _set_input_size(model: nn.Module, size_px: int) -> None:
         raise InvalidArgument(f"--image-size {size_px}: it must be at least 1 px")
     if hasattr(model, "set_input_size"):
         try:
-            model.set_input_size(img_size=(size_px, size_px))
+            model.set_input_size(img_size=(size_px, size_px))  # type: ignore[operator]
         except (AssertionError, ValueError, RuntimeError, ZeroDivisionError) as error:
             raise InvalidArgument(f"{type(model).__name__} cannot take images of {size_px} px: {error}") from error
 

@@ -5,13 +5,15 @@ Bit j of byte i, least significant first, is weight 8*i + j; 1 = ON. Bits past t
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from bitarray import bitarray
 from bitarray.util import count_xor
 from jaxtyping import Bool, Int64, UInt8
 from numpy import ndarray
 
-ENDIAN = "little"
+ENDIAN: Final = "little"
 
 
 def packed_bytes(n_weights: int) -> int:
@@ -19,32 +21,32 @@ def packed_bytes(n_weights: int) -> int:
     return (n_weights + 7) // 8
 
 
-def pack(on: Bool[ndarray, n]) -> UInt8[ndarray, n_bytes]:
+def pack(on: Bool[ndarray, "n"]) -> UInt8[ndarray, "n_bytes"]:
     """`packed[i // 8] >> (i % 8) & 1 == on[i]`."""
     return np.packbits(on, bitorder=ENDIAN)
 
 
-def unpack(packed: UInt8[ndarray, n_bytes], n_weights: int) -> Bool[ndarray, n]:
+def unpack(packed: UInt8[ndarray, "n_bytes"], n_weights: int) -> Bool[ndarray, "n"]:
     """`on[i] = packed[i // 8] >> (i % 8) & 1` for the first `n_weights` bits."""
     return np.unpackbits(packed, count=n_weights, bitorder=ENDIAN).view(np.bool_)
 
 
-def view(packed: UInt8[ndarray, n_bytes]) -> bitarray:
+def view(packed: UInt8[ndarray, "n_bytes"]) -> bitarray:
     """A bitarray over the same memory, without a copy."""
     return bitarray(buffer=np.ascontiguousarray(packed), endian=ENDIAN)
 
 
-def count(packed: UInt8[ndarray, n_bytes]) -> int:
+def count(packed: UInt8[ndarray, "n_bytes"]) -> int:
     """How many bits are ON."""
     return view(packed).count()
 
 
-def count_different(a: UInt8[ndarray, n_bytes], b: UInt8[ndarray, n_bytes]) -> int:
+def count_different(a: UInt8[ndarray, "n_bytes"], b: UInt8[ndarray, "n_bytes"]) -> int:
     """How many positions differ between two masks of one length (their XOR's popcount)."""
     return count_xor(view(a), view(b))
 
 
-def off_positions(packed: UInt8[ndarray, n_bytes], n_weights: int) -> Int64[ndarray, n_off]:
+def off_positions(packed: UInt8[ndarray, "n_bytes"], n_weights: int) -> Int64[ndarray, "n_off"]:
     """Ascending flat positions of the OFF weights; reads only the bytes that have one."""
     holes = np.flatnonzero(packed != 0xFF)
     off = np.unpackbits(~packed[holes], bitorder=ENDIAN).reshape(-1, 8)
@@ -53,7 +55,7 @@ def off_positions(packed: UInt8[ndarray, n_bytes], n_weights: int) -> Int64[ndar
     return positions[positions < n_weights]
 
 
-def padding_is_clear(packed: UInt8[ndarray, n_bytes], n_weights: int) -> bool:
+def padding_is_clear(packed: UInt8[ndarray, "n_bytes"], n_weights: int) -> bool:
     """Whether every bit past the last weight is 0."""
     used = n_weights % 8
     return used == 0 or int(packed[-1]) >> used == 0

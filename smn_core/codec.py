@@ -19,7 +19,7 @@ ZSTD_LEVEL = 19
 CODECS = ("raw", "zstd")
 
 
-def encode(packed: UInt8[ndarray, n_bytes], layout: Layout, codec: str) -> dict[str, ndarray]:
+def encode(packed: UInt8[ndarray, "n_bytes"], layout: Layout, codec: str) -> dict[str, ndarray]:
     """The tensors that hold `packed` under `codec`; equal bits give equal bytes.
 
     Raises:
@@ -33,7 +33,7 @@ def encode(packed: UInt8[ndarray, n_bytes], layout: Layout, codec: str) -> dict[
     raise InvalidMask(f"unknown codec {codec!r}: smn-mask/1 has {' and '.join(CODECS)}")
 
 
-def decode(tensors: Mapping[str, ndarray], layout: Layout, codec: str) -> UInt8[ndarray, n_bytes]:
+def decode(tensors: Mapping[str, ndarray], layout: Layout, codec: str) -> UInt8[ndarray, "n_bytes"]:
     """The packed bits of a whole mask from the mask tensors of a file (no others among them).
 
     Allocates the layout's bytes and no more: what a file declares is checked before anything is decompressed.
@@ -48,7 +48,7 @@ def decode(tensors: Mapping[str, ndarray], layout: Layout, codec: str) -> UInt8[
     raise InvalidMask(f"unknown codec {codec!r}: smn-mask/1 has {' and '.join(CODECS)}")
 
 
-def _decode_raw(tensors: Mapping[str, ndarray], layout: Layout) -> UInt8[ndarray, n_bytes]:
+def _decode_raw(tensors: Mapping[str, ndarray], layout: Layout) -> UInt8[ndarray, "n_bytes"]:
     expected = {PREFIX + t.name: t for t in layout}
     _require_names(set(tensors), set(expected))
     packed = np.empty(layout.n_bytes, np.uint8)
@@ -60,7 +60,7 @@ def _decode_raw(tensors: Mapping[str, ndarray], layout: Layout) -> UInt8[ndarray
     return packed
 
 
-def _decode_zstd(tensors: Mapping[str, ndarray], layout: Layout) -> UInt8[ndarray, n_bytes]:
+def _decode_zstd(tensors: Mapping[str, ndarray], layout: Layout) -> UInt8[ndarray, "n_bytes"]:
     _require_names(set(tensors), {ZSTD_TENSOR})
     stored = tensors[ZSTD_TENSOR]
     if stored.dtype != np.uint8 or stored.ndim != 1:

@@ -49,10 +49,11 @@ class Engine:
     Args:
         backbone: taken over: its model belongs to the engine from here on.
         slots: masks whose weights are resident at once, and so the most that one batch may mix.
-        threads: threads that write a slot on the CPU.
+        threads: threads that write a slot on the CPU; by default torch's own number, at most 4.
     """
 
-    def __init__(self, backbone: Backbone, slots: int = 4, threads: int = 1) -> None:
+    def __init__(self, backbone: Backbone, slots: int = 4, threads: int | None = None) -> None:
+        threads = threads if threads is not None else min(4, torch.get_num_threads())
         if slots < 1 or threads < 1:
             raise InvalidArgument("slots and threads must be at least 1")
         self.backbone = backbone

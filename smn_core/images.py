@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from timm.data import create_transform
+from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from smn_core.errors import ImageTooLarge, InvalidImage

@@ -26,9 +26,12 @@ SPLITS = ("train", "test", "val")
 class ImageSet(Protocol):
     """Images in a fixed order, with labels where they are known (indices into `classes`)."""
 
-    names: Sequence[str]
-    labels: Int64[ndarray, n] | None
-    classes: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> Int64[ndarray, "n"] | None: ...
+    @property
+    def classes(self) -> Sequence[str]: ...
 
     def image(self, index: int, draft_px: int | None = None) -> Image.Image:
         """One image as RGB; a JPEG may be decoded at a reduced scale that keeps `draft_px`."""
@@ -40,7 +43,7 @@ class FolderSet:
 
     root: Path
     names: Sequence[str]
-    labels: Int64[ndarray, n] | None
+    labels: Int64[ndarray, "n"] | None
     classes: Sequence[str]
 
     def image(self, index: int, draft_px: int | None = None) -> Image.Image:
@@ -59,7 +62,7 @@ class ArraySet:
 
     pixels: ndarray
     names: Sequence[str]
-    labels: Int64[ndarray, n] | None
+    labels: Int64[ndarray, "n"] | None
     classes: Sequence[str]
 
     def image(self, index: int, draft_px: int | None = None) -> Image.Image:  # noqa: ARG002 (nothing to decode)
@@ -131,7 +134,7 @@ def _open_npz(path: Path, split: str | None) -> ArraySet:
 
 def _labels(
     path: Path, split: str, labels: ndarray | None, n_images: int, named: list[str] | None
-) -> tuple[Int64[ndarray, n] | None, Sequence[str]]:
+) -> tuple[Int64[ndarray, "n"] | None, Sequence[str]]:
     if labels is None:
         return None, ()
     if labels.shape != (n_images,) or labels.dtype.kind not in "iu" or labels.min() < 0:

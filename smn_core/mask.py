@@ -20,7 +20,7 @@ class Head:
     """An optional linear classifier: `logits = embedding @ weight.T + bias`."""
 
     weight: Float32[ndarray, "c d"]
-    bias: Float32[ndarray, c]
+    bias: Float32[ndarray, "c"]
     classes: tuple[str, ...]
 
 
@@ -40,7 +40,7 @@ class TaskMask:
     layout: Layout
     model: str
     fingerprint: str
-    packed: UInt8[ndarray, n_bytes]
+    packed: UInt8[ndarray, "n_bytes"]
     state: Mapping[str, Float32[ndarray, ...]] = field(default_factory=dict)
     head: Head | None = None
     preprocess: Mapping[str, object] | None = None
@@ -54,13 +54,13 @@ class TaskMask:
         if self.head is not None:
             self._check_head(self.head)
 
-    def bits_of(self, name: str) -> Bool[ndarray, n]:
+    def bits_of(self, name: str) -> Bool[ndarray, "n"]:
         """The flat ON bits of one tensor."""
         tensor = next(t for t in self.layout if t.name == name)
         return bits.unpack(self.packed[tensor.bytes], tensor.n_weights)
 
     @cached_property
-    def on_counts(self) -> Int64[ndarray, n_tensors]:
+    def on_counts(self) -> Int64[ndarray, "n_tensors"]:
         """ON weights of every tensor, in layout order."""
         return np.array([bits.count(self.packed[t.bytes]) for t in self.layout], dtype=np.int64)
 
@@ -75,7 +75,7 @@ class TaskMask:
         return int(self.on_counts.sum()) / self.layout.n_weights
 
     @cached_property
-    def alphas(self) -> Float32[ndarray, n_tensors]:
+    def alphas(self) -> Float32[ndarray, "n_tensors"]:
         """sqrt(density) of every tensor, in layout order."""
         return np.sqrt(np.fromiter(self.densities.values(), np.float64)).astype(np.float32)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ def batches(images: ImageSet, engine: Engine, batch_size: int, workers: int) -> 
         return torch.stack([reader.tensor(images.image(i, draft_px)) for i in indices])
 
     with ThreadPoolExecutor(workers, thread_name_prefix="smn-decode") as pool:
-        ahead = deque()
+        ahead: deque[Future[Tensor]] = deque()
         for first in range(0, len(images.names), batch_size):
             ahead.append(pool.submit(load, first))
             if len(ahead) > workers:

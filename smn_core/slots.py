@@ -100,7 +100,7 @@ class Slots:
         _, slot = self._resident.popitem(last=False)
         return slot
 
-    def _views(self, flat: Float[Tensor, n_elements]) -> dict[str, Tensor]:
+    def _views(self, flat: Float[Tensor, "n_elements"]) -> dict[str, Tensor]:
         """The parameters of a slot, by name."""
         return {t.name: nn.Parameter(flat[t.elements].view(t.shape), requires_grad=False) for t in self._layout}
 
@@ -130,7 +130,7 @@ def _tables(module: nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str, 
                 yield table, key, tensor  # type: ignore[misc]
 
 
-def _flatten(backbone: Backbone) -> Float[Tensor, n_elements]:
+def _flatten(backbone: Backbone) -> Float[Tensor, "n_elements"]:
     """Copy the maskable weights into one flat array, each tensor at its `first_element`."""
     theta = torch.zeros(backbone.layout.n_elements, dtype=backbone.dtype, device=backbone.device)
     parameters = dict(backbone.model.named_parameters())

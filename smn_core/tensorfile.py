@@ -93,7 +93,7 @@ def from_bytes(data: bytes) -> TensorFile:
     """
     metadata = _checked_metadata(data)
     try:
-        stored = safetensors.deserialize(data)
+        stored = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise InvalidTensorFile(f"not a sound safetensors file: {error}") from error
     tensors = {}

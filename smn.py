@@ -11,6 +11,7 @@ import typer
 
 from smn_core.__main__ import app as core_verbs
 from smn_core.errors import SMNError
+from training.__main__ import app as training_verbs
 
 app = typer.Typer(
     name="smn",
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(core_verbs)
+app.add_typer(training_verbs)
 
 
 def main() -> None:

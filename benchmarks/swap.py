@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def measure(name: str, density: float, turns: int, out: Path | None) -> None:
     for threads in (1, 2):
         applier = applier_for(theta, layout, threads)
         loaded = applier.load(mask)
-        variants[f"swap, {threads} thread{'s' * (threads > 1)}"] = lambda a=applier, m=loaded: a.write(m, slot)
+        variants[f"swap, {threads} thread{'s' * (threads > 1)}"] = partial(applier.write, loaded, slot)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(turns + 2):
         for variant, run in variants.items():

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from smn_core.errors import InvalidArgument
-from smn_core.options import model_options
+from smn_core.options import as_trained, model_options
 from smn_core.spec import BackboneSpec
 
 app = typer.Typer()
@@ -113,26 +111,10 @@ def _backbone_and_mask(spec: BackboneSpec, mask: Path | None) -> tuple[Any, Any]
     from smn_core.show import note
 
     task = read_mask(mask) if mask is not None else None
-    spec = _as_trained(spec, task) if task is not None else spec
-    backbone = load_backbone(spec if spec.name else replace(spec, name="resnet50"))
+    backbone = load_backbone(as_trained(spec, task))
     if backbone.ignored:
         note(
             f"{spec.weights}: ignored {len(backbone.ignored)} keys that the backbone has no place for: "
             f"{', '.join(backbone.ignored[:4])}{' ...' if len(backbone.ignored) > 4 else ''}"
         )
     return backbone, task
-
-
-def _as_trained(spec: BackboneSpec, task: Any) -> BackboneSpec:
-    """What the user did not say is as the mask has it: architecture, arguments, image size, pixel normalisation."""
-    if not spec.name:
-        model = json.loads(task.model)
-        spec = replace(spec, name=model["architecture"], args=spec.args or model["args"])
-    pixels = task.preprocess or {}
-    size = pixels.get("input_size")
-    return replace(
-        spec,
-        image_size=spec.image_size or (size[-1] if size else None),
-        mean=spec.mean or pixels.get("mean"),
-        std=spec.std or pixels.get("std"),
-    )

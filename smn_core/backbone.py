@@ -118,6 +118,23 @@ def layout_for(model_text: str) -> Layout:
         InvalidMask: the text is not the canonical JSON of an architecture, or timm cannot build it.
         UnknownModel: timm does not have it.
     """
+    architecture, args = parse_model(model_text)
+    try:
+        with torch.device("meta"):
+            model = _create(architecture, args)
+    except InvalidArgument as error:
+        raise InvalidMask(f"metadata key 'model': {error}") from error
+    if not hasattr(model, "num_features"):
+        raise InvalidMask(f"metadata key 'model': {model_text} gives no embeddings")
+    return layout_of(model)
+
+
+def parse_model(model_text: str) -> tuple[str, dict[str, Any]]:
+    """Architecture and arguments of a mask file's `model` key.
+
+    Raises:
+        InvalidMask: it is not the canonical JSON of an architecture without a tag, and its arguments.
+    """
     try:
         named = json.loads(model_text)
         architecture, args = named["architecture"], named["args"]
@@ -125,11 +142,9 @@ def layout_for(model_text: str) -> Layout:
         raise InvalidMask("metadata key 'model' does not name an architecture and its args") from error
     if not isinstance(architecture, str) or not isinstance(args, dict) or model_json(architecture, args) != model_text:
         raise InvalidMask("metadata key 'model' is not the canonical JSON of an architecture and its args")
-    try:
-        with torch.device("meta"):
-            return layout_of(_create(architecture, args))
-    except InvalidArgument as error:
-        raise InvalidMask(f"metadata key 'model': {error}") from error
+    if "." in architecture:
+        raise InvalidMask(f"metadata key 'model': {architecture} has a tag, the format has none")
+    return architecture, args
 
 
 def _create(name: str, args: Mapping[str, Any], **extra: Any) -> nn.Module:
@@ -138,7 +153,16 @@ def _create(name: str, args: Mapping[str, Any], **extra: Any) -> nn.Module:
         raise InvalidArgument(f"{reserved[0]} cannot be a model argument")
     try:
         return timm.create_model(name, num_classes=0, **args, **extra)
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, AttributeError, IndexError) as error:
+    except (
+        TypeError,
+        ValueError,
+        AssertionError,
+        RuntimeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        ArithmeticError,
+    ) as error:
         raise InvalidArgument(f"timm cannot build {name} with {dict(args) or 'no arguments'}: {error}") from error
 
 
@@ -188,7 +212,7 @@ def _require_hub(name: str) -> None:
 
 def _preprocess(model: nn.Module, spec: BackboneSpec) -> dict[str, Any]:
     """timm's own data configuration with what the spec overrides; sets the model's input size where it is fixed."""
-    config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    config = resolve_model_data_config(model)
     preprocess = {key: config[key] for key in PREPROCESS_KEYS}
     if spec.image_size is not None:
         _set_input_size(model, spec.image_size)

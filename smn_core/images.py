@@ -7,6 +7,7 @@ evaluation transform.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Callable, Mapping
 from math import ceil
@@ -21,13 +22,14 @@ from torch import Tensor
 from smn_core.errors import ImageTooLarge, InvalidImage
 
 # Containers of still images that Pillow decodes itself; nothing that runs a program (EPS) or nests documents.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
 # The largest phone cameras make 50 megapixels.
 MAX_PIXELS = 51_000_000
 DRAFT_FACTOR = 2
 
 # Pillow warns of damaged EXIF and the like; what matters raises. Set once: catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # _check_size refuses those
 
 
 class ImageReader:
@@ -77,7 +79,8 @@ def decode(data: bytes, *, draft_px: int | None = None, max_pixels: int = MAX_PI
             if draft_px is not None:
                 image.draft(None, (draft_px, draft_px))
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            _turn_upright(image)
+            return _to_rgb(image)
     except InvalidImage:
         raise
     except UnidentifiedImageError as error:
@@ -86,6 +89,13 @@ def decode(data: bytes, *, draft_px: int | None = None, max_pixels: int = MAX_PI
         raise ImageTooLarge(f"the image has too many pixels (at most {max_pixels})") from error
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
         raise InvalidImage(f"the image cannot be decoded: {error}") from error
+
+
+def _turn_upright(image: Image.Image) -> None:
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return  # damaged EXIF names no orientation
 
 
 def _check_size(image: ImageFile.ImageFile, max_pixels: int) -> None:
@@ -103,14 +113,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise InvalidImage("LAB images are not taken: convert to RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
     return image.convert("RGB")
 
 
 def _sixteen_to_eight(image: Image.Image) -> Image.Image:
     """Scale 0..65535 to 0..255, rounding; Pillow's own conversion clips at 255."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int32)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise InvalidImage("32-bit integer images have no stated range: convert to 8 or 16 bits")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))

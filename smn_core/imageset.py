@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -20,9 +19,10 @@ from smn_core.images import decode
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"}
 )
-SPLITS = ("train", "test", "val")
+MAX_CLASSES = 1_000_000
 
 
+@runtime_checkable
 class ImageSet(Protocol):
     """Images in a fixed order, with labels where they are known (indices into `classes`)."""
 
@@ -102,13 +102,12 @@ def _open_folder(path: Path, split: str | None) -> FolderSet:
 
 
 def _image_paths(root: Path) -> Iterator[str]:
-    visited = set()
     for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:  # a link back up the tree
+        here = Path(folder)
+        if here.is_symlink() and here.resolve() in {parent.resolve() for parent in here.parents}:  # back up the tree
             folders.clear()
             continue
-        visited.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for file in files:
             if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."):
                 yield Path(folder, file).relative_to(root).as_posix()
@@ -116,17 +115,21 @@ def _image_paths(root: Path) -> Iterator[str]:
 
 def _open_npz(path: Path, split: str | None) -> ArraySet:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             splits = sorted(key[2:] for key in arrays.files if key.startswith("x_"))
             if split is None and len(splits) == 1:
                 split = splits[0]
             if split is None or split not in splits:
                 raise InvalidData(f"{path} has the splits {splits}: choose one with --split")
-            pixels = arrays[f"x_{split}"]
-            labels = arrays[f"y_{split}"] if f"y_{split}" in arrays.files else None
-            named = [str(name) for name in arrays["class_names"]] if "class_names" in arrays.files else None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+            pixels = np.asarray(arrays[f"x_{split}"])  # a member that is no array comes as bytes
+            labels = np.asarray(arrays[f"y_{split}"]) if f"y_{split}" in arrays.files else None
+            named = np.asarray(arrays["class_names"]).astype(str).tolist() if "class_names" in arrays.files else None
+    except InvalidData:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise whatever damaged bytes lead them to
         raise InvalidData(f"{path} is not an .npz of arrays: {error}") from error
+    if named is not None and not isinstance(named, list):
+        raise InvalidData(f"{path}: class_names is not a list")
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
         raise InvalidData(f"{path}: x_{split} is {pixels.dtype} {list(pixels.shape)}, expected uint8 [N,H,W,3]")
     return ArraySet(pixels, [str(i) for i in range(len(pixels))], *_labels(path, split, labels, len(pixels), named))
@@ -137,7 +140,7 @@ def _labels(
 ) -> tuple[Int64[ndarray, "n"] | None, Sequence[str]]:
     if labels is None:
         return None, ()
-    if labels.shape != (n_images,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+    if labels.shape != (n_images,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= MAX_CLASSES:
         raise InvalidData(
             f"{path}: y_{split} is {labels.dtype} {list(labels.shape)}, expected {n_images} class numbers"
         )

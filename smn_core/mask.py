@@ -56,7 +56,9 @@ class TaskMask:
 
     def bits_of(self, name: str) -> Bool[ndarray, "n"]:
         """The flat ON bits of one tensor."""
-        tensor = next(t for t in self.layout if t.name == name)
+        tensor = next((t for t in self.layout if t.name == name), None)
+        if tensor is None:
+            raise InvalidMask(f"{name} is not a maskable tensor of this backbone")
         return bits.unpack(self.packed[tensor.bytes], tensor.n_weights)
 
     @cached_property

@@ -11,7 +11,7 @@ import numpy as np
 from numpy import ndarray
 
 from smn_core import codec, tensorfile
-from smn_core.backbone import Backbone, layout_for
+from smn_core.backbone import Backbone, layout_for, parse_model
 from smn_core.errors import InvalidMask, WrongBackbone
 from smn_core.files import write_bytes
 from smn_core.layout import Layout
@@ -30,17 +30,18 @@ def to_bytes(mask: TaskMask, codec_name: str = "zstd") -> bytes:
     tensors = codec.encode(mask.packed, mask.layout, codec_name)
     tensors |= {f"state.{name}": np.ascontiguousarray(values, np.float32) for name, values in mask.state.items()}
     metadata = {
+        **mask.metadata,
         "format": FORMAT,
         "model": mask.model,
         "fingerprint": mask.fingerprint,
         "layout": mask.layout.digest,
         "codec": codec_name,
-        **mask.metadata,
     }
     if mask.preprocess is not None:
         metadata["preprocess"] = canonical_json(mask.preprocess)
     if mask.head is not None:
-        tensors |= {"head.weight": mask.head.weight, "head.bias": mask.head.bias}
+        head = {"head.weight": mask.head.weight, "head.bias": mask.head.bias}
+        tensors |= {name: np.ascontiguousarray(values, np.float32) for name, values in head.items()}
         metadata["classes"] = canonical_json(list(mask.head.classes))
     return tensorfile.with_content(tensors, metadata)
 
@@ -66,6 +67,7 @@ def from_bytes(data: bytes, layout: Layout | None = None) -> TaskMask:
         tensorfile.require_content(file)
     except InvalidTensorFile as error:
         raise InvalidMask(str(error)) from error
+    parse_model(file.metadata["model"])
     if layout is None:
         layout = layout_for(file.metadata["model"])
     if file.metadata["layout"] != layout.digest:
@@ -107,9 +109,8 @@ def check_fits(mask: TaskMask, backbone: Backbone) -> list[str]:
         WrongBackbone: another fingerprint, layout, mean or std.
     """
     if mask.fingerprint != backbone.fingerprint:
-        theirs = json.loads(mask.model)["architecture"]
         raise WrongBackbone(
-            f"the mask was made for {theirs} with fingerprint {mask.fingerprint[:16]}..., "
+            f"the mask was made for {parse_model(mask.model)[0]} with fingerprint {mask.fingerprint[:16]}..., "
             f"this backbone is {backbone.architecture} with {backbone.fingerprint[:16]}..."
         )
     if mask.layout.digest != backbone.layout.digest:
@@ -124,9 +125,7 @@ def check_pixels(trained: Mapping[str, object], served: Mapping[str, object]) ->
         WrongBackbone: another mean or std: the same pixels would mean something else.
     """
     for key in ("mean", "std"):
-        if key in trained and not np.allclose(
-            np.asarray(trained[key], float), np.asarray(served[key], float), atol=1e-6
-        ):
+        if key in trained and not _close(trained[key], served[key]):
             raise WrongBackbone(f"the mask was trained with {key} {trained[key]}, this backbone serves {served[key]}")
     differing = [k for k in ("input_size", "interpolation", "crop_pct", "crop_mode") if k in trained]
     return [
@@ -134,6 +133,13 @@ def check_pixels(trained: Mapping[str, object], served: Mapping[str, object]) ->
         for key in differing
         if trained[key] != json.loads(json.dumps(served[key]))
     ]
+
+
+def _close(a: object, b: object) -> bool:
+    try:
+        return bool(np.allclose(np.asarray(a, float), np.asarray(b, float), atol=1e-6))
+    except OverflowError:  # JSON has integers that no float holds
+        return False
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
@@ -169,7 +175,7 @@ def _mask_of(file: TensorFile, layout: Layout, digest: str) -> TaskMask:
 def _head_of(tensors: dict[str, ndarray], metadata: Mapping[str, str]) -> Head | None:
     """Take the classifier's tensors out of `tensors`; all three parts or none."""
     parts = [name for name in ("head.weight", "head.bias") if name in tensors]
-    if not parts:
+    if not parts and "classes" not in metadata:
         return None
     if len(parts) != 2 or "classes" not in metadata:
         raise InvalidMask("a head needs head.weight, head.bias and the metadata key 'classes'")

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 from smn_core.engine import Engine, Segment
+from smn_core.errors import InvalidImage
 from smn_core.files import replacing, write_bytes
 from smn_core.images import ImageReader, draft_side_px
 from smn_core.imageset import FolderSet, ImageSet
@@ -19,24 +21,63 @@ from smn_core.imageset import FolderSet, ImageSet
 Progress = Callable[[int], None]
 """Called with the number of images that were just done."""
 
+Load = Callable[[int], Float32[Tensor, "3 h w"]]
+"""The model input of the image with this index."""
 
-def batches(images: ImageSet, engine: Engine, batch_size: int, workers: int) -> Iterator[Tensor]:
-    """Model inputs float32 [n,3,H,W] in the order of the set; decoding runs ahead in `workers` threads."""
+
+def silent(_: int) -> None:
+    """No progress."""
+
+
+def loader(images: ImageSet, engine: Engine) -> Load:
+    """The evaluation view of every image, as the server would make it."""
     preprocess = engine.backbone.preprocess
     reader, draft_px = ImageReader(preprocess), draft_side_px(preprocess)
+    return lambda index: reader.tensor(images.image(index, draft_px))
 
-    def load(first: int) -> Tensor:
-        indices = range(first, min(first + batch_size, len(images.names)))
-        return torch.stack([reader.tensor(images.image(i, draft_px)) for i in indices])
+
+def batches(
+    n_images: int, load: Load, batch_size: int, workers: int, skipped: list[str] | None = None
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Indices and model inputs [n,3,H,W], in order; decoding runs ahead in `workers` threads.
+
+    An image that cannot be decoded raises, or where a list is given is named there and left out.
+
+    Raises:
+        InvalidImage: an image cannot be decoded and `skipped` is None.
+    """
+
+    def load_batch(first: int) -> tuple[list[int], list[Tensor], list[str]]:
+        kept, inputs, bad = [], [], []
+        for index in range(first, min(first + batch_size, n_images)):
+            try:
+                inputs.append(load(index))
+                kept.append(index)
+            except InvalidImage as error:
+                if skipped is None:
+                    raise
+                bad.append(str(error))
+        return kept, inputs, bad
 
     with ThreadPoolExecutor(workers, thread_name_prefix="smn-decode") as pool:
-        ahead: deque[Future[Tensor]] = deque()
-        for first in range(0, len(images.names), batch_size):
-            ahead.append(pool.submit(load, first))
-            if len(ahead) > workers:
-                yield ahead.popleft().result()
+        ahead: deque[Future[tuple[list[int], list[Tensor], list[str]]]] = deque()
+        firsts = iter(range(0, n_images, batch_size))
+        ahead.extend(pool.submit(load_batch, first) for first, _ in zip(firsts, range(workers + 1), strict=False))
         while ahead:
-            yield ahead.popleft().result()
+            kept, inputs, bad = ahead.popleft().result()
+            ahead.extend(pool.submit(load_batch, first) for first, _ in zip(firsts, range(1), strict=False))
+            if skipped is not None:
+                skipped.extend(bad)
+            if inputs:
+                yield kept, torch.stack(inputs)
+
+
+def embed_batches(
+    engine: Engine, digest: str | None, inputs: Iterator[tuple[list[int], Tensor]]
+) -> Iterator[tuple[list[int], Float32[Tensor, "n d"]]]:
+    """Indices and embeddings of every batch through one mask."""
+    for indices, x in inputs:
+        yield indices, engine.embed(x, [Segment(digest, 0, len(indices))]).embeddings
 
 
 def embed_to_file(
@@ -47,7 +88,7 @@ def embed_to_file(
     *,
     batch_size: int = 32,
     workers: int = 2,
-    progress: Progress = lambda _: None,
+    progress: Progress = silent,
 ) -> None:
     """Write float32 [N,D] to `out` (`.npy`) through one mask, and a folder's relative paths to `out` with `.txt`.
 
@@ -56,14 +97,12 @@ def embed_to_file(
         InvalidArgument: `out` cannot be written.
     """
     n_images, n_features = len(images.names), engine.backbone.n_features
+    inputs = batches(n_images, loader(images, engine), batch_size, workers)
     with replacing(out) as temporary:
         rows = np.lib.format.open_memmap(temporary, "w+", np.float32, (n_images, n_features))
-        done = 0
-        for x in batches(images, engine, batch_size, workers):
-            n = x.shape[0]
-            rows[done : done + n] = engine.embed(x, [Segment(digest, 0, n)]).embeddings.numpy()
-            done += n
-            progress(n)
+        for indices, z in embed_batches(engine, digest, inputs):
+            rows[indices] = z.numpy()
+            progress(len(indices))
         rows.flush()
         if isinstance(images, FolderSet):
             write_bytes(out.with_suffix(".txt"), "".join(f"{name}\n" for name in images.names).encode())

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from smn_core.errors import InvalidArgument
 from smn_core.spec import BackboneSpec
 
+if TYPE_CHECKING:
+    from smn_core.mask import TaskMask
+
 GROUP = "Backbone"
+DEFAULT_BACKBONE = "resnet50"
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -75,6 +80,23 @@ def _spec(
         std=_numbers("std", std),
         device=device,
         dtype=dtype,
+    )
+
+
+def as_trained(spec: BackboneSpec, mask: TaskMask | None) -> BackboneSpec:
+    """What the user did not say is as the mask has it: architecture, arguments, image size, pixel normalisation."""
+    if mask is None:
+        return spec if spec.name else replace(spec, name=DEFAULT_BACKBONE)
+    if not spec.name:
+        model = json.loads(mask.model)
+        spec = replace(spec, name=model["architecture"], args=spec.args or model["args"])
+    pixels: Mapping[str, Any] = mask.preprocess or {}
+    size = pixels.get("input_size")
+    return replace(
+        spec,
+        image_size=spec.image_size or (int(size[-1]) if size else None),
+        mean=spec.mean or pixels.get("mean"),
+        std=spec.std or pixels.get("std"),
     )
 
 

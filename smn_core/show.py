@@ -24,8 +24,8 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def images_progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr that counts images."""
+def images_progress(total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr that counts images; without a total it only counts."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -31,7 +31,7 @@ class InvalidTensorFile(SMNError):
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a safetensors file holds. Tensors are read-only numpy arrays over the bytes they were read from."""
+    """What a safetensors file holds. Tensors are read-only numpy arrays."""
 
     metadata: dict[str, str]
     tensors: dict[str, ndarray]
@@ -73,7 +73,8 @@ def to_bytes(tensors: Mapping[str, ndarray], metadata: Mapping[str, str]) -> byt
             "data_offsets": [offset, end],
         }
         offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
+    # Not ASCII: an escape can be spelled in two ways, so a flipped bit in one could go unseen.
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     parts = [struct.pack("<Q", len(text)), text]
     parts += [np.ascontiguousarray(tensors[n], tensors[n].dtype.newbyteorder("<")).tobytes() for n in order]
@@ -93,7 +94,7 @@ def from_bytes(data: bytes) -> TensorFile:
     """
     metadata = _checked_metadata(data)
     try:
-        stored = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+        stored = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
         raise InvalidTensorFile(f"not a sound safetensors file: {error}") from error
     tensors = {}
@@ -101,7 +102,10 @@ def from_bytes(data: bytes) -> TensorFile:
         dtype = DTYPES.get(entry["dtype"])
         if dtype is None:
             raise InvalidTensorFile(f"tensor {name} has the unsupported type {entry['dtype']}")
-        tensors[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+        try:
+            tensors[name] = np.frombuffer(bytes(entry["data"]), dtype).reshape(entry["shape"])
+        except ValueError as error:
+            raise InvalidTensorFile(f"tensor {name} has the impossible shape {entry['shape']}") from error
     return TensorFile(metadata, tensors)
 
 

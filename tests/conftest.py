@@ -1,0 +1,118 @@
+"""Small backbones and masks that every folder of tests shares; shapes in smn_core's signatures are checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import numpy as np
+import pytest
+import timm
+import torch
+
+CORE = Path(__file__).parent.parent / "smn_core"
+# Their protocols are not runtime_checkable, which beartype needs of every hint.
+UNCHECKED: set[str] = set()
+
+jaxtyping.install_import_hook(
+    [f"smn_core.{file.stem}" for file in CORE.glob("*.py") if file.stem not in UNCHECKED], "beartype.beartype"
+)
+
+from smn_core import bits, maskfile, tensorfile  # noqa: E402 - the hook must come first
+from smn_core.backbone import Backbone, wrap  # noqa: E402
+from smn_core.mask import Head, TaskMask  # noqa: E402
+from smn_core.spec import BackboneSpec  # noqa: E402
+
+SMALL = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet")
+TINY_VIT = {"depth": 1, "embed_dim": 8, "num_heads": 1}
+TINY_RESNET = {"channels": [8, 8, 8, 8], "stem_width": 8}
+
+MakeBackbone = Callable[..., Backbone]
+MakeMask = Callable[..., TaskMask]
+
+
+def build_backbone(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **args: Any) -> Backbone:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = timm.create_model(name, pretrained=False, num_classes=0, **args)
+    return wrap(model, name, BackboneSpec(name, args=args), dtype=dtype)
+
+
+def build_mask(
+    backbone: Backbone,
+    density: float = 0.9,
+    rng: np.random.Generator | int = 0,
+    with_state: bool = False,
+    with_head: bool = False,
+    with_preprocess: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> TaskMask:
+    rng = np.random.default_rng(rng)
+    packed = []
+    for tensor in backbone.layout:
+        on = rng.random(tensor.n_weights) < density
+        on[rng.integers(tensor.n_weights)] = True
+        packed.append(bits.pack(on))
+    state = {
+        name: rng.random(shape, np.float32) + (0.5 if name.endswith("var") else -0.5)
+        for name, shape in backbone.layout.buffers.items()
+    }
+    weight = rng.standard_normal((3, backbone.n_features), np.float32)
+    mask = TaskMask(
+        layout=backbone.layout,
+        model=backbone.model_json,
+        fingerprint=backbone.fingerprint,
+        packed=np.concatenate(packed),
+        state=state if with_state else {},
+        head=Head(weight, rng.standard_normal(3, np.float32), ("cat", "dog", "other")) if with_head else None,
+        preprocess=backbone.preprocess if with_preprocess else None,
+        metadata=metadata or {},
+    )
+    return replace(mask, digest=tensorfile.digest_of(maskfile.to_bytes(mask, "raw")))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def make_backbone() -> MakeBackbone:
+    """`make_backbone(name, dtype=..., seed=..., **args)`: a fresh Backbone of a timm model with random weights."""
+    return build_backbone
+
+
+@pytest.fixture(scope="session")
+def make_mask() -> MakeMask:
+    """`make_mask(backbone, density, rng, with_state, with_head, with_preprocess)`: a random TaskMask.
+
+    Its digest is that of its raw file.
+    """
+    return build_mask
+
+
+@pytest.fixture(scope="session")
+def small_backbones() -> dict[str, Backbone]:
+    """timm's small models by name; shared, so never hand one to an engine."""
+    return {name: build_backbone(name) for name in SMALL}
+
+
+@pytest.fixture(scope="session", params=SMALL)
+def small_backbone(request: pytest.FixtureRequest, small_backbones: dict[str, Backbone]) -> Backbone:
+    """Each of the small backbones in turn."""
+    return small_backbones[request.param]
+
+
+@pytest.fixture(scope="session")
+def tiny_vit() -> Backbone:
+    """A ViT whose mask has 88 bytes of bits: small enough to flip every bit of its file."""
+    return build_backbone("test_vit", **TINY_VIT)
+
+
+@pytest.fixture(scope="session")
+def tiny_resnet() -> Backbone:
+    """A ResNet with 1,177 bytes of bits and 32 running statistics."""
+    return build_backbone("test_resnet", **TINY_RESNET)

@@ -1,0 +1,174 @@
+"""A second smn-mask/1, written from docs/formats.md alone: slow, short, and without one import of the project.
+
+Tests hold it against smn_core bit for bit, so neither can drift from the written format without the other noticing.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import safetensors
+import torch
+import zstandard
+
+DTYPES = {"U8": np.uint8, "F32": np.float32, "F16": np.float16, "F64": np.float64, "I64": np.int64}
+BLOCK_LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+Tensors = Mapping[str, np.ndarray]
+
+
+def canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def model_json(architecture: str, **arguments: object) -> str:
+    return canonical({"architecture": architecture, "args": arguments})
+
+
+def fingerprint(model: torch.nn.Module, model_json: str) -> str:
+    sha = hashlib.sha256(f"{model_json}\n".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_floating_point():
+            sha.update(f"{name}|{list(tensor.shape)}|".encode())
+            sha.update(tensor.detach().cpu().numpy().astype("<f4").tobytes(order="C"))
+    return sha.hexdigest()
+
+
+def layout(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the maskable parameters by name, in the order of the file."""
+    kind = type(model).__name__
+    if kind == "ResNet":
+        layers: tuple[type, ...] = (torch.nn.Conv2d,)
+    else:
+        layers = (torch.nn.Conv2d, torch.nn.Linear)
+    weights = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, layers)}
+
+    def maskable(name: str) -> bool:
+        if kind in ("VisionTransformer", "VisionTransformerDistilled"):
+            first, _, inside = name.partition(".")
+            return first == "blocks" and inside.partition(".")[2].rpartition(".")[0] in BLOCK_LAYERS
+        return name in weights or (kind == "ResNet" and "downsample" in name.split("."))
+
+    return {name: tuple(p.shape) for name, p in model.named_parameters() if maskable(name)}
+
+
+def layout_digest(layout: Mapping[str, tuple[int, ...]]) -> str:
+    return hashlib.sha256("".join(f"{name}|{list(shape)}\n" for name, shape in layout.items()).encode()).hexdigest()
+
+
+def content(metadata: Mapping[str, str], tensors: Tensors) -> str:
+    sha = hashlib.sha256()
+    for key in sorted(set(metadata) - {"content"}):
+        sha.update(f"{key}={metadata[key]}\n".encode())
+    names = {np.dtype(numpy): name for name, numpy in DTYPES.items()}
+    for name in sorted(tensors):
+        array = tensors[name]
+        sha.update(f"{name}|{names[array.dtype]}|{list(array.shape)}|".encode() + array.tobytes(order="C"))
+    return sha.hexdigest()
+
+
+def container(metadata: Mapping[str, str], tensors: Tensors) -> bytes:
+    """The safetensors file of these tensors, its header written by hand so that it is the same on every run."""
+    names = {np.dtype(numpy): name for name, numpy in DTYPES.items()}
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    body = b""
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
+        data = tensors[name].tobytes(order="C")
+        header[name] = {
+            "dtype": names[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [len(body), len(body) + len(data)],
+        }
+        body += data
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def pack(bits: np.ndarray) -> np.ndarray:
+    """Byte i holds sum of bits[8i+j] << j, weights flat in C order."""
+    return np.packbits(bits.reshape(-1), bitorder="little")
+
+
+def bit_tensors(packed: Iterable[tuple[str, np.ndarray]], codec: str) -> dict[str, np.ndarray]:
+    if codec == "raw":
+        return {f"mask.{name}": array for name, array in packed}
+    frame = zstandard.ZstdCompressor(level=3).compress(b"".join(array.tobytes() for _, array in packed))
+    return {"bits": np.frombuffer(frame, np.uint8)}
+
+
+def write(
+    model: torch.nn.Module,
+    model_json: str,
+    bits: Tensors,
+    *,
+    codec: str = "raw",
+    state: Tensors | None = None,
+    head: tuple[np.ndarray, np.ndarray] | None = None,
+    **texts: str,
+) -> bytes:
+    """The smn-mask/1 file of these boolean arrays."""
+    shapes = layout(model)
+    tensors = bit_tensors(((name, pack(bits[name])) for name in shapes), codec)
+    tensors |= {f"state.{name}": value for name, value in (state or {}).items()}
+    if head is not None:
+        tensors |= {"head.weight": head[0], "head.bias": head[1]}
+    metadata = {
+        "format": "smn-mask/1",
+        "model": model_json,
+        "fingerprint": fingerprint(model, model_json),
+        "layout": layout_digest(shapes),
+        "codec": codec,
+        **texts,
+    }
+    return container(metadata | {"content": content(metadata, tensors)}, tensors)
+
+
+def parse(data: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Metadata and tensors of a safetensors file."""
+    (length,) = struct.unpack("<Q", data[:8])
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    tensors = {
+        name: np.frombuffer(bytes(entry["data"]), DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in safetensors.deserialize(data)
+    }
+    return metadata, tensors
+
+
+def read(data: bytes, model: torch.nn.Module) -> dict[str, dict]:
+    """{"metadata": texts, "bits": booleans in the shapes of the weights, "state": ..., "head": ...} of a sound file."""
+    metadata, tensors = parse(data)
+    assert metadata["format"] == "smn-mask/1" and metadata["content"] == content(metadata, tensors)
+    shapes = layout(model)
+    assert metadata["layout"] == layout_digest(shapes)
+    assert metadata["fingerprint"] == fingerprint(model, metadata["model"])
+    sizes = [-(-math.prod(shape) // 8) for shape in shapes.values()]
+    if metadata["codec"] == "raw":
+        packed = [tensors[f"mask.{name}"] for name in shapes]
+    else:
+        flat = np.frombuffer(zstandard.ZstdDecompressor().decompress(tensors["bits"].tobytes()), np.uint8)
+        packed = np.split(flat, np.cumsum(sizes)[:-1])
+    assert [len(array) for array in packed] == sizes
+    bits = {
+        name: np.unpackbits(array, bitorder="little")[: math.prod(shape)].reshape(shape).astype(bool)
+        for (name, shape), array in zip(shapes.items(), packed, strict=True)
+    }
+    part = {
+        prefix: {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+        for prefix in ("state.", "head.")
+    }
+    return {"metadata": metadata, "bits": bits, "state": part["state."], "head": part["head."]}
+
+
+def hand_masked_state_dict(model: torch.nn.Module, bits: Tensors, state: Tensors) -> dict[str, torch.Tensor]:
+    """theta' = theta * M / sqrt(mean(M)) for each masked tensor, the task's state put in, everything else as it is."""
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, mask in bits.items():
+        alpha = math.sqrt(float(np.mean(mask)))
+        weights[name] = (weights[name].double() * torch.from_numpy(mask) / alpha).float()
+    for name, value in state.items():
+        weights[name] = torch.from_numpy(value.copy())
+    return weights

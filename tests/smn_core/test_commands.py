@@ -1,0 +1,469 @@
+"""inspect, embed and export as a user meets them: results on stdout, one line for an error, nothing half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+import smn
+from smn_core.backbone import load_backbone
+from smn_core.engine import Engine, Segment
+from smn_core.images import ImageReader
+from smn_core.maskfile import read_mask, write_mask
+from smn_core.spec import BackboneSpec
+from tests.smn_core.builders import plain_model, write_images
+
+REPOSITORY = Path(smn.__file__).parent
+NAMES = ["b/2.png", "a/10.png", "a/9.png", "b/1.PNG"]
+SIZE = ["--image-size", "32"]
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def notes(self) -> list[str]:
+        return self.err.strip().splitlines()
+
+
+@pytest.fixture
+def run(capsys, monkeypatch) -> Callable[..., Ran]:
+    """`smn.main()` in this process, with these arguments."""
+
+    def ran(*args: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["smn", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
+        code = 0
+        try:
+            smn.main()
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        return Ran(code, *capsys.readouterr())
+
+    return ran
+
+
+def refused(ran: Ran) -> str:
+    """The one line of an error that the user can mend."""
+    assert ran.code == 2, ran
+    assert ran.out == ""
+    assert len(ran.notes) == 1, ran.err
+    assert ran.notes[0].startswith("smn: error: ")
+    return ran.notes[0].removeprefix("smn: error: ")
+
+
+def spawn(*args: object, **more) -> subprocess.Popen[str]:
+    """`smn` in a process of its own."""
+    command = [sys.executable, str(REPOSITORY / "smn.py"), *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+@dataclass(frozen=True)
+class World:
+    """A backbone's weights, two masks of it, a mask of another backbone, and a folder of images."""
+
+    weights: Path
+    mask: Path
+    mask_2: Path
+    foreign: Path
+    images: Path
+
+    @property
+    def model(self) -> list[str]:
+        return ["--backbone", "test_resnet", "--weights", str(self.weights), "--device", "cpu", *SIZE]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, make_mask) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    torch.save(plain_model("test_resnet", {}).state_dict(), folder / "w.pth")
+    torch.save(plain_model("test_resnet", {}, seed=1).state_dict(), folder / "other.pth")
+    files = {}
+    for name, weights, seed in (("a", "w.pth", 0), ("b", "w.pth", 1), ("foreign", "other.pth", 2)):
+        spec = BackboneSpec("test_resnet", weights=folder / weights, image_size=32, device="cpu")
+        mask = make_mask(
+            load_backbone(spec),
+            0.9,
+            seed,
+            with_state=True,
+            with_head=True,
+            with_preprocess=True,
+            metadata={"dataset": "x"},
+        )
+        write_mask(mask, folder / f"{name}.smn")
+        files[name] = folder / f"{name}.smn"
+    return World(folder / "w.pth", files["a"], files["b"], files["foreign"], write_images(folder / "images", NAMES))
+
+
+def by_engine(world: World, images: list[Path], mask: Path | None) -> np.ndarray:
+    """What embed must write, row by row."""
+    backbone = load_backbone(BackboneSpec("test_resnet", weights=world.weights, image_size=32, device="cpu"))
+    engine, reader = Engine(backbone), ImageReader(backbone.preprocess)
+    digest = None
+    if mask is not None:
+        task = read_mask(mask)
+        engine.prepare(task)
+        digest = task.digest
+    x = torch.stack([reader(path.read_bytes()) for path in images])
+    return engine.embed(x, [Segment(digest, 0, len(x))]).embeddings.numpy()
+
+
+@pytest.fixture
+def out(tmp_path) -> Iterator[Path]:
+    """A path for a result; afterwards nothing but results lies beside it."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    yield folder / "x.npy"
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+# inspect
+
+
+def test_inspect_says_what_a_mask_is(world, run):
+    """The tables show identity, density by stage and tensor, and bytes, without any weights."""
+    ran = run("inspect", world.mask)
+    assert ran.code == 0
+    assert ran.err == ""
+    task = read_mask(world.mask)
+    for text in (task.digest, "test_resnet", f"{task.density:.6f}", "layer1.0.conv1.weight", "layer4", "3 classes"):
+        assert text in ran.out
+
+
+def test_inspect_as_json_is_one_object(world, run):
+    """--json prints every number of the tables as one JSON object."""
+    found = json.loads(run("inspect", world.mask, "--json").out)
+    task = read_mask(world.mask)
+    assert found["digest"] == task.digest
+    assert (
+        found["off"] == sum(t["off"] for t in found["tensors"]) == sum(s["off"] for s in found["stages"]) == task.n_off
+    )
+    assert found["sizes"]["file_bytes"] == world.mask.stat().st_size
+    assert found["classes"] == ["cat", "dog", "other"]
+
+
+def test_inspect_compares_two_masks(world, run):
+    """A second file adds how many weights differ, and which way."""
+    found = json.loads(run("inspect", world.mask, world.mask_2, "--json").out)["difference"]
+    a, b = read_mask(world.mask), read_mask(world.mask_2)
+    assert found["different"] == sum(int((a.bits_of(t.name) != b.bits_of(t.name)).sum()) for t in a.layout)
+    assert found["same_backbone"]
+    shown = run("inspect", world.mask, world.mask_2).out
+    assert f"{found['different']:,} weights differ" in shown
+    assert "different weights" in run("inspect", world.mask, world.foreign).out
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_inspect_draws_the_densities(world, run, out, suffix):
+    """--plot writes a picture in the format of its suffix."""
+    picture = out.with_suffix(suffix)
+    assert run("inspect", world.mask, "--plot", picture).code == 0
+    head = picture.read_bytes()[:200]
+    assert head.startswith(b"\x89PNG") if suffix == ".png" else b"<?xml" in head
+
+
+def test_inspect_shows_brackets_as_they_are(world, run, tmp_path, make_mask):
+    """Text of a mask file is shown, never taken for markup."""
+    from dataclasses import replace
+
+    file = tmp_path / "x[bold].smn"
+    write_mask(replace(read_mask(world.mask), metadata={"dataset": "[red]a[/nothing]"}), file)
+    ran = run("inspect", file, file)
+    assert ran.code == 0
+    assert "[red]a[/nothing]" in ran.out
+    assert "x[bold].smn" in ran.out
+
+
+# embed
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_embed_writes_a_row_an_image_in_sorted_order(world, run, out, masked):
+    """X.npy has the engine's embedding of every image of X.txt, in the order of sorted relative paths."""
+    mask = ["--mask", world.mask] if masked else []
+    ran = run("embed", world.images, "--out", out, "--batch-size", 3, *mask, *world.model)
+    assert ran.code == 0, ran.err
+    assert ran.out == ""
+    assert out.with_suffix(".txt").read_text().splitlines() == sorted(NAMES)
+    found = np.load(out)
+    assert found.dtype == np.float32
+    expected = by_engine(world, [world.images / name for name in sorted(NAMES)], world.mask if masked else None)
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_embed_takes_the_backbone_of_the_mask(world, run, out):
+    """Without --backbone and sizes the model, its image size and its pixels are the mask's."""
+    ran = run("embed", world.images, "--out", out, "--mask", world.mask, "--weights", world.weights, "--device", "cpu")
+    assert ran.code == 0, ran.err
+    assert "warning" not in ran.err
+    expected = by_engine(world, [world.images / name for name in sorted(NAMES)], world.mask)
+    assert np.allclose(np.load(out), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_embed_takes_a_split_of_arrays(world, run, out, tmp_path):
+    """An .npz is embedded in its own order, without a list of paths; its split must be chosen."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "set.npz", x_train=pixels[:1], y_train=np.zeros(1, int), x_test=pixels, y_test=np.zeros(3, int))
+    assert "--split" in refused(run("embed", tmp_path / "set.npz", "--out", out, *world.model))
+    assert run("embed", tmp_path / "set.npz", "--split", "test", "--out", out, *world.model).code == 0
+    assert np.load(out).shape == (3, 96)
+    assert not out.with_suffix(".txt").exists()
+
+
+def test_embed_takes_a_split_of_a_folder(world, run, out):
+    """--split names a subfolder."""
+    assert run("embed", world.images, "--split", "a", "--out", out, *world.model).code == 0
+    assert out.with_suffix(".txt").read_text().splitlines() == ["10.png", "9.png"]
+
+
+def test_embed_lists_names_that_are_not_utf_8(world, run, out, tmp_path):
+    """A file whose name is not UTF-8 is embedded and listed by its own bytes."""
+    write_images(tmp_path / "images", ["a.png"])
+    Path(os.fsdecode(os.fsencode(tmp_path / "images") + b"/\xff.png")).write_bytes(
+        (tmp_path / "images" / "a.png").read_bytes()
+    )
+    ran = run("embed", tmp_path / "images", "--out", out, *world.model)
+    assert ran.code == 0
+    assert out.with_suffix(".txt").read_bytes() == b"a.png\n\xff.png\n"
+
+
+def test_embed_takes_images_of_the_size_the_model_was_built_for(run, out, world, tmp_path):
+    """--model-arg img_size makes a model and images that fit each other."""
+    torch.save(plain_model("test_vit", {"img_size": 64}).state_dict(), tmp_path / "vit.pth")
+    ran = run(
+        "embed", world.images, "--out", out, "--backbone", "test_vit", "--weights", tmp_path / "vit.pth",
+        "--model-arg", "img_size=64", "--device", "cpu",
+    )  # fmt: skip
+    assert ran.code == 0
+    assert np.load(out).shape == (4, 64)
+
+
+# export
+
+
+def test_exported_weights_load_into_plain_timm(world, run, out):
+    """The exported file loads with strict=True and embeds as the engine does through the mask."""
+    file = out.with_suffix(".safetensors")
+    ran = run("export", world.mask, "--out", file, *world.model)
+    assert ran.code == 0, ran.err
+    model = timm.create_model("test_resnet", num_classes=0).eval()
+    model.load_state_dict(load_file(file), strict=True)
+    paths = [world.images / name for name in NAMES]
+    backbone = load_backbone(BackboneSpec("test_resnet", weights=world.weights, image_size=32, device="cpu"))
+    with torch.inference_mode():
+        found = model(torch.stack([ImageReader(backbone.preprocess)(p.read_bytes()) for p in paths])).numpy()
+    assert np.allclose(found, by_engine(world, paths, world.mask), rtol=1e-4, atol=1e-5)
+
+
+def test_an_exported_head_classifies_in_plain_timm(world, run, out):
+    """With --head the file fits a timm model with classes, whose logits are the mask's head of its embeddings."""
+    file = out.with_suffix(".safetensors")
+    ran = run("export", world.mask, "--head", "--out", file, *world.model)
+    assert "num_classes=3" in ran.err
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    model.load_state_dict(load_file(file), strict=True)
+    x, head = torch.randn(2, 3, 32, 32), read_mask(world.mask).head
+    with torch.inference_mode():
+        logits, rows = model(x).numpy(), model.forward_head(model.forward_features(x), pre_logits=True).numpy()
+    assert np.allclose(logits, rows @ head.weight.T + head.bias, rtol=1e-4, atol=1e-4)
+
+
+def test_export_is_in_float32_whatever_the_type(world, run, out):
+    """--dtype is of a forward, and export has none: the weights are the same."""
+    files = [out.with_name(f"{dtype}.safetensors") for dtype in ("float32", "bfloat16")]
+    for file in files:
+        ran = run("export", world.mask, "--out", file, "--dtype", file.stem, *world.model)
+        assert ran.code == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_exported_weights_of_a_resampled_vit_load_as_it_says(run, out, tmp_path, make_mask):
+    """The note after an export names every argument that the file needs to load strictly."""
+    torch.save(plain_model("test_vit", {}).state_dict(), tmp_path / "vit.pth")
+    spec = BackboneSpec("test_vit", weights=tmp_path / "vit.pth", image_size=64, device="cpu")
+    write_mask(make_mask(load_backbone(spec), with_preprocess=True), tmp_path / "m.smn")
+    file = out.with_suffix(".safetensors")
+    ran = run("export", tmp_path / "m.smn", "--out", file, "--weights", tmp_path / "vit.pth")
+    assert ran.code == 0
+    call = ran.err[ran.err.index("timm.create_model(") : ran.err.index(" and strict")]
+    model = eval(call, {"timm": timm})
+    model.load_state_dict(load_file(file), strict=True)
+
+
+# Errors
+
+
+def errors(world: World, tmp: Path, out: Path) -> dict[str, tuple[list[object], str]]:
+    """Arguments that cannot work, and what the line must say."""
+    (tmp / "text.smn").write_text("this is no mask")
+    (tmp / "empty").mkdir()
+    torch.save(plain_model("test_vit", {}).state_dict(), tmp / "vit.pth")
+    write_images(tmp / "damaged", ["a.png", "b.png"])
+    (tmp / "damaged" / "b.png").write_bytes((tmp / "damaged" / "b.png").read_bytes()[:300])
+    embed = ["embed", world.images, "--out", out]
+    return {
+        "not a mask": (["inspect", tmp / "text.smn"], "text.smn"),
+        "missing mask": (["inspect", tmp / "nowhere.smn"], "nowhere.smn"),
+        "a folder as mask": (["inspect", tmp], str(tmp)),
+        "missing second mask": (["inspect", world.mask, tmp / "nowhere.smn"], "nowhere.smn"),
+        "unknown picture": (["inspect", world.mask, "--plot", out.with_suffix(".xyz")], ".png"),
+        "picture without suffix": (["inspect", world.mask, "--plot", out.with_suffix("")], ".png"),
+        "mask of another backbone": ([*embed, "--mask", world.foreign, *world.model], "fingerprint"),
+        "other mean": ([*embed, "--mask", world.mask, "--mean", "0.1", *world.model], "mean"),
+        "empty folder": (["embed", tmp / "empty", "--out", out, *world.model], "no image"),
+        "missing folder": (["embed", tmp / "nowhere", "--out", out, *world.model], "nowhere"),
+        "damaged image": (["embed", tmp / "damaged", "--out", out, *world.model], "b.png"),
+        "unknown split": ([*embed, "--split", "nope", *world.model], "nope"),
+        "unknown backbone": ([*embed, "--backbone", "resnet_50"], "resnet50"),
+        "weights of another": ([*embed, *world.model, "--weights", tmp / "vit.pth"], "vit.pth"),
+        "missing weights": ([*embed, *world.model, "--weights", tmp / "nowhere.pth"], "nowhere.pth"),
+        "text as weights": ([*embed, *world.model, "--weights", tmp / "text.smn"], "text.smn"),
+        "missing folder for out": (["embed", world.images, "--out", tmp / "no" / "x.npy", *world.model], "No such file"),
+        "out is a folder": (["embed", world.images, "--out", folder_named(tmp / "f.npy"), *world.model], "folder"),
+        "out is not .npy": (["embed", world.images, "--out", out.with_suffix(".csv"), *world.model], ".npy"),
+        "argument without value": ([*embed, *world.model, "--model-arg", "depth"], "KEY=VALUE"),
+        "mean in words": ([*embed, *world.model, "--mean", "grey"], "--mean"),
+        "size beyond the model": ([*embed, *world.model, "--image-size", "-1"], "--image-size"),
+        "export of another backbone": (["export", world.foreign, "--out", out, *world.model], "fingerprint"),
+        "export to nowhere": (["export", world.mask, "--out", tmp / "no" / "w.safetensors", *world.model], "No such file"),
+    }  # fmt: skip
+
+
+def folder_named(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+CASES = [
+    "not a mask", "missing mask", "a folder as mask", "missing second mask", "unknown picture", "picture without suffix",
+    "mask of another backbone", "other mean", "empty folder", "missing folder", "damaged image", "unknown split",
+    "unknown backbone", "weights of another", "missing weights", "text as weights", "missing folder for out",
+    "out is a folder", "out is not .npy", "argument without value", "mean in words", "size beyond the model",
+    "export of another backbone", "export to nowhere",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_user_can_mend_is_one_line_and_leaves_nothing(case, world, run, out, tmp_path):
+    """Bad input ends with code 2 and one line that names the cause; nothing is written, not even half."""
+    args, named = errors(world, tmp_path, out)[case]
+    assert named in refused(run(*args))
+    assert list(out.parent.iterdir()) == []
+
+
+def test_every_error_has_its_test(world, out, tmp_path):
+    """The list of cases is the table's."""
+    assert list(errors(world, tmp_path, out)) == CASES
+
+
+def test_a_result_survives_a_later_failure(world, run, out, tmp_path):
+    """A run that fails leaves the last run's file as it was."""
+    assert run("embed", world.images, "--out", out, *world.model).code == 0
+    before = out.read_bytes(), out.with_suffix(".txt").read_bytes()
+    write_images(tmp_path / "damaged", ["a.png", "b.png"])
+    (tmp_path / "damaged" / "b.png").write_bytes(b"not an image")
+    assert run("embed", tmp_path / "damaged", "--out", out, *world.model).code == 2
+    assert (out.read_bytes(), out.with_suffix(".txt").read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["embed"],
+        ["no-such-verb"],
+        ["inspect", "a", "--no-such-flag"],
+        ["embed", "x", "--out", "x.npy", "--batch-size", "0"],
+    ],
+)
+def test_a_wrong_call_is_code_2(run, args):
+    """A missing argument, an unknown verb or flag and a value out of range end with code 2."""
+    ran = run(*args)
+    assert ran.code == 2
+    assert "Traceback" not in ran.err
+
+
+# Processes
+
+
+def test_a_process_ends_with_code_0_or_2(world, tmp_path):
+    """A real process says the same: 0 with results on stdout, 2 with one line on stderr."""
+    good, bad = spawn("inspect", world.mask, "--json"), spawn("inspect", tmp_path / "nowhere.smn")
+    found, said = good.communicate(timeout=120), bad.communicate(timeout=120)
+    assert good.returncode == 0
+    assert json.loads(found[0])["architecture"] == "test_resnet"
+    assert found[1] == ""
+    assert bad.returncode == 2
+    assert said[0] == ""
+    assert said[1].startswith("smn: error: ")
+    assert said[1].count("\n") == 1
+
+
+def test_ctrl_c_ends_with_code_130_and_leaves_nothing(world, out, tmp_path):
+    """An interrupted embed ends with the shell's code for it, without a traceback or a partial file."""
+    folder = write_images(tmp_path / "many", ["0.png"])
+    for i in range(1, 20_000):
+        (folder / f"{i}.png").hardlink_to(folder / "0.png")
+    process = spawn("embed", folder, "--out", out, *world.model)
+    try:
+        until = time.monotonic() + 100
+        while not any(out.parent.iterdir()):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in said[1]
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.fixture
+def tiny_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(world, tmp_path, tiny_disk):
+    """Embeddings and weights that do not fit on the disk end with code 2, one line, and an empty disk."""
+    folder = write_images(tmp_path / "many", ["0.png"])
+    for i in range(1, 400):
+        (folder / f"{i}.png").hardlink_to(folder / "0.png")
+    for args in (
+        ["embed", folder, "--out", tiny_disk / "x.npy", *world.model],
+        ["export", world.mask, "--out", tiny_disk / "w.safetensors", *world.model],
+    ):
+        process = spawn(*args)
+        said = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert "No space left" in said[1].splitlines()[-1]
+        assert "Traceback" not in said[1]
+        assert list(tiny_disk.iterdir()) == []

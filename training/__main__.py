@@ -1,0 +1,136 @@
+"""The verbs of learning: train, evaluate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smn_core.errors import InvalidArgument
+from smn_core.options import as_trained, model_options
+from smn_core.spec import BackboneSpec
+
+app = typer.Typer()
+
+
+@app.command()
+@model_options
+def train(
+    data: Annotated[str, typer.Option(metavar="DATA", help="Image folder, .npz, or torchvision:NAME.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.smn", help="The mask; the run stays in FILE.run/ beside it.")],
+    spec: BackboneSpec,
+    objective: Annotated[
+        str, typer.Option(help="swav, supervised, finetune or swav-finetune. Default: the recipe's.")
+    ] = "",
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="A function of training/recipes.py.")] = "small-vit",
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data. Default: the recipe's steps.")] = None,
+    labels: Annotated[
+        float | None, typer.Option(help="For objectives with labels: a fraction, or a number per class.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of data order, augmentation and head.")] = 0,
+    split: Annotated[str, typer.Option(help="Split to learn from.")] = "train",
+    stages: Annotated[str, typer.Option(metavar="REGEX", help="Mask only tensors whose name it matches.")] = "",
+    share: Annotated[float | None, typer.Option(help="Random share of weights that may be switched off.")] = None,
+    density: Annotated[float | None, typer.Option(help="Fixed density of every tensor, by top-k scores.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change one setting of the recipe; may be repeated."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="torch's threads; 0: torch's default.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from FILE.run/, exactly.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop an earlier run of this name.")] = False,
+) -> None:
+    """Learn a mask from images: SwAV without labels, or cross-entropy with them."""
+    from dataclasses import replace
+
+    import torch
+
+    from smn_core.show import note
+    from training.recipes import OBJECTIVES, find_recipe, override
+    from training.run import Request
+    from training.run import train as run
+
+    config = find_recipe(recipe)
+    if objective:
+        if objective not in OBJECTIVES:
+            raise InvalidArgument(f"unknown objective {objective!r}: choose {', '.join(OBJECTIVES)}")
+        config = replace(config, objective=objective)
+    if epochs is not None:
+        config = replace(config, epochs=epochs, steps=None)
+    rule = replace(
+        config.mask,
+        only=stages or config.mask.only,
+        share=config.mask.share if share is None else share,
+        density=config.mask.density if density is None else density,
+    )
+    config = replace(config, mask=rule)
+    config = override(config, setting or [])
+    if threads:
+        torch.set_num_threads(threads)
+    spec = as_trained(spec, None)
+    request = Request(
+        spec, data, config, out, split=split, seed=seed, labels=labels, resume=resume, overwrite=overwrite,
+        workers=workers, command=["smn", *sys.argv[1:]],
+    )  # fmt: skip
+    result = run(request)
+    if result.skipped:
+        note(f"warning: {len(result.skipped)} images could not be read and were skipped:")
+        for name in result.skipped:
+            note(f"  {name}")
+    what = f"density {result.mask.density:.6f}, {result.mask.n_off} OFF, " if result.mask else ""
+    note(f"{out}: {what}last loss {result.final_loss:.4f}, {result.seconds:.0f} s; the run is in {request.folder}")
+
+
+@app.command()
+@model_options
+def evaluate(
+    data: Annotated[str, typer.Option(metavar="DATA", help="Image folder, .npz, or torchvision:NAME.")],
+    spec: BackboneSpec,
+    mask: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A mask; may be repeated.")] = None,
+    probe: Annotated[str, typer.Option(help="knn, linear or both; none: signs without labels only.")] = "knn,linear",
+    labels: Annotated[
+        list[float] | None, typer.Option(help="Low-shot: a fraction, or a number per class; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of the few labels.")] = 5,
+    train_split: Annotated[str, typer.Option(help="Bank and probe.")] = "train",
+    test_split: Annotated[str, typer.Option(help="What is scored.")] = "test",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 32,
+    threads: Annotated[int, typer.Option(min=0, help="torch's threads; 0: torch's default.")] = 0,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw low-shot accuracy (the paper's figure 3).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> None:
+    """Compare masks with the untouched backbone: signs without labels, kNN, linear probe, low-shot."""
+    import torch
+
+    from smn_core import show
+    from smn_core.backbone import load_backbone
+    from smn_core.engine import Engine
+    from smn_core.maskfile import read_mask
+    from training.evaluate import Plan
+    from training.evaluate import evaluate as run
+    from training.tables import results
+
+    plan = Plan(
+        data, tuple(p for p in probe.split(",") if p not in ("", "none")), tuple(labels or ()), seeds,
+        train_split, test_split, batch_size,
+    )  # fmt: skip
+    if threads:
+        torch.set_num_threads(threads)
+    masks = [(path.stem, read_mask(path)) for path in mask or []]
+    spec = as_trained(spec, masks[0][1] if masks else None)
+    backbone = load_backbone(spec)
+    with show.images_progress(None) as progress:
+        found = run(Engine(backbone, slots=1), masks, plan, progress)
+    if plot is not None:
+        from training.plots import low_shot_plot
+
+        low_shot_plot(found, plot)
+    if as_json:
+        show.as_json(found)
+    else:
+        results(found)

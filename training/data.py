@@ -1,0 +1,288 @@
+"""Images for learning: a folder, an `.npz`, or `torchvision:NAME`; and batches that depend on (seed, step) alone.
+
+Augmentation draws its randomness from (seed, step, row), never from a global generator, so a run that is resumed at
+step s sees exactly what an uninterrupted run sees from step s on, with any number of workers or processes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from numpy import ndarray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from smn_core.errors import InvalidArgument, InvalidData, InvalidImage
+from smn_core.imageset import ImageSet, open_images
+
+# torchvision's own splits by name; those without one are cut once, with a fixed seed, 80 to 20.
+TORCHVISION: dict[str, tuple[str, dict[str, dict[str, Any]] | None]] = {
+    "cifar10": ("CIFAR10", {"train": {"train": True}, "test": {"train": False}}),
+    "cifar100": ("CIFAR100", {"train": {"train": True}, "test": {"train": False}}),
+    "dtd": ("DTD", {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}),
+    "flowers102": ("Flowers102", {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}),
+    "pets": ("OxfordIIITPet", {"train": {"split": "trainval"}, "test": {"split": "test"}}),
+    "eurosat": ("EuroSAT", None),
+    "sun397": ("SUN397", None),
+}
+TORCHVISION_ROOT = Path("~/.cache/smn/torchvision")
+CUT_SEED, CUT_TRAIN = 0, 0.8
+
+
+@dataclass(frozen=True)
+class TorchvisionSet:
+    """A torchvision classification set as an ImageSet; `indices` is the split's part of it."""
+
+    source: Any
+    indices: ndarray
+    labels: Int64[ndarray, "n"] | None
+    classes: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        return [str(i) for i in self.indices]
+
+    def image(self, index: int, draft_px: int | None = None) -> Image.Image:  # noqa: ARG002 (torchvision decodes)
+        try:
+            return self.source[int(self.indices[index])][0].convert("RGB")
+        except OSError as error:
+            raise InvalidImage(f"image {self.indices[index]}: {error}") from error
+
+
+def open_split(data: str, split: str) -> ImageSet:
+    """The images of a split: `torchvision:NAME`, an image folder or an `.npz`.
+
+    A folder without a subfolder of the split's name is taken whole, whatever the split.
+
+    Raises:
+        InvalidData: as `open_images`; an unknown torchvision name; a set that is not there and cannot be fetched.
+    """
+    if data.startswith("torchvision:"):
+        return _open_torchvision(data.removeprefix("torchvision:"), split)
+    path = Path(data)
+    whole = path.is_dir() and not (path / split).is_dir()
+    return open_images(path, None if whole else split)
+
+
+def has_split(data: str, split: str) -> bool:
+    """Whether a set has a split of its own under this name."""
+    try:
+        open_split(data, split)
+    except InvalidData:
+        return False
+    return data.startswith("torchvision:") or not Path(data).is_dir() or (Path(data) / split).is_dir()
+
+
+def _open_torchvision(name: str, split: str) -> TorchvisionSet:
+    from torchvision import datasets
+
+    name, _, root = name.partition("@")
+    if name not in TORCHVISION:
+        raise InvalidData(f"unknown set torchvision:{name}: choose {', '.join(TORCHVISION)}, or give a folder or .npz")
+    class_name, splits = TORCHVISION[name]
+    if splits is not None and split not in splits:
+        raise InvalidData(f"torchvision:{name} has the splits {', '.join(splits)}, not {split!r}")
+    folder = Path(root or TORCHVISION_ROOT).expanduser()
+    kwargs = splits[split] if splits is not None else {}
+    try:
+        source = getattr(datasets, class_name)(str(folder), download=True, **kwargs)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidData(f"torchvision:{name} is not in {folder} and could not be fetched: {reason}") from error
+    labels = _torchvision_labels(source)
+    indices = np.arange(len(labels))
+    if splits is None:
+        indices = _cut(labels, split)
+    return TorchvisionSet(source, indices, labels[indices], [str(c) for c in getattr(source, "classes", [])])
+
+
+def _torchvision_labels(source: Any) -> Int64[ndarray, "n"]:
+    for name in ("targets", "_labels"):
+        if hasattr(source, name):
+            return np.asarray(getattr(source, name), np.int64)
+    raise InvalidData(f"{type(source).__name__} keeps its labels nowhere this version knows")
+
+
+def _cut(labels: Int64[ndarray, "n"], split: str) -> Int64[ndarray, "m"]:
+    order = np.random.default_rng(CUT_SEED).permutation(len(labels))
+    n_train = round(CUT_TRAIN * len(labels))
+    parts = {"train": order[:n_train], "test": order[n_train:]}
+    if split not in parts:
+        raise InvalidData(f"this torchvision set has the splits train and test, not {split!r}")
+    return np.sort(parts[split])
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a set, in the order of `indices`."""
+
+    source: ImageSet
+    indices: Int64[ndarray, "n"]
+
+    @property
+    def names(self) -> list[str]:
+        return [self.source.names[i] for i in self.indices]
+
+    @property
+    def labels(self) -> Int64[ndarray, "n"] | None:
+        return None if self.source.labels is None else self.source.labels[self.indices]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.source.classes)
+
+    def image(self, index: int, draft_px: int | None = None) -> Image.Image:
+        return self.source.image(int(self.indices[index]), draft_px)
+
+
+def pick_labels(labels: Int64[ndarray, "n"], amount: float, seed: int) -> Int64[ndarray, "m"]:
+    """Indices of a random part of the labelled images: a fraction in (0, 1], or from 1 on a number for every class.
+
+    The draw depends on (labels, amount, seed) alone, so methods that are compared see the same images.
+
+    Raises:
+        InvalidArgument: the amount is not positive, or more than a class has.
+    """
+    rng = np.random.default_rng(seed)
+    if amount <= 0:
+        raise InvalidArgument(f"--labels {amount}: give a fraction in (0, 1] or a number for every class")
+    if amount == 1:
+        return np.arange(len(labels))
+    if amount < 1:
+        n = max(1, round(amount * len(labels)))
+        return np.sort(rng.permutation(len(labels))[:n])
+    picked = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if amount != int(amount) or amount > len(members):
+            raise InvalidArgument(f"--labels {amount:g}: class {label} has {len(members)} images")
+        picked.append(rng.permutation(members)[: int(amount)])
+    return np.sort(np.concatenate(picked))
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a worker is asked for: which image, and the seed of its augmentation."""
+
+    index: int
+    seed: int
+
+
+@dataclass
+class Batch:
+    """Views of n images: one tensor [n,3,H,W] for each crop, labels where known, names of images that were skipped."""
+
+    views: list[Tensor]
+    labels: Tensor | None
+    skipped: list[str] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> Batch:
+        labels = self.labels.to(device) if self.labels is not None else None
+        return Batch([v.to(device, non_blocking=True) for v in self.views], labels, self.skipped)
+
+
+class Views(Dataset[tuple[list[Tensor], int, list[str]]]):
+    """Augmented views by `Item`; an image that cannot be read is named and the next readable one takes its place."""
+
+    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Any], draft_px: int) -> None:
+        self._images = images
+        self._transform = transform
+        self._draft_px = draft_px
+
+    def __getitem__(self, item: Item) -> tuple[list[Tensor], int, list[str]]:
+        skipped: list[str] = []
+        n = len(self._images.names)
+        for step in range(n):
+            index = (item.index + step) % n
+            try:
+                image = self._images.image(index, self._draft_px)
+            except InvalidImage as error:
+                skipped.append(str(error))
+                continue
+            label = -1 if self._images.labels is None else int(self._images.labels[index])
+            with seeded(item.seed):
+                views = self._transform(image)
+            return (views if isinstance(views, list) else [views]), label, skipped
+        raise InvalidData(f"none of the {n} images can be read; the first: {skipped[0]}")
+
+
+class seeded:
+    """Every global generator that augmentations draw from, seeded inside the block and as before after it."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __enter__(self) -> None:
+        self._states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+        random.seed(self._seed)
+        np.random.seed(self._seed % 2**32)
+        torch.default_generator.manual_seed(self._seed)
+
+    def __exit__(self, *_: object) -> None:
+        random.setstate(self._states[0])
+        np.random.set_state(self._states[1])
+        torch.random.set_rng_state(self._states[2])
+
+
+class StepSampler(Sampler[list[Item]]):
+    """Batches of steps `first_step` to `total_steps`; process `rank` of `world` gets its rows of every global batch.
+
+    Images go by shuffled epochs; an epoch's rest that fills no batch is dropped.
+    """
+
+    def __init__(
+        self,
+        n_images: int,
+        batch_size: int,
+        total_steps: int,
+        seed: int,
+        first_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._n, self._batch, self._total, self._seed = n_images, batch_size, total_steps, seed
+        self._first, self._rank, self._world = first_step, rank, world
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for step in range(self._first, self._total):
+            yield [self.item(step, row) for row in range(self._rank, self._batch, self._world)]
+
+    def item(self, step: int, row: int) -> Item:
+        """Which image, augmented how, is row `row` of the global batch of a step."""
+        per_epoch = self._n // self._batch
+        epoch, within = divmod(step, per_epoch)
+        if getattr(self, "_order_of", None) != epoch:
+            self._order = np.random.default_rng((self._seed, epoch)).permutation(self._n)
+            self._order_of = epoch
+        seed = np.random.SeedSequence((self._seed, step, row)).generate_state(1, np.uint64)[0]
+        return Item(int(self._order[within * self._batch + row]), int(seed) >> 1)
+
+
+class StepLoader(DataLoader[Any]):
+    """A loader that starts at the sampler's first step: Lightning may resume in the middle of an epoch with it."""
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore: the sampler was made for the step to start at."""
+
+
+def collate(rows: list[tuple[list[Tensor], int, list[str]]]) -> Batch:
+    views = [torch.stack(crop) for crop in zip(*(row[0] for row in rows), strict=True)]
+    labels = torch.tensor([row[1] for row in rows])
+    return Batch(views, labels if (labels >= 0).all() else None, [name for row in rows for name in row[2]])

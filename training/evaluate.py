@@ -1,0 +1,197 @@
+"""Measure masks on a set of images, through the engine and the image code that serve.
+
+For the frozen backbone and every mask: signs without labels on the train split; with labels kNN and linear probe on the
+test split, with all labels or a few (several draws, the same for every mask).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+from torch import Tensor
+
+from smn_core.engine import Engine
+from smn_core.errors import InvalidArgument, InvalidData
+from smn_core.images import draft_side_px
+from smn_core.imageset import ImageSet
+from smn_core.mask import TaskMask
+from smn_core.offline import Progress, batches, embed_batches, loader, silent
+from training import probes, signs
+from training.data import Subset, open_split, pick_labels, seeded
+from training.supervised import transform_for
+
+VIEW_IMAGES = 500
+VIEW_SCALE = (0.4, 1.0)
+VIEW_SEEDS = 1_000_003
+DECODE_THREADS = 2
+PROBES = ("knn", "linear")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Embeddings of one split through one mask; rows of unreadable images are left out of all three."""
+
+    z: Float32[ndarray, "n d"]
+    labels: Int64[ndarray, "n"] | None
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. `labels`: fractions or numbers per class, each drawn `seeds` times; all labels always."""
+
+    data: str
+    probes: Sequence[str] = PROBES
+    labels: Sequence[float] = ()
+    seeds: int = 5
+    train_split: str = "train"
+    test_split: str = "test"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.probes) - set(PROBES)):
+            raise InvalidArgument(f"unknown probe {unknown[0]!r}: choose {', '.join(PROBES)}")
+        if self.seeds < 1:
+            raise InvalidArgument(f"--seeds {self.seeds}: at least 1")
+
+
+def evaluate(
+    engine: Engine, masks: Sequence[tuple[str, TaskMask]], plan: Plan, progress: Progress = silent
+) -> dict[str, Any]:
+    """Rows of results, the untouched backbone first, as plain data.
+
+    Raises:
+        InvalidData: no such split, no readable image, a split without the labels that the other has.
+        WrongBackbone: a mask does not fit.
+    """
+    train, test = open_split(plan.data, plan.train_split), _test_images(plan)
+    for _, task in masks:
+        engine.prepare(task)
+    rows: list[dict[str, Any]] = []
+    frozen: Features | None = None
+    everything: list[tuple[str, TaskMask | None]] = [("frozen", None), *masks]
+    for name, mask in everything:
+        digest = mask.digest if mask is not None else None
+        bank = embed(engine, digest, train, plan.batch_size, progress)
+        row: dict[str, Any] = {"name": name, "digest": digest}
+        if mask is not None:
+            row["density"] = mask.density
+        views = [embed_view(engine, digest, train, seed, plan.batch_size) for seed in (0, 1)]
+        row["signs"] = {
+            "effective_rank": signs.effective_rank(bank.z),
+            "view_agreement": signs.view_agreement(*views),
+            "neighbours_kept": signs.neighbours_kept(bank.z, (frozen or bank).z),
+        }
+        frozen = frozen or bank
+        if test is not None:
+            row |= _scores(bank, embed(engine, digest, test, plan.batch_size, progress), plan)
+        row["skipped"] = len(bank.skipped)
+        rows.append(row)
+    return {
+        "data": Path(plan.data).name,
+        "train_images": len(train.names),
+        "test_images": len(test.names) if test is not None else 0,
+        "image_size": int(engine.backbone.preprocess["input_size"][-1]),
+        "knn_k": probes.neighbours_for(len(train.names)),
+        "seeds": plan.seeds,
+        "rows": rows,
+    }
+
+
+def embed(
+    engine: Engine, digest: str | None, images: ImageSet, batch_size: int, progress: Progress = silent
+) -> Features:
+    """Embeddings of every readable image, in order.
+
+    Raises:
+        InvalidData: none can be read.
+    """
+    skipped: list[str] = []
+    inputs = batches(len(images.names), loader(images, engine), batch_size, DECODE_THREADS, skipped)
+    return _collect(engine, digest, images, inputs, skipped, progress)
+
+
+def embed_view(
+    engine: Engine, digest: str | None, images: ImageSet, seed: int, batch_size: int
+) -> Float32[ndarray, "n d"]:
+    """Embeddings of one random crop of up to `VIEW_IMAGES` images; crops depend on (seed, image) alone."""
+    preprocess = dict(engine.backbone.preprocess)
+    transform, draft_px = transform_for(VIEW_SCALE, preprocess), draft_side_px(preprocess)
+    picked = np.random.default_rng(0).permutation(len(images.names))[:VIEW_IMAGES]
+    subset = Subset(images, np.sort(picked))
+
+    def load(index: int) -> Tensor:
+        image = subset.image(index, draft_px)
+        with seeded(VIEW_SEEDS * (seed + 1) + index):
+            return transform(image)
+
+    skipped: list[str] = []
+    # One thread: the crops draw from global generators.
+    inputs = batches(len(subset.names), load, batch_size, 1, skipped)
+    return _collect(engine, digest, subset, inputs, skipped, silent).z
+
+
+def _collect(
+    engine: Engine,
+    digest: str | None,
+    images: ImageSet,
+    inputs: Iterator[tuple[list[int], Tensor]],
+    skipped: list[str],
+    progress: Progress,
+) -> Features:
+    kept: list[int] = []
+    rows: list[ndarray] = []
+    for indices, z in embed_batches(engine, digest, inputs):
+        kept += indices
+        rows.append(z.numpy())
+        progress(len(indices))
+    if not rows:
+        raise InvalidData(f"none of the {len(images.names)} images can be read; the first: {skipped[0]}")
+    labels = images.labels[kept] if images.labels is not None else None
+    return Features(np.concatenate(rows), labels, tuple(skipped))
+
+
+def _test_images(plan: Plan) -> ImageSet | None:
+    """The test split where there is one with labels; without labels there is nothing to score."""
+    try:
+        test = open_split(plan.data, plan.test_split)
+    except InvalidData:
+        return None
+    return test if test.labels is not None else None
+
+
+def _scores(bank: Features, test: Features, plan: Plan) -> dict[str, Any]:
+    if bank.labels is None or test.labels is None:
+        raise InvalidData("the train split has no labels and the test split has")
+    n_classes = int(max(bank.labels.max(), test.labels.max())) + 1
+    found: dict[str, Any] = {}
+    if "knn" in plan.probes:
+        found["knn"] = probes.accuracy(probes.knn(bank.z, bank.labels, test.z, n_classes), test.labels)
+    if "linear" in plan.probes:
+        found["linear"] = probes.accuracy(probes.linear(bank.z, bank.labels, test.z), test.labels)
+        low = {f"{amount:g}": _low_shot(bank, test, amount, plan.seeds) for amount in plan.labels}
+        if low:
+            found["low_shot"] = low
+    return found
+
+
+def _low_shot(bank: Features, test: Features, amount: float, seeds: int) -> dict[str, Any]:
+    """Linear probe on a few labels, several draws; the draws are the same for every mask."""
+    assert bank.labels is not None
+    assert test.labels is not None
+    scores = []
+    for seed in range(seeds):
+        picked = pick_labels(bank.labels, amount, seed)
+        predicted = probes.linear(bank.z[picked], bank.labels[picked], test.z)
+        scores.append(probes.accuracy(predicted, test.labels))
+    return {
+        "mean": float(np.mean(scores)),
+        "deviation": float(np.std(scores, ddof=1 if seeds > 1 else 0)),
+        "all": scores,
+    }

@@ -1,0 +1,163 @@
+"""One step of learning, whatever the objective: the LightningModule that owns model, head and optimiser."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float
+from timm.layers import Format
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from smn_core.backbone import Backbone
+from training import masking
+from training.data import Batch
+from training.recipes import Config
+from training.supervised import Classifier
+from training.swav import Swav
+
+MASKS = ("swav", "supervised")
+"""Objectives that learn a mask; the others learn all weights."""
+
+
+class Learner(pl.LightningModule):
+    """Learns the scores of a backbone's mask, or all its weights.
+
+    Args:
+        backbone: float32; its model is taken over.
+        config: the recipe.
+        total_steps: length of the schedule.
+        n_classes: for the objectives with labels.
+        world_size: processes that share a batch.
+    """
+
+    def __init__(
+        self, backbone: Backbone, config: Config, total_steps: int, n_classes: int = 0, world_size: int = 1
+    ) -> None:
+        super().__init__()
+        self.config, self.total_steps, self.fingerprint = config, total_steps, backbone.fingerprint
+        self.model = backbone.model
+        accept_any_size(self.model)
+        self.learns_mask = config.objective in MASKS
+        if self.learns_mask:
+            masking.attach(self.model, backbone.layout, config.mask)
+        else:
+            self.model.requires_grad_(True)
+        self.swav: Swav | None = None
+        self.classifier: Classifier | None = None
+        if config.objective in ("swav", "swav-finetune"):
+            self.swav = Swav(backbone.n_features, config.swav, world_size)
+        else:
+            self.classifier = Classifier(backbone.n_features, n_classes, masked=config.masked_head, rule=config.mask)
+        # 1 / root mean square of each tensor's first gradient; 0 until it was seen.
+        self.register_buffer("gradient_scales", torch.zeros(len(self.learned())))
+        self.skipped: dict[str, None] = {}
+
+    def learned(self) -> list[nn.Parameter]:
+        """What the objective is about: the scores, or all weights of the model."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        head = self.swav if self.swav is not None else self.classifier
+        assert head is not None
+        return [p for p in head.parameters() if p.requires_grad]
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        with parametrize.cached():
+            loss = self._swav_loss(batch) if self.swav is not None else self._label_loss(batch)
+        self.skipped.update(dict.fromkeys(batch.skipped))
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+    def _swav_loss(self, batch: Batch) -> Tensor:
+        assert self.swav is not None
+        self.swav.head.normalise()
+        n_big, n = self.config.swav.crops.n_big, batch.views[0].shape[0]
+        big = self.embed(torch.cat(batch.views[:n_big])).view(n_big, n, -1)
+        small = batch.views[n_big:]
+        low = self.embed(torch.cat(small)).view(len(small), n, -1) if small else big[:0]
+        return cast("Tensor", self.swav(big, low, self.global_step / self.total_steps))
+
+    def _label_loss(self, batch: Batch) -> Tensor:
+        assert self.classifier is not None
+        assert batch.labels is not None
+        return cast("Tensor", self.classifier(self.embed(batch.views[0]), batch.labels))
+
+    def embed(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """Embeddings of crops of one size."""
+        return cast("Tensor", self.model(x))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        self.model.train()
+        if self.config.freeze_norm:
+            for module in self.model.modules():
+                if "running_mean" in module._buffers:
+                    module.eval()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+        step, learned = self.global_step, self.learned()
+        if step < self.config.head_steps:
+            for parameter in learned:
+                parameter.grad = None
+        elif self.config.lr_per_tensor:
+            self._scale_gradients(learned)
+        if self.swav is not None and (step < self.config.swav.frozen_steps or self.config.swav.frozen_steps < 0):
+            self.swav.head.prototypes.weight.grad = None
+
+    @torch.no_grad()
+    def _scale_gradients(self, learned: list[nn.Parameter]) -> None:
+        scales = cast("Tensor", self.gradient_scales)
+        if not scales.any():
+            squares = [p.grad.square().mean() if p.grad is not None else scales.new_zeros(()) for p in learned]
+            scales.copy_(torch.stack(squares).sqrt().clamp_min(1e-20).reciprocal())
+        for parameter, scale in zip(learned, scales, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        groups = [
+            {"params": self.learned(), "lr": config.lr, "weight_decay": config.weight_decay},
+            {"params": self.head_parameters(), "lr": config.head_lr, "weight_decay": config.head_weight_decay},
+        ]
+        optimiser = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, [self._schedule, self._head_schedule])
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _schedule(self, step: int) -> float:
+        """Cosine to 0 over the steps that move the scores, after a linear warm-up that never starts at 0."""
+        start = self.config.head_steps
+        n_warm = round(self.config.warmup * (self.total_steps - start))
+        return warmup_cosine(max(0, step - start), self.total_steps - start, n_warm)
+
+    def _head_schedule(self, step: int) -> float:
+        return warmup_cosine(step, self.total_steps, round(self.config.warmup * self.total_steps))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["smn"] = self.identity()
+
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must agree in to be resumed."""
+        recipe = json.dumps(asdict(self.config), sort_keys=True)
+        return {"fingerprint": self.fingerprint, "recipe": recipe, "steps": str(self.total_steps)}
+
+
+def accept_any_size(model: nn.Module) -> None:
+    """Let a ViT take crops of several sizes, as timm's `dynamic_img_size=True` does; a change of no weight."""
+    if isinstance(model, VisionTransformer):
+        embed = model.patch_embed
+        embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
+        model.dynamic_img_size = True  # type: ignore[misc]
+
+
+def warmup_cosine(step: int, total: int, warmup: int) -> float:
+    """Factor of the learning rate: `(step + 1) / warmup` first, then half a cosine that ends at 0 after `total`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -1,0 +1,205 @@
+"""Recipes are functions: each returns a whole configuration; its docstring gives command, time and expected score."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from smn_core.errors import InvalidArgument
+from training.masking import MaskRule
+from training.swav import Crops, SwavConfig
+
+Objective = Literal["swav", "supervised", "finetune", "swav-finetune"]
+OBJECTIVES: tuple[Objective, ...] = ("swav", "supervised", "finetune", "swav-finetune")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run but its data, backbone and seed.
+
+    `lr` moves the scores (or all weights, for the two fine-tuning objectives), `head_lr` what is thrown away.
+    `lr_per_tensor` divides the gradient of every tensor by its root mean square at the first step that uses it.
+    Steps are `epochs` of the data; `steps`, where set, overrides them. During `head_steps` only the head learns.
+    """
+
+    name: str
+    objective: Objective = "swav"
+    epochs: float = 100
+    steps: int | None = None
+    batch_size: int = 64
+    lr: float = 50.0
+    lr_per_tensor: bool = False
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    head_lr: float = 0.15
+    head_weight_decay: float = 1e-6
+    head_steps: int = 0
+    mask: MaskRule = MaskRule()
+    swav: SwavConfig = SwavConfig()
+    masked_head: bool = False
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    freeze_norm: bool = False
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    fused_attention: bool = True
+    checkpoint_steps: int = 50
+
+    def total_steps(self, n_images: int) -> int:
+        """Optimiser steps of a run over a set of `n_images`."""
+        per_epoch = n_images // self.batch_size
+        return self.steps if self.steps is not None else max(1, round(self.epochs * per_epoch))
+
+
+RECIPES: dict[str, Callable[[], Config]] = {}
+
+
+def recipe(make: Callable[[], Config]) -> Callable[[], Config]:
+    """Register a recipe under its function's name."""
+    RECIPES[make.__name__.replace("_", "-")] = make
+    return make
+
+
+@recipe
+def resnet50_swav() -> Config:
+    """The paper's self-supervised mask: ResNet-50 with SwAV weights.
+
+    smn train --recipe resnet50-swav --backbone resnet50 --weights swav_800ep_pretrain.pth.tar
+    --data torchvision:cifar10
+
+    150 * 50000 / N epochs at batch 64, a day on one GPU. The paper reports kNN .921 on CIFAR-10 (frozen .832), .656 on
+    CIFAR-100 (.497), .971 on EuroSAT (.754). Not run here: no GPU and no such weights on this machine.
+    """
+    return Config("resnet50-swav", steps=150 * 50_000 // 64)
+
+
+@recipe
+def resnet18_swav() -> Config:
+    """The paper's recipe on the small ResNet, whose head is 512 wide.
+
+    smn train --recipe resnet18-swav --backbone resnet18 --data torchvision:cifar10
+
+    Half a day on one GPU. Not run here.
+    """
+    return Config("resnet18-swav", steps=150 * 50_000 // 64)
+
+
+@recipe
+def resnet_supervised() -> Config:
+    """The paper's supervised mask of a ResNet: a random classifier whose mask is learned with the backbone's.
+
+    smn train --recipe resnet-supervised --objective supervised --backbone resnet50 --data torchvision:cifar10
+
+    150 epochs, 40 of them warm-up. The paper reports .962 on CIFAR-10. Not run here.
+    """
+    return Config(
+        "resnet-supervised",
+        objective="supervised",
+        epochs=150,
+        warmup=40 / 150,
+        masked_head=True,
+        crop_scale=(0.08, 1.0),
+    )
+
+
+@recipe
+def vit_clip_supervised() -> Config:
+    """The paper's supervised mask of CLIP's ViT-B/32.
+
+    smn train --recipe vit-clip-supervised --objective supervised --backbone vit_base_patch32_clip_224.openai
+    --data torchvision:cifar10
+
+    32 epochs. timm's CLIP towers have no projection when built without classes, so an ordinary linear head takes the
+    place of the paper's masked projection and text similarities. Not run here.
+    """
+    return Config("vit-clip-supervised", objective="supervised", epochs=32, lr=10.0, head_lr=0.01)
+
+
+SMALL_CROPS = Crops(n_small=2, big_scale=(0.4, 1.0), small_scale=(0.2, 0.4), jitter=0.5)
+SMALL_SWAV = SwavConfig(crops=SMALL_CROPS, projection=32, prototypes=64, queue=0, frozen_steps=-1, centre=True)
+
+
+@recipe
+def small_vit() -> Config:
+    """A ViT-Tiny on a few thousand images, in minutes on two CPU cores.
+
+    smn train --recipe small-vit --backbone vit_tiny_patch16_224 --weights vit_tiny_patch16_224.safetensors
+    --data rsscn7 --out rsscn7.smn
+
+    Times and scores: docs/results.md.
+    """
+    return Config(
+        "small-vit",
+        steps=140,
+        batch_size=32,
+        lr=2e-3,
+        lr_per_tensor=True,
+        head_steps=40,
+        swav=SMALL_SWAV,
+        precision="bf16-mixed",
+        fused_attention=False,
+    )
+
+
+@recipe
+def tiny() -> Config:
+    """Digits-sized images and a model of a few hundred thousand weights: seconds. For tests and for a first look.
+
+    smn train --recipe tiny --backbone test_vit --image-size 32 --data digits.npz --out digits.smn
+    """
+    crops = Crops(big_px=32, small_px=16, n_small=2, big_scale=(0.5, 1.0), small_scale=(0.3, 0.5), jitter=0.5, flip=0.0)
+    swav = SwavConfig(crops=crops, projection=16, prototypes=32, queue=0, frozen_steps=-1, centre=True)
+    return Config("tiny", steps=40, batch_size=32, lr=2e-3, lr_per_tensor=True, head_steps=10, swav=swav)
+
+
+def find_recipe(name: str) -> Config:
+    """The configuration of a recipe by name.
+
+    Raises:
+        InvalidArgument: there is none of this name.
+    """
+    if name not in RECIPES:
+        raise InvalidArgument(f"unknown recipe {name!r}: choose {', '.join(RECIPES)}")
+    return RECIPES[name]()
+
+
+def override(config: Config, settings: list[str]) -> Config:
+    """Change single settings: `["steps=100", "mask.share=0.5", "swav.crops.big_px=96"]`; values are JSON.
+
+    Raises:
+        InvalidArgument: no such setting, or a value of another kind.
+    """
+    for text in settings:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise InvalidArgument(f"--set {text!r}: write NAME=VALUE")
+        config = _replace(config, path.split("."), value, text)
+    return config
+
+
+def _replace(config: Any, path: list[str], value: str, text: str) -> Any:
+    names = [f.name for f in dataclasses.fields(config)]
+    if path[0] not in names:
+        raise InvalidArgument(f"--set {text!r}: no setting {path[0]!r}; there are {', '.join(names)}")
+    present = getattr(config, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(present):
+            raise InvalidArgument(f"--set {text!r}: {path[0]} has no parts")
+        return dataclasses.replace(config, **{path[0]: _replace(present, path[1:], value, text)})
+    return dataclasses.replace(config, **{path[0]: _parse(present, value, text)})
+
+
+def _parse(present: Any, value: str, text: str) -> Any:
+    if isinstance(present, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise InvalidArgument(f"--set {text!r}: {value!r} is not a number, true, false, null or list") from error
+    if isinstance(present, tuple):
+        parsed = tuple(parsed) if isinstance(parsed, list) else parsed
+    if present is not None and not isinstance(parsed, (int, float) if isinstance(present, float) else type(present)):
+        raise InvalidArgument(f"--set {text!r}: expected something like {present!r}")
+    return parsed

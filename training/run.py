@@ -1,0 +1,333 @@
+"""Images in, mask file out: one run of learning, with checkpoints, curve and plots in `FILE.run/`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.plugins.environments import TorchElasticEnvironment
+from timm.layers import set_fused_attn
+
+from smn_core import tensorfile
+from smn_core.backbone import Backbone, load_backbone
+from smn_core.errors import InvalidArgument, InvalidData, InvalidWeights
+from smn_core.files import write_bytes
+from smn_core.images import ImageReader, draft_side_px
+from smn_core.imageset import ImageSet
+from smn_core.mask import TaskMask
+from smn_core.maskfile import write_mask
+from smn_core.plots import density_plot
+from smn_core.spec import BackboneSpec
+from training import export, supervised, swav
+from training.data import StepLoader, StepSampler, Subset, Views, collate, open_split, pick_labels
+from training.learner import MASKS, Learner
+from training.plots import curve_plot
+from training.recipes import Config
+from training.watch import Curve, StopCleanly, StuckAtUniform
+
+CENTRE_IMAGES = 512
+CHECKPOINT = "last.ckpt"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks of a run. `labels`: a fraction or a number per class, None for all."""
+
+    spec: BackboneSpec
+    data: str
+    config: Config
+    out: Path
+    split: str = "train"
+    seed: int = 0
+    labels: float | None = None
+    resume: bool = False
+    overwrite: bool = False
+    workers: int = 1
+    command: Sequence[str] = ()
+
+    @property
+    def folder(self) -> Path:
+        return self.out.with_name(f"{self.out.stem}.run")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left: its output, the mask if it learned one, how long it took, what it had to say."""
+
+    out: Path
+    mask: TaskMask | None
+    seconds: float
+    final_loss: float
+    skipped: tuple[str, ...]
+    warning: str | None
+
+
+def train(request: Request) -> Result:
+    """Run, or resume, and write the result. Under torchrun every process calls it; process 0 writes.
+
+    Raises:
+        SMNError: anything about the request that cannot work, before the first step.
+        KeyboardInterrupt: ctrl-C; a checkpoint was written.
+    """
+    _quieten()
+    rank, world = _process()
+    checkpoint = _checkpoint_of(request)
+    images = _images_of(request)
+    backbone = load_backbone(request.spec)
+    if backbone.dtype != torch.float32:
+        raise InvalidArgument(f"--dtype {backbone.dtype}: training keeps float32 weights; set precision=bf16-mixed")
+    root_state = export.running_state(backbone)
+    set_fused_attn(request.config.fused_attention)
+    pl.seed_everything(request.seed, verbose=False)
+    learner = _learner_of(request, backbone, images, world)
+    if checkpoint is not None:
+        first_step = _require_same_run(checkpoint, learner)
+    else:
+        first_step = 0
+        if request.config.swav.centre and learner.swav is not None:
+            _set_centre(learner, backbone, images)
+    loader = _loader_of(request, learner, backbone, images, first_step, rank, world)
+    request.folder.mkdir(parents=True, exist_ok=True)
+    curve, stuck = Curve(), StuckAtUniform()
+    trainer = _trainer_of(request, learner, backbone, world, [curve, stuck])
+    began = time.perf_counter()
+    _fit(trainer, learner, loader, checkpoint)
+    seconds = time.perf_counter() - began
+    result = Result(
+        request.out,
+        _write_output(request, backbone, learner, root_state, images) if rank == 0 else None,
+        seconds,
+        curve.rows[-1]["loss"] if curve.rows else float("nan"),
+        tuple(learner.skipped),
+        stuck.message,
+    )
+    if rank == 0:
+        _write_folder(request, learner, curve, result)
+    return result
+
+
+def _process() -> tuple[int, int]:
+    """Rank and number of processes: torchrun's, or one."""
+    if TorchElasticEnvironment.detect():
+        environment = TorchElasticEnvironment()
+        return environment.global_rank(), environment.world_size()
+    return 0, 1
+
+
+def _checkpoint_of(request: Request) -> Path | None:
+    """The checkpoint to resume from; refuses to write over an earlier run that nobody said to drop."""
+    wanted = ".smn" if request.config.objective in MASKS else ".safetensors"
+    if request.out.suffix != wanted:
+        raise InvalidArgument(f"--out {request.out}: objective {request.config.objective} writes a {wanted} file")
+    if not request.out.parent.is_dir():
+        raise InvalidArgument(f"--out {request.out}: the folder {request.out.parent} does not exist")
+    path = request.folder / CHECKPOINT
+    if request.resume:
+        return path if path.exists() else None
+    if not request.overwrite and (path.exists() or request.out.exists()):
+        raise InvalidArgument(f"{request.out} or its run exists: continue it with --resume, or say --overwrite")
+    path.unlink(missing_ok=True)
+    return None
+
+
+def _images_of(request: Request) -> ImageSet:
+    images = open_split(request.data, request.split)
+    config = request.config
+    if config.objective in ("supervised", "finetune"):
+        labels = images.labels
+        if labels is None:
+            raise InvalidData(f"objective {config.objective} needs labels: {request.data} has no class folders")
+        if len(np.unique(labels)) < 2:
+            raise InvalidData(f"objective {config.objective} needs at least two classes, {request.data} has one")
+        if request.labels is not None:
+            images = Subset(images, pick_labels(labels, request.labels, request.seed))
+    elif request.labels is not None:
+        raise InvalidArgument(f"--labels is for objectives with labels; {config.objective} uses none")
+    n_images = len(images.names)
+    if n_images < config.batch_size:
+        raise InvalidData(f"{n_images} images do not fill one batch of {config.batch_size}: --set batch_size=...")
+    if config.objective in ("swav", "swav-finetune") and n_images < config.swav.prototypes:
+        raise InvalidData(
+            f"{n_images} images are fewer than {config.swav.prototypes} prototypes: --set swav.prototypes=..."
+        )
+    return images
+
+
+def _learner_of(request: Request, backbone: Backbone, images: ImageSet, world: int) -> Learner:
+    if request.config.batch_size % world:
+        raise InvalidArgument(f"a batch of {request.config.batch_size} cannot be shared by {world} processes")
+    total = request.config.total_steps(len(images.names))
+    return Learner(backbone, request.config, total, len(images.classes), world)
+
+
+def _require_same_run(path: Path, learner: Learner) -> int:
+    """The step that a checkpoint stopped after.
+
+    Raises:
+        InvalidWeights: it is damaged, or of another backbone, recipe or length.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        theirs, step = checkpoint["smn"], int(checkpoint["global_step"])
+    except Exception as error:  # unpickling damaged bytes raises anything
+        raise InvalidWeights(f"{path} is not a checkpoint of smn train: {str(error).splitlines()[0]}") from error
+    for key, ours in learner.identity().items():
+        if theirs.get(key) != ours:
+            raise InvalidWeights(
+                f"{path} was written by a run with another {key}: resume with the same options, or say --overwrite"
+            )
+    return step
+
+
+@torch.inference_mode()
+def _set_centre(learner: Learner, backbone: Backbone, images: ImageSet) -> None:
+    """Centre and spread of the frozen backbone's features over some training images, fixed for the run."""
+    assert learner.swav is not None
+    reader, draft_px = ImageReader(backbone.preprocess), draft_side_px(backbone.preprocess)
+    n_images = len(images.names)
+    picked = np.random.default_rng(0).permutation(n_images)[:CENTRE_IMAGES]
+    features = []
+    learner.model.eval()
+    for index in picked:
+        try:
+            x = reader.tensor(images.image(int(index), draft_px))
+        except InvalidData:
+            raise
+        except Exception:
+            continue
+        features.append(learner.model(x[None].to(backbone.device)).float().cpu())
+    z = torch.cat(features)
+    learner.swav.head.centre.copy_(z.mean(0))  # type: ignore[operator]
+    learner.swav.head.spread.copy_(z.std(0).clamp_min(1e-6))  # type: ignore[operator]
+
+
+def _loader_of(
+    request: Request, learner: Learner, backbone: Backbone, images: ImageSet, first_step: int, rank: int, world: int
+) -> StepLoader:
+    config, preprocess = request.config, dict(backbone.preprocess)
+    if learner.swav is not None:
+        transform: Any = swav.transform_for(config.swav.crops, preprocess)
+    else:
+        transform = supervised.transform_for(config.crop_scale, preprocess)
+    sampler = StepSampler(
+        len(images.names), config.batch_size, learner.total_steps, request.seed, first_step, rank, world
+    )
+    return StepLoader(
+        Views(images, transform, draft_side_px(preprocess)),
+        batch_sampler=sampler,
+        num_workers=request.workers,
+        collate_fn=collate,
+        pin_memory=backbone.device.type == "cuda",
+    )
+
+
+def _trainer_of(
+    request: Request, learner: Learner, backbone: Backbone, world: int, watchers: list[pl.Callback]
+) -> pl.Trainer:
+    on_gpu = backbone.device.type == "cuda"
+    devices = torch.cuda.device_count() if on_gpu and world > 1 else 1
+    saver = ModelCheckpoint(
+        dirpath=request.folder,
+        filename=CHECKPOINT.removesuffix(".ckpt"),
+        every_n_train_steps=min(request.config.checkpoint_steps, learner.total_steps),
+        save_top_k=1,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+    return pl.Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=[backbone.device.index or 0] if on_gpu and world == 1 else devices,
+        num_nodes=world // devices,
+        strategy="ddp" if world > 1 else "auto",
+        sync_batchnorm=on_gpu and world > 1,
+        precision=request.config.precision,
+        max_steps=learner.total_steps,
+        max_epochs=1,
+        use_distributed_sampler=False,
+        callbacks=[*watchers, RichProgressBar(), saver, StopCleanly(request.folder / CHECKPOINT)],
+        logger=False,
+        enable_model_summary=False,
+        benchmark=False,
+    )
+
+
+def _fit(trainer: pl.Trainer, learner: Learner, loader: StepLoader, checkpoint: Path | None) -> None:
+    try:
+        trainer.fit(learner, loader, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stopped:  # Lightning turns ctrl-C into exit code 1
+        raise KeyboardInterrupt from stopped
+    finally:
+        # Lightning moved the model; what follows (export) reads it on the CPU.
+        learner.cpu()
+
+
+def _write_output(
+    request: Request, backbone: Backbone, learner: Learner, root_state: dict[str, torch.Tensor], images: ImageSet
+) -> TaskMask | None:
+    if not learner.learns_mask:
+        weights = {name: tensor.numpy() for name, tensor in export.plain_state(learner.model).items()}
+        write_bytes(request.out, tensorfile.to_bytes(weights, {"format": "pt", "model": backbone.model_json}))
+        return None
+    recipe = {**asdict(request.config), "seed": request.seed, "total_steps": learner.total_steps}
+    metadata = {
+        "objective": request.config.objective,
+        "dataset": Path(request.data).name,
+        "recipe": tensorfile.canonical_json(recipe),
+    }
+    mask = export.to_mask(
+        backbone, learner.model, root_state, metadata, learner.classifier, tuple(str(c) for c in images.classes)
+    )
+    return write_mask(mask, request.out)
+
+
+def _write_folder(request: Request, learner: Learner, curve: Curve, result: Result) -> None:
+    folder = request.folder
+    curve.write(folder / "curve.csv")
+    curve_plot(curve.rows, folder / "curve.png", request.out.stem)
+    if result.mask is not None:
+        density_plot(result.mask, folder / "density.png", request.out.stem)
+    write_bytes(folder / "README.md", _readme(request, learner, result).encode())
+
+
+def _readme(request: Request, learner: Learner, result: Result) -> str:
+    lines = [f"# {request.out.name}", "", "```sh", shlex.join(request.command), "```", ""]
+    facts = {
+        "objective": request.config.objective,
+        "recipe": request.config.name,
+        "backbone": f"{request.spec.name}, fingerprint {learner.fingerprint}",
+        "data": f"{request.data}, split {request.split}",
+        "seed": request.seed,
+        "steps": learner.total_steps,
+        "time": f"{result.seconds:.0f} s",
+        "last loss": f"{result.final_loss:.4f}",
+        "torch": torch.__version__,
+    }
+    if result.mask is not None:
+        facts["density"] = f"{result.mask.density:.6f} ({result.mask.n_off} of {result.mask.layout.n_weights} OFF)"
+        facts["digest"] = result.mask.digest
+    facts["skipped images"] = len(result.skipped)
+    lines += [f"- {key}: {value}" for key, value in facts.items()]
+    lines += [f"  - {name}" for name in result.skipped]
+    if result.warning:
+        lines += ["", f"**Warning:** {result.warning}"]
+    lines += ["", "Configuration:", "", "```json", json.dumps(asdict(request.config), indent=2), "```", ""]
+    return "\n".join(lines)
+
+
+def _quieten() -> None:
+    """Lightning advises on workers, logging and devices; none of it is news to whoever runs a recipe."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
+    warnings.filterwarnings("ignore", module=r"lightning_fabric\.")
+    warnings.filterwarnings("ignore", module=r"lightly\.")

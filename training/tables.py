@@ -1,0 +1,41 @@
+"""The tables of `smn evaluate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def results(found: dict[str, Any]) -> None:
+    """Scores with labels, then the signs without; the untouched backbone is the first row."""
+    console, rows = Console(), found["rows"]
+    low = list(rows[0].get("low_shot", {}))
+    title = f"{found['data']}: {found['train_images']} train, {found['test_images']} test, {found['image_size']} px"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("", overflow="fold")
+    columns = [name for name in ("knn", "linear") if name in rows[0]]
+    headings = {"knn": f"kNN ({found['knn_k']})", "linear": "probe"}
+    for name in columns:
+        table.add_column(headings[name], justify="right")
+    for amount in low:
+        table.add_column(f"{amount} labels", justify="right")
+    for heading in ("density", "rank", "agreement", "kept"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        few = [f"{row['low_shot'][a]['mean']:.3f} ± {row['low_shot'][a]['deviation']:.3f}" for a in low]
+        sign = row["signs"]
+        table.add_row(
+            row["name"],
+            *(f"{row[name]:.4f}" for name in columns),
+            *few,
+            f"{row['density']:.6f}" if "density" in row else "",
+            f"{sign['effective_rank']:.1f}",
+            f"{sign['view_agreement']:.3f}",
+            f"{sign['neighbours_kept']:.3f}",
+        )
+    console.print(table)
+    skipped = max(row["skipped"] for row in rows)
+    if skipped:
+        console.print(f"{skipped} images could not be read and were left out.")

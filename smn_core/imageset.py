@@ -23,6 +23,7 @@ MAX_CLASSES = 1_000_000
 
 
 @runtime_checkable
+@runtime_checkable
 class ImageSet(Protocol):
     """Images in a fixed order, with labels where they are known (indices into `classes`)."""
 

@@ -83,7 +83,7 @@ def container(metadata: Mapping[str, str], tensors: Tensors) -> bytes:
             "data_offsets": [len(body), len(body) + len(data)],
         }
         body += data
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + body
 

@@ -41,7 +41,8 @@ class Learner(pl.LightningModule):
         self, backbone: Backbone, config: Config, total_steps: int, n_classes: int = 0, world_size: int = 1
     ) -> None:
         super().__init__()
-        self.config, self.total_steps, self.fingerprint = config, total_steps, backbone.fingerprint
+        self.config, self.total_steps, self.world_size = config, total_steps, world_size
+        self.fingerprint = backbone.fingerprint
         self.model = backbone.model
         accept_any_size(self.model)
         self.learns_mask = config.objective in MASKS
@@ -90,8 +91,12 @@ class Learner(pl.LightningModule):
         return cast("Tensor", self.classifier(self.embed(batch.views[0]), batch.labels))
 
     def embed(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """Embeddings of crops of one size."""
-        return cast("Tensor", self.model(x))
+        """Embeddings of crops of one size.
+
+        While only the head learns nothing flows back into the model; DDP in contrast wants every gradient.
+        """
+        with torch.set_grad_enabled(self.global_step >= self.config.head_steps or self.world_size > 1):
+            return cast("Tensor", self.model(x))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         self.model.train()

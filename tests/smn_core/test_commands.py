@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from smn_core.engine import Engine, Segment
 from smn_core.images import ImageReader
 from smn_core.maskfile import read_mask, write_mask
 from smn_core.spec import BackboneSpec
-from tests.smn_core.builders import plain_model, write_images
+from tests.smn_core.builders import TINY_VIT, plain_model, write_images
 
 REPOSITORY = Path(smn.__file__).parent
 NAMES = ["b/2.png", "a/10.png", "a/9.png", "b/1.PNG"]
@@ -181,8 +181,6 @@ def test_inspect_draws_the_densities(world, run, out, suffix):
 
 def test_inspect_shows_brackets_as_they_are(world, run, tmp_path, make_mask):
     """Text of a mask file is shown, never taken for markup."""
-    from dataclasses import replace
-
     file = tmp_path / "x[bold].smn"
     write_mask(replace(read_mask(world.mask), metadata={"dataset": "[red]a[/nothing]"}), file)
     ran = run("inspect", file, file)
@@ -246,13 +244,12 @@ def test_embed_lists_names_that_are_not_utf_8(world, run, out, tmp_path):
 
 def test_embed_takes_images_of_the_size_the_model_was_built_for(run, out, world, tmp_path):
     """--model-arg img_size makes a model and images that fit each other."""
-    torch.save(plain_model("test_vit", {"img_size": 64}).state_dict(), tmp_path / "vit.pth")
-    ran = run(
-        "embed", world.images, "--out", out, "--backbone", "test_vit", "--weights", tmp_path / "vit.pth",
-        "--model-arg", "img_size=64", "--device", "cpu",
-    )  # fmt: skip
-    assert ran.code == 0
-    assert np.load(out).shape == (4, 64)
+    name, _, args = TINY_VIT
+    torch.save(plain_model(name, args).state_dict(), tmp_path / "vit.pth")
+    said = [part for key, value in args.items() for part in ("--model-arg", f"{key}={value}")]
+    model = ["--backbone", name, "--weights", tmp_path / "vit.pth", "--device", "cpu"]
+    assert run("embed", world.images, "--out", out, *model, *said).code == 0
+    assert np.load(out).shape == (4, 16)
 
 
 # export

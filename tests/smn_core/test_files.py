@@ -1,0 +1,64 @@
+"""A file is replaced whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from smn_core.errors import InvalidArgument
+from smn_core.files import replacing, write_bytes
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path):
+    """Readers see the old file until the new one is whole; nothing else stays in the folder."""
+    path = tmp_path / "x.bin"
+    write_bytes(path, b"old")
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".bin"
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path, failure):
+    """Whatever ends the writing, the old file stays and the temporary one goes."""
+    path = tmp_path / "x.bin"
+    write_bytes(path, b"old")
+    with pytest.raises(failure), replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise failure
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_has_the_rights_that_the_user_gives(tmp_path):
+    """The umask counts, as for any file; a temporary file's own rights do not."""
+    before = os.umask(0o027)
+    try:
+        write_bytes(tmp_path / "x.bin", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.bin").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("name", ["no/x.bin", "file/x.bin", "folder", "x" * 300 + ".bin"])
+def test_a_path_that_cannot_be_written_is_refused(tmp_path, name):
+    """A missing folder, a file as folder, a folder as file and a name too long are InvalidArgument."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidArgument, match="cannot write"):
+        write_bytes(tmp_path / name, b"x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_file_in_the_working_folder_needs_no_folder(tmp_path, monkeypatch):
+    """A bare name is written where the user is."""
+    monkeypatch.chdir(tmp_path)
+    write_bytes(Path("x.bin"), b"x")
+    write_bytes("y.bin", b"y")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "y.bin"]

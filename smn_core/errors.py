@@ -73,3 +73,27 @@ class OverCapacity(SMNError):
     """More distinct masks in one batch than the engine has slots."""
 
     code = "over_capacity"
+
+
+class NotFound(SMNError):
+    """No mask or cascade of this name, version or digest; the message names near misses."""
+
+    code = "not_found"
+
+
+class Conflict(SMNError):
+    """The registry's state forbids it: the current version alone, or one that a cascade still needs."""
+
+    code = "conflict"
+
+
+class PreconditionFailed(SMNError):
+    """A guard of an upload (`If-Match`, `If-None-Match`) does not hold."""
+
+    code = "precondition_failed"
+
+
+class Unavailable(SMNError):
+    """Something that should come back: the registry is away, the server is draining."""
+
+    code = "unavailable"

@@ -1,0 +1,1 @@
+"""Names -> versions -> digests -> immutable blobs, in a directory or in Redis."""

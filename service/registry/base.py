@@ -1,0 +1,149 @@
+"""What a registry is: names -> versions -> digests -> immutable blobs. Two backends keep it, the same tests hold both.
+
+Every method is synchronous, thread-safe and safe with several processes on one registry. `resolve`, `entry` and `names`
+answer from memory or a few `stat` calls and may run on an event loop; everything that moves a blob or writes belongs in
+a worker thread.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from smn_core.errors import InvalidArgument
+
+Kind = Literal["masks", "cascades"]
+KINDS: tuple[Kind, ...] = ("masks", "cascades")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+GRACE_S = 3600.0
+"""How old an unreferenced blob must be before `collect` may take it: an upload writes its blob before its name."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a name. Numbers count up from 1 and are never used again; `uploaded` is UTC, ISO 8601."""
+
+    version: int
+    digest: str
+    bytes: int
+    uploaded: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name with all its versions, oldest first, and the current one."""
+
+    name: str
+    current: Version
+    versions: tuple[Version, ...]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a reference meant when it was resolved."""
+
+    name: str
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """The version an upload became; `created` is False where its digest was the current one already."""
+
+    version: Version
+    created: bool
+
+
+@runtime_checkable
+class Registry(Protocol):
+    """Masks and cascades of one backbone.
+
+    Raises, all methods:
+        NotFound: no such name, version or digest (near misses in the message).
+        Unavailable: the backend is away.
+    """
+
+    def resolve(self, kind: Kind, reference: str) -> Resolved:
+        """`name` (its current version), `name@3`, `name@sha256:...` (a version of this name with this digest)."""
+
+    def entry(self, kind: Kind, name: str) -> Entry:
+        """A name with its versions."""
+
+    def names(self, kind: Kind, limit: int = 100, after: str = "") -> Sequence[Entry]:
+        """Up to `limit` entries in order of names, those after `after`."""
+
+    def blob(self, digest: str) -> bytes:
+        """The bytes of a digest, checked against it."""
+
+    def publish(
+        self,
+        kind: Kind,
+        name: str,
+        data: bytes,
+        *,
+        needs: Sequence[str] = (),
+        if_match: str | None = None,
+        if_absent: bool = False,
+    ) -> Published:
+        """Store the blob, then make it the current version of a name in one atomic step.
+
+        The digest of the current version again: nothing changes. An older digest again: a new version. `needs` are the
+        digests of masks that a cascade is made of: they must be in the registry and cannot be deleted while it is.
+
+        Raises:
+            PreconditionFailed: the current digest is not `if_match`; or `if_absent` and the name exists.
+            Conflict: a digest of `needs` is not in the registry (any more).
+        """
+
+    def set_current(self, kind: Kind, name: str, version: int) -> Version:
+        """Roll back or forward."""
+
+    def delete(self, kind: Kind, name: str, version: int | None = None) -> None:
+        """Delete one version, or the name with all of them. Version numbers are not used again even then.
+
+        Raises:
+            Conflict: the current version alone; or a cascade still needs a digest that nothing else would hold.
+        """
+
+    def collect(self, grace_s: float = GRACE_S) -> Sequence[str]:
+        """Delete the blobs that no version refers to and that are older than the grace period; returns their digests."""
+
+    def check(self) -> None:
+        """Raise Unavailable unless the backend answers now."""
+
+    def close(self) -> None:
+        """Stop following changes; give connections back."""
+
+
+def parse_reference(reference: str) -> tuple[str, int | str | None]:
+    """`name` -> (name, None), `name@3` -> (name, 3), `name@sha256:...` -> (name, digest).
+
+    Raises:
+        InvalidArgument: not a reference.
+    """
+    name, at, pin = reference.partition("@")
+    check_name(name)
+    if not at:
+        return name, None
+    if DIGEST.fullmatch(pin):
+        return name, pin
+    if re.fullmatch(r"[1-9][0-9]{0,8}", pin):
+        return name, int(pin)
+    raise InvalidArgument(f"{reference!r} is not a reference: write name, name@3 or name@sha256:<64 hex digits>")
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidArgument unless `name` may name a mask or cascade."""
+    if not NAME.fullmatch(name):
+        raise InvalidArgument(f"{name[:160]!r} is not a name: [a-z0-9][a-z0-9._-]*, at most 128 characters")
+
+
+def near_misses(name: str, names: Iterable[str]) -> str:
+    """`; near it: a, b`, or nothing."""
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f"; near it: {', '.join(near)}" if near else ""

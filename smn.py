@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from service.__main__ import app as service_verbs
 from smn_core.__main__ import app as core_verbs
 from smn_core.errors import SMNError
 from training.__main__ import app as training_verbs
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(core_verbs)
 app.add_typer(training_verbs)
+app.add_typer(service_verbs)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from smn_core.backbone import Backbone
 from smn_core.errors import InvalidArgument, NotReady, OverCapacity
 from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits
-from smn_core.slots import Prepared, Slots
+from smn_core.slots import Memory, Prepared, Slots
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,10 @@ class Engine:
     def ready(self, digest: str) -> bool:
         """Whether `embed` takes segments with this mask."""
         return digest in self._prepared
+
+    def memory(self) -> Memory:
+        """What the engine keeps resident now."""
+        return self._slots.memory()
 
     def release(self, digest: str) -> None:
         """Forget a mask; an `embed` that is running finishes with it."""

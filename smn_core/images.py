@@ -44,6 +44,7 @@ class ImageReader:
         self._transform: Callable[[Image.Image], Tensor] = create_transform(**preprocess, is_training=False)
         self._draft_px = draft_side_px(preprocess)
         self._max_pixels = max_pixels
+        self.input_px: tuple[int, int] = tuple(preprocess["input_size"][-2:])
 
     def __call__(self, data: bytes) -> Float32[Tensor, "3 h w"]:
         """Decode, resize, crop and normalise.

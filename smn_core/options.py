@@ -76,8 +76,8 @@ def _spec(
         weights=weights,
         args=parse_model_args(model_arg or []),
         image_size=image_size,
-        mean=_numbers("mean", mean),
-        std=_numbers("std", std),
+        mean=numbers("mean", mean),
+        std=numbers("std", std),
         device=device,
         dtype=dtype,
     )
@@ -114,7 +114,8 @@ def parse_model_args(texts: list[str]) -> dict[str, Any]:
     return args
 
 
-def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+def numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    """`"0.5,0.4,0.3"` -> `(0.5, 0.4, 0.3)`."""
     if text is None:
         return None
     try:

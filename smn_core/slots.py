@@ -31,6 +31,15 @@ class Prepared:
     state: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of theta and of the slots that exist, and how many masks are in them."""
+
+    theta: int
+    slots: int
+    resident_masks: int
+
+
 class Slots:
     """Resident weights of one backbone. Owned by one thread, but for `prepare`.
 
@@ -71,6 +80,10 @@ class Slots:
         """Forget a mask; its slot is free."""
         if digest in self._resident:
             self._free.append(self._resident.pop(digest))
+
+    def memory(self) -> Memory:
+        """Safe on any thread."""
+        return Memory(self._theta.nbytes, sum(array.nbytes for array in list(self._arrays)), len(self._resident))
 
     def swap_in(self, prepared: Prepared) -> None:
         """Write theta' of a mask into the least recently used slot."""

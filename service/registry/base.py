@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from smn_core.errors import InvalidArgument
+from smn_core.errors import InvalidArgument, NotFound
 
 Kind = Literal["masks", "cascades"]
 KINDS: tuple[Kind, ...] = ("masks", "cascades")
@@ -64,8 +64,9 @@ class Registry(Protocol):
     """Masks and cascades of one backbone.
 
     Raises, all methods:
+        InvalidArgument: not a name, reference or digest.
         NotFound: no such name, version or digest (near misses in the message).
-        Unavailable: the backend is away.
+        Unavailable: the backend is away; the message says why.
     """
 
     def resolve(self, kind: Kind, reference: str) -> Resolved:
@@ -78,7 +79,7 @@ class Registry(Protocol):
         """Up to `limit` entries in order of names, those after `after`."""
 
     def blob(self, digest: str) -> bytes:
-        """The bytes of a digest, checked against it."""
+        """The bytes of a digest, checked against it; Unavailable where they are damaged (uploading again mends them)."""
 
     def publish(
         self,
@@ -93,7 +94,8 @@ class Registry(Protocol):
         """Store the blob, then make it the current version of a name in one atomic step.
 
         The digest of the current version again: nothing changes. An older digest again: a new version. `needs` are the
-        digests of masks that a cascade is made of: they must be in the registry and cannot be deleted while it is.
+        digests of masks that a cascade is made of: a mask's version must hold each, and cannot be deleted while any
+        version of the cascade is there. After Unavailable the change may have been made; the same call again tells.
 
         Raises:
             PreconditionFailed: the current digest is not `if_match`; or `if_absent` and the name exists.
@@ -111,7 +113,10 @@ class Registry(Protocol):
         """
 
     def collect(self, grace_s: float = GRACE_S) -> Sequence[str]:
-        """Delete the blobs that no version refers to and that are older than the grace period; returns their digests."""
+        """Delete blobs that no version refers to; returns their digests.
+
+        Only those that were uploaded, or lost their last version, longer ago than the grace period.
+        """
 
     def check(self) -> None:
         """Raise Unavailable unless the backend answers now."""
@@ -141,6 +146,35 @@ def check_name(name: str) -> None:
     """Raise InvalidArgument unless `name` may name a mask or cascade."""
     if not NAME.fullmatch(name):
         raise InvalidArgument(f"{name[:160]!r} is not a name: [a-z0-9][a-z0-9._-]*, at most 128 characters")
+
+
+def check_digest(digest: str) -> None:
+    """Raise InvalidArgument unless `digest` is `sha256:` and 64 hex digits."""
+    if not DIGEST.fullmatch(digest):
+        raise InvalidArgument(f"{digest[:160]!r} is not a digest: write sha256:<64 hex digits>")
+
+
+def pick(kind: Kind, entry: Entry, pin: int | str | None) -> Version:
+    """The version of a name that a pin means: None the current one, a number, a digest (current first, then newest).
+
+    Raises:
+        NotFound: no such version.
+    """
+    if pin is None:
+        return entry.current
+    for version in (entry.current, *reversed(entry.versions)):
+        if pin in (version.version, version.digest):
+            return version
+    if isinstance(pin, str):
+        raise NotFound(f"{kind[:-1]} {entry.name} has no version with the digest {pin}")
+    last = ", ".join(str(version.version) for version in entry.versions[-5:])
+    some = "the newest are " if len(entry.versions) > 5 else ""
+    raise NotFound(f"{kind[:-1]} {entry.name} has no version {pin}: {some or 'it has '}{last}")
+
+
+def absent(kind: Kind, name: str, names: Iterable[str]) -> NotFound:
+    """The error for a name that is not there."""
+    return NotFound(f"no {kind[:-1]} is named {name}{near_misses(name, names)}")
 
 
 def near_misses(name: str, names: Iterable[str]) -> str:

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.smn_core.builders import all_on
 
 from smn_core.errors import InvalidArgument, InvalidMask
 from smn_core.maskfile import read_mask, write_mask
 from smn_core.plots import density_plot
 from smn_core.report import describe, difference
+from tests.smn_core.builders import all_on
 
 
 @pytest.fixture(params=["raw", "zstd"])

@@ -1,0 +1,67 @@
+"""`create_app(settings)` builds the chain in the order a request takes it. Read this file first."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import torch
+from fastapi import FastAPI
+
+from service import errors
+from service.registry.base import Registry
+from service.routes import embed, masks, openai, status
+from service.schemas import ErrorBody
+from service.security import guard_of
+from service.settings import Settings
+from service.telemetry import Observed
+from service.work import Server
+from smn_core.backbone import Backbone, load_backbone
+from smn_core.engine import Engine
+
+DESCRIPTION = """One frozen vision backbone, hundreds of specialities: `POST /embed?mask=NAME` embeds images through a
+mask that was learned for their domain and uploaded with `PUT /masks/NAME`."""
+ERRORS = {code: {"model": ErrorBody} for code in (400, 401, 403, 404, 405, 409, 412, 413, 415, 422, 429, 500, 503, 504)}
+
+
+def create_app(settings: Settings, backbone: Backbone | None = None, registry: Registry | None = None) -> FastAPI:
+    """The application; backbone and registry are the settings' unless they are given.
+
+    Raises:
+        SMNError: the backbone cannot be loaded, the registry not opened, or the keys do not fit the address.
+    """
+    guard = guard_of(settings)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    backbone = backbone if backbone is not None else load_backbone(settings.spec())
+    registry = registry if registry is not None else open_registry(settings, backbone)
+    server = Server(settings, Engine(backbone, settings.slots), registry)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await server.start()
+        yield
+        server.close()
+
+    app = FastAPI(
+        title="SMN",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        responses=ERRORS,  # type: ignore[arg-type]
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.state.server, app.state.guard = server, guard
+    errors.install(app)
+    for routes in (embed, openai, masks, status):
+        app.include_router(routes.router)
+    app.add_middleware(Observed, metrics=server.metrics)
+    return app
+
+
+def open_registry(settings: Settings, backbone: Backbone) -> Registry:
+    """The registry that the settings name, for this backbone's masks."""
+    from service.registry.open import open_registry as opened
+
+    return opened(settings.registry, backbone.fingerprint)

@@ -1,0 +1,260 @@
+"""Admission, one queue per mask, and the one thread that owns the engine.
+
+A batch leaves as soon as the engine is free: the images with the smallest tags across all masks, up to the batch size
+and the engine's capacity of distinct masks, grouped into segments. Tags are those of start-time fair queueing (Goyal
+et al., 1996): `tag = max(now, last tag of the mask + 1)` where now is the tag of the newest image taken. An image of a
+quiet mask is tagged with the present, the n-th waiting image of a flood n places into the future, so a flood on one
+mask waits for itself; where nobody floods it is first come, first served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from numpy import ndarray
+from torch import Tensor
+
+from smn_core.engine import Engine, Segment
+from smn_core.errors import SMNError
+
+
+class QueueFull(SMNError):
+    """As many images as the server admits are in work already."""
+
+    code = "queue_full"
+
+
+class EngineFailed(SMNError):
+    """A forward raised; the batch is lost, the engine goes on."""
+
+    code = "engine_failed"
+
+
+@dataclass
+class Job:
+    """One request's images through one mask. Its future gets the embeddings once the last row is done."""
+
+    mask: str | None
+    x: Float32[Tensor, "n 3 h w"]
+    done: asyncio.Future[Timing]
+    loop: asyncio.AbstractEventLoop
+    out: Float32[ndarray, "n d"]
+    entered: float = field(default_factory=time.perf_counter)
+    left: int = 0
+    first_taken: float = 0.0
+    swap_s: float = 0.0
+    forward_s: float = 0.0
+    cancelled: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Embeddings of a job, and the seconds it waited, and that its batches took to swap and to run."""
+
+    embeddings: Float32[ndarray, "n d"]
+    queue_s: float
+    swap_s: float
+    forward_s: float
+
+
+@dataclass(frozen=True)
+class BatchDone:
+    """What telemetry hears of every batch."""
+
+    images: int
+    masks: int
+    swaps: int
+    swap_s: float
+    forward_s: float
+
+
+Row = tuple[float, int, Job, int]
+"""(tag, arrival, job, row of the job)"""
+
+
+class Batcher:
+    """Runs jobs on the engine from one thread of its own.
+
+    Args:
+        engine: no one else calls its `embed`.
+        batch_size: images a forward.
+        max_images: admitted at once, decoding and waiting together.
+        heard: called on the engine's thread after every batch.
+    """
+
+    def __init__(
+        self, engine: Engine, batch_size: int, max_images: int, heard: Callable[[BatchDone], None] = lambda _: None
+    ) -> None:
+        self._engine, self._batch_size, self._max_images, self._heard = engine, batch_size, max_images, heard
+        self._admitted = 0
+        self._queues: dict[str | None, deque[Row]] = {}
+        self._last_tag: dict[str | None, float] = {}
+        self._now = 0.0
+        self._arrivals = 0
+        self._waiting = 0
+        self._stopping = False
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="smn-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def admitted(self) -> int:
+        """Images between admission and answer."""
+        return self._admitted
+
+    @property
+    def waiting(self) -> int:
+        """Images in the queues."""
+        return self._waiting
+
+    @contextmanager
+    def admit(self, n_images: int) -> Iterator[None]:
+        """Take `n_images` places for the length of a request; on the event loop.
+
+        Raises:
+            QueueFull: there are not so many.
+        """
+        if self._admitted + n_images > self._max_images:
+            raise QueueFull(f"{self._admitted} images are in work, at most {self._max_images} are admitted")
+        self._admitted += n_images
+        try:
+            yield
+        finally:
+            self._admitted -= n_images
+
+    async def embed(self, mask: str | None, x: Float32[Tensor, "n 3 h w"]) -> Timing:
+        """Embeddings of `x` through a mask that is ready. Cancelling drops what has not run yet.
+
+        Raises:
+            EngineFailed: the forward raised.
+        """
+        loop = asyncio.get_running_loop()
+        n = x.shape[0]
+        job = Job(
+            mask, x, loop.create_future(), loop, np.empty((n, self._engine.backbone.n_features), np.float32), left=n
+        )
+        with self._wake:
+            self._enqueue(job)
+            self._wake.notify()
+        try:
+            return await job.done
+        except asyncio.CancelledError:
+            job.cancelled = True
+            raise
+
+    def stop(self) -> None:
+        """Finish the batch in hand and end the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _enqueue(self, job: Job) -> None:
+        queue = self._queues.setdefault(job.mask, deque())
+        tag = max(self._now, self._last_tag.get(job.mask, -1.0) + 1)
+        for row in range(len(job.x)):
+            queue.append((tag + row, self._arrivals, job, row))
+            self._arrivals += 1
+        self._last_tag[job.mask] = tag + len(job.x) - 1
+        self._waiting += len(job.x)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (rows := self._take()) and not self._stopping:
+                    self._wake.wait()
+                if not rows:
+                    return
+            self._run_batch(rows)
+
+    def _take(self) -> list[Row]:
+        """The rows of the next batch, in order of tags; rows of cancelled jobs are dropped on the way."""
+        heads = [(queue[0][:2], mask) for mask, queue in self._queues.items()]
+        heapq.heapify(heads)
+        taken: list[Row] = []
+        masks: set[str | None] = set()
+        while heads and len(taken) < self._batch_size:
+            _, mask = heapq.heappop(heads)
+            if mask is not None and mask not in masks and len(masks - {None}) >= self._engine.capacity:
+                continue
+            queue = self._queues[mask]
+            row = queue.popleft()
+            self._waiting -= 1
+            if not row[2].cancelled:
+                taken.append(row)
+                masks.add(mask)
+                self._now = max(self._now, row[0])
+            if queue:
+                heapq.heappush(heads, (queue[0][:2], mask))
+            else:
+                del self._queues[mask]
+        if not self._queues:
+            self._last_tag.clear()
+        return taken
+
+    def _run_batch(self, rows: list[Row]) -> None:
+        by_mask: dict[str | None, list[Row]] = {}
+        for row in rows:
+            by_mask.setdefault(row[2].mask, []).append(row)
+        segments, start = [], 0
+        for mask, group in by_mask.items():
+            segments.append(Segment(mask, start, start + len(group)))
+            start += len(group)
+        ordered = [row for group in by_mask.values() for row in group]
+        began = time.perf_counter()
+        try:
+            done = self._engine.embed(_gather(ordered), segments)
+        except Exception as error:  # whatever a forward raises must reach its requests, and the thread must live
+            for job in {id(row[2]): row[2] for row in ordered}.values():
+                _settle(job, EngineFailed(f"the forward failed: {error}"))
+            return
+        self._heard(BatchDone(len(ordered), len(by_mask), done.swaps, done.swap_s, done.forward_s))
+        embeddings = done.embeddings.numpy()
+        for position, (_, _, job, of_job) in enumerate(ordered):
+            job.out[of_job] = embeddings[position]
+        for job in {id(row[2]): row[2] for row in ordered}.values():
+            job.first_taken = job.first_taken or began
+            job.swap_s += done.swap_s
+            job.forward_s += done.forward_s
+            job.left -= sum(row[2] is job for row in ordered)
+            if job.left == 0:
+                _settle(job, Timing(job.out, job.first_taken - job.entered, job.swap_s, job.forward_s))
+
+
+def _gather(rows: list[Row]) -> Float32[Tensor, "n 3 h w"]:
+    """The batch's input; a batch that is one whole job is passed through without a copy."""
+    job = rows[0][2]
+    if len(rows) == len(job.x) and all(row[2] is job and row[3] == i for i, row in enumerate(rows)):
+        return job.x
+    return torch.stack([job.x[row] for _, _, job, row in rows])
+
+
+def _settle(job: Job, result: Timing | Exception) -> None:
+    """Hand a result to the event loop that waits for it; nobody may wait any more."""
+
+    def deliver() -> None:
+        if job.done.done():
+            return
+        if isinstance(result, Exception):
+            job.done.set_exception(result)
+        else:
+            job.done.set_result(result)
+
+    try:
+        job.loop.call_soon_threadsafe(deliver)
+    except RuntimeError:  # the loop is closed: the server went away under the job
+        job.cancelled = True

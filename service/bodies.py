@@ -1,0 +1,206 @@
+"""Request bodies: how they come in, within limits, and which images they hold.
+
+Everything is bounded before it is read; decoding happens later, in worker threads.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from fastapi import Request
+from jaxtyping import Float32
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from torch import Tensor
+
+from service.errors import Rejected
+from service.respond import NPY
+from smn_core.errors import InvalidImage
+from smn_core.images import ImageReader
+
+DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]+)*,", re.ASCII)
+MEDIA_TYPES = "image/*, multipart/form-data, application/json or application/x-npy"
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a request wants embedded: encoded images, or one array that is a model input already."""
+
+    encoded: Sequence[bytes] = ()
+    array: bytes | None = None
+
+
+class TooLarge(Rejected):
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, "body_too_large", f"the body is larger than {limit} bytes")
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The whole body; refused as soon as it is known to be too large.
+
+    Raises:
+        Rejected: 413.
+    """
+    require_length(request, limit_bytes)
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit_bytes:
+            raise TooLarge(limit_bytes)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def require_length(request: Request, limit_bytes: int) -> None:
+    """Refuse a declared length over the limit, before a byte is read."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise TooLarge(limit_bytes)
+
+
+async def read_images(request: Request, limit_bytes: int, max_images: int) -> Images:
+    """The images of a request by its content type; not decoded yet.
+
+    Raises:
+        Rejected: 400 malformed, 413 too large or too many, 415 another type.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        found = await _from_multipart(request, limit_bytes, max_images)
+    elif kind == "application/json":
+        found = _from_json(await read_body(request, limit_bytes))
+    elif kind.startswith("image/"):
+        found = [await read_body(request, limit_bytes)]
+    elif kind == NPY:
+        return Images(array=await read_body(request, limit_bytes))
+    else:
+        raise Rejected(415, "unsupported_type", f"content type {kind or 'missing'}: send {MEDIA_TYPES}")
+    require_count(len(found), max_images)
+    return Images(found)
+
+
+def require_count(n_images: int, max_images: int) -> None:
+    """Refuse no image and too many."""
+    if n_images == 0:
+        raise Rejected(400, "no_images", "the request has no image", "images")
+    if n_images > max_images:
+        raise Rejected(413, "too_many_images", f"{n_images} images, at most {max_images} a request", "images")
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        Rejected: 400.
+    """
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Rejected(400, "invalid_json", f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise Rejected(400, "invalid_json", "the body is not a JSON object")
+    return value
+
+
+def decode_text(text: object, param: str) -> bytes:
+    """Base64, or a data URI with base64. A URL is refused: nothing is ever fetched.
+
+    Raises:
+        Rejected: 400.
+    """
+    if not isinstance(text, str):
+        raise Rejected(400, "invalid_image_text", f"{param} is not base64 text or a data URI", param)
+    header = DATA_URI.match(text[:256])
+    if header is None and "://" in text[:32]:
+        raise Rejected(400, "url_not_fetched", f"{param} is a URL; this server fetches nothing: send the bytes", param)
+    if header is not None and not header[0].endswith(";base64,"):
+        raise Rejected(400, "invalid_image_text", f"{param} is a data URI without ;base64", param)
+    try:
+        return base64.b64decode(text[header.end() :] if header else text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Rejected(400, "invalid_image_text", f"{param} is not base64: {error}", param) from error
+
+
+def to_inputs(images: Images, reader: ImageReader, max_images: int) -> Float32[Tensor, "n 3 h w"]:
+    """Decode and normalise everything a request holds; in a worker thread.
+
+    Raises:
+        InvalidImage, ImageTooLarge: with the number of the image.
+        Rejected: 422, an array that is no model input.
+    """
+    if images.array is not None:
+        return _from_npy(images.array, reader, max_images)
+    rows = []
+    for number, data in enumerate(images.encoded):
+        try:
+            rows.append(reader(data))
+        except InvalidImage as error:
+            raise type(error)(f"image {number}: {error}" if len(images.encoded) > 1 else str(error)) from error
+    return torch.stack(rows)
+
+
+async def _from_multipart(request: Request, limit_bytes: int, max_images: int) -> list[bytes]:
+    require_length(request, limit_bytes)
+    seen = 0
+    receive = request._receive
+
+    async def counted() -> Any:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit_bytes:
+            raise TooLarge(limit_bytes)
+        return message
+
+    request._receive = counted
+    try:
+        async with request.form(max_files=max_images + 1, max_fields=16, max_part_size=limit_bytes) as form:
+            parts = form.getlist("image") + form.getlist("images")
+            return [await p.read() if isinstance(p, UploadFile) else p.encode("latin-1", "replace") for p in parts]
+    except MultiPartException as error:
+        if "Too many files" in error.message:
+            raise Rejected(413, "too_many_images", f"more than {max_images} images in a request", "image") from error
+        raise Rejected(400, "invalid_multipart", f"the body is not multipart/form-data: {error.message}") from error
+    finally:
+        request._receive = receive
+
+
+def _from_json(body: bytes) -> list[bytes]:
+    images = parse_json(body).get("images")
+    if not isinstance(images, list):
+        raise Rejected(400, "no_images", 'send {"images": [base64 or data URI, ...]}', "images")
+    return [decode_text(text, f"images[{i}]") for i, text in enumerate(images)]
+
+
+def _from_npy(data: bytes, reader: ImageReader, max_images: int) -> Float32[Tensor, "n 3 h w"]:
+    """float32 [N,3,H,W], normalised already. The header is checked before anything is allocated."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream, max_header_size=4096)
+    except (ValueError, EOFError, SyntaxError, TypeError) as error:
+        raise Rejected(422, "invalid_tensor", f"the body is not an .npy array: {error}") from error
+    expected = (3, *reader.input_px)
+    if dtype != np.float32 or len(shape) != 4 or tuple(shape[1:]) != expected or fortran:
+        raise Rejected(
+            422,
+            "invalid_tensor",
+            f"the array is {dtype} {list(shape)}, expected float32 [N, {', '.join(map(str, expected))}]",
+        )
+    require_count(shape[0], max_images)
+    if len(data) - stream.tell() != 4 * int(np.prod(shape, dtype=np.int64)):
+        raise Rejected(422, "invalid_tensor", "the array's bytes do not fit its shape")
+    x = np.frombuffer(data, "<f4", offset=stream.tell()).reshape(shape)
+    if not np.isfinite(x).all():
+        raise Rejected(422, "invalid_tensor", "the array has a value that is not finite")
+    return torch.from_numpy(x.copy())

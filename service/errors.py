@@ -1,0 +1,102 @@
+"""The one error body, and the one table from exceptions to HTTP statuses."""
+
+from __future__ import annotations
+
+import math
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from service.batcher import QueueFull
+from smn_core import errors
+
+RETRY_AFTER_S = 1
+
+
+class Rejected(errors.SMNError):
+    """A request that breaks a rule of the API; carries its own status."""
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+
+# The first class that matches decides, so the narrow ones come first.
+STATUS: tuple[tuple[type[errors.SMNError], int], ...] = (
+    (errors.InvalidArgument, 400),
+    (errors.NotFound, 404),
+    (errors.Conflict, 409),
+    (errors.PreconditionFailed, 412),
+    (errors.InvalidImage, 422),
+    (errors.InvalidMask, 422),
+    (errors.UnknownModel, 422),
+    (QueueFull, 429),
+    (errors.Unavailable, 503),
+    (errors.NotReady, 503),
+    (errors.SMNError, 500),
+)
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "conflict_error",
+    412: "precondition_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "unavailable_error",
+    504: "timeout_error",
+}
+CODES = {404: "no_such_route", 405: "method_not_allowed"}
+
+
+def error_body(status: int, code: str, message: str, param: str | None = None) -> dict[str, object]:
+    """`{"error": {"message", "type", "param", "code"}}`."""
+    return {"error": {"message": message, "type": TYPES.get(status, "server_error"), "param": param, "code": code}}
+
+
+def status_of(error: errors.SMNError) -> int:
+    """The HTTP status of an exception."""
+    if isinstance(error, Rejected):
+        return error.status
+    return next(status for kind, status in STATUS if isinstance(error, kind))
+
+
+def response_of(status: int, code: str, message: str, param: str | None = None) -> JSONResponse:
+    """The error answer, with the headers that its status asks for."""
+    headers = {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(math.ceil(RETRY_AFTER_S))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error_body(status, code, message, param), status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Every error of the application has the one body."""
+
+    @app.exception_handler(errors.SMNError)
+    async def _(_: Request, error: errors.SMNError) -> JSONResponse:
+        return response_of(status_of(error), error.code, str(error), getattr(error, "param", None))
+
+    @app.exception_handler(RequestValidationError)
+    async def _(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:]) or None
+        return response_of(400, "invalid_request", f"{place or 'request'}: {first['msg']}", place)
+
+    @app.exception_handler(HTTPException)
+    async def _(_: Request, error: HTTPException) -> JSONResponse:
+        code = CODES.get(error.status_code, "invalid_request")
+        answer = response_of(error.status_code, code, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def _(_: Request, __: Exception) -> JSONResponse:
+        return response_of(500, "internal_error", "the server failed; its log has the request id")

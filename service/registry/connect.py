@@ -1,0 +1,105 @@
+"""A Redis client by its URL: one server, a Sentinel's master, or a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+import redis
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from smn_core.errors import InvalidArgument, Unavailable
+
+Client = Any  # Redis or RedisCluster: both have the commands used here, but redis-py types them as sync or async
+SENTINEL_PORT = 26379
+CONNECT_TIMEOUT_S = 1.0
+# RedisClusterException is not a RedisError.
+ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
+
+
+def connector(url: str) -> Callable[[float], Client]:
+    """A function that makes a client for a URL; its argument is the socket timeout in seconds.
+
+    `redis://`, `rediss://`, `unix://` are redis-py's own; `redis+cluster://host:port` and
+    `redis+sentinel://[user:password@]host[:port],host.../service[/db][?sentinel_password=...]` (with `rediss+` for TLS) are
+    put together here. No client retries by itself: a retry would hide a lost connection from the follower, and could
+    send a change twice.
+
+    Raises:
+        InvalidArgument: a URL that redis-py cannot read.
+    """
+    scheme, _, kind = urlsplit(url).scheme.partition("+")
+    plain = url.replace(f"+{kind}://", "://", 1) if kind else url
+    try:
+        if kind == "sentinel":
+            return _sentinel(urlsplit(plain), ssl=scheme == "rediss")
+        if kind == "cluster":
+            redis.connection.parse_url(plain)
+            return lambda timeout_s: redis.RedisCluster.from_url(plain, **_options(timeout_s, retries=1))
+        redis.connection.parse_url(plain)
+    except ValueError as error:
+        raise InvalidArgument(f"{where(url)} is not a Redis URL: {error}") from error
+    return lambda timeout_s: redis.Redis.from_url(plain, **_options(timeout_s))
+
+
+def where(url: str) -> str:
+    """A URL without user, password and query, fit for messages."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+@contextmanager
+def unavailable(place: str) -> Iterator[None]:
+    """Turn any failure of Redis into Unavailable that names the place and the reason."""
+    try:
+        yield
+    except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.RedisClusterException, OSError) as error:
+        raise Unavailable(f"the registry at {place} is away: {error}") from error
+    except exceptions.RedisError as error:
+        full = ": its memory is full (maxmemory, noeviction)" if "OOM" in str(error) else ""
+        raise Unavailable(f"the registry at {place} refuses{full}: {error}") from error
+
+
+def disconnect(client: Client) -> None:
+    """Break the connections of a client, those too that another thread waits on."""
+    if isinstance(client, redis.RedisCluster):
+        pools = [node.redis_connection.connection_pool for node in client.get_nodes() if node.redis_connection]
+    else:
+        pools = [client.connection_pool]
+    for pool in pools:
+        pool.disconnect(inuse_connections=True)
+
+
+def _options(timeout_s: float, retries: int = 0) -> dict[str, Any]:
+    return {
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_timeout": timeout_s,
+        "socket_keepalive": True,
+        "retry": Retry(NoBackoff(), retries),
+        "protocol": 2,
+    }
+
+
+def _sentinel(url: SplitResult, ssl: bool) -> Callable[[float], Client]:
+    user, _, hosts = url.netloc.rpartition("@")
+    service, _, db = url.path.strip("/").partition("/")
+    if not service or not hosts:
+        raise ValueError("write redis+sentinel://host:port,host:port/service")
+    places = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    sentinels = [(place.hostname, place.port or SENTINEL_PORT) for place in places]
+    username, _, password = user.partition(":")
+    query = {key: values[0] for key, values in parse_qs(url.query).items()}
+    login = {"username": unquote(username) or None, "password": unquote(password) or None, "db": int(db or 0)}
+    theirs = {key.removeprefix("sentinel_"): value for key, value in query.items() if key.startswith("sentinel_")}
+
+    def connect(timeout_s: float) -> Client:
+        options = _options(timeout_s) | {"ssl": ssl}
+        manager = Sentinel(sentinels, sentinel_kwargs={**_options(CONNECT_TIMEOUT_S), "ssl": ssl, **theirs})
+        return manager.master_for(service, **options, **login)
+
+    return connect

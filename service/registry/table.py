@@ -1,0 +1,80 @@
+"""What one process knows of a registry: every entry of both kinds, each as of the change it was read at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from threading import Lock
+
+from service.registry.base import KINDS, Entry, Kind
+
+Row = tuple[Kind, str, Entry | None]
+
+
+class Table:
+    """Entries by name; `get` and `names` may be called by any thread while others write.
+
+    Every row carries the id of a change at or after which it was read, and never goes back to an earlier one: a
+    process's own writes and the follower's come in any order. A snapshot replaces everything but what was put since its
+    reading began and is later than it.
+    """
+
+    def __init__(self) -> None:
+        self.loaded = False
+        self._lock = Lock()
+        self._rows: dict[Kind, dict[str, Entry]] = {kind: {} for kind in KINDS}
+        self._order: dict[Kind, list[str] | None] = dict.fromkeys(KINDS)
+        self._at = 0
+        self._changed: dict[tuple[Kind, str], int] = {}
+        self._since: list[tuple[int, Row]] = []
+
+    def get(self, kind: Kind, name: str) -> Entry | None:
+        return self._rows[kind].get(name)
+
+    def names(self, kind: Kind) -> list[str]:
+        """All names in order; not to be changed."""
+        with self._lock:
+            order = self._order[kind]
+            if order is None:
+                order = self._order[kind] = sorted(self._rows[kind])
+        return order
+
+    def put(self, rows: Iterable[Row], at: int) -> None:
+        """Set rows that were read at a change, None for a name that is gone; later ones stay."""
+        with self._lock:
+            for row in rows:
+                self._since.append((at, row))
+                self._set(row, at)
+
+    def begin(self) -> None:
+        """A snapshot is about to be read."""
+        with self._lock:
+            self._since.clear()
+
+    def replace(self, rows: Iterable[tuple[Kind, Entry]], at: int) -> None:
+        """Make the snapshot of change `at` the table."""
+        with self._lock:
+            self._at = at
+            self._changed.clear()
+            self._order = dict.fromkeys(KINDS)
+            fresh: dict[Kind, dict[str, Entry]] = {kind: {} for kind in KINDS}
+            for kind, entry in rows:
+                fresh[kind][entry.name] = entry
+            later = [(put_at, row) for put_at, row in self._since if put_at > at]
+            self._since.clear()
+            self._rows = fresh
+            for put_at, row in later:
+                self._set(row, put_at)
+            self.loaded = True
+
+    def _set(self, row: Row, at: int) -> None:
+        kind, name, entry = row
+        if at < self._changed.get((kind, name), self._at):
+            return
+        self._changed[kind, name] = at
+        if entry is None:
+            self._rows[kind].pop(name, None)
+            self._order[kind] = None
+        else:
+            if name not in self._rows[kind]:
+                self._order[kind] = None
+            self._rows[kind][name] = entry

@@ -1,0 +1,40 @@
+"""Embeddings -> an answer: JSON, npy, or OpenAI's shape; L2 and first components on request."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import orjson
+from fastapi import Response
+from jaxtyping import Float32
+from numpy import ndarray
+
+NPY = "application/x-npy"
+
+
+def shape(z: Float32[ndarray, "n d"], dimensions: int | None, *, normalize: bool) -> Float32[ndarray, "n m"]:
+    """The first `dimensions` components, then unit length if asked for; a zero row stays zero."""
+    z = z if dimensions is None else z[:, :dimensions]
+    if normalize:
+        z = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+    return np.ascontiguousarray(z, np.float32)
+
+
+def as_json(body: dict[str, Any]) -> Response:
+    """orjson writes float32 arrays without going through Python floats."""
+    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+
+
+def as_npy(z: Float32[ndarray, "n d"]) -> Response:
+    """A `.npy` file, version 1.0."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, z, version=(1, 0), allow_pickle=False)
+    return Response(buffer.getvalue(), media_type=NPY)
+
+
+def as_base64(row: Float32[ndarray, "d"]) -> str:
+    """OpenAI's base64: little-endian float32."""
+    return base64.b64encode(row.astype("<f4").tobytes()).decode()

@@ -1,0 +1,1 @@
+"""One module for every group of routes; each exports `router`."""

@@ -1,0 +1,92 @@
+"""POST /embed: images in, embeddings out, through the mask that the request names."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from service import respond
+from service.bodies import read_images
+from service.errors import Rejected
+from service.registry.base import parse_reference
+from service.schemas import EmbedAnswer, EmbedJson
+from service.security import Caller, may_read
+from service.work import Embedding, Server
+
+router = APIRouter(tags=["embed"])
+
+BODY = {
+    "required": True,
+    "content": {
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                "required": ["image"],
+            }
+        },
+        "application/json": {"schema": EmbedJson.model_json_schema()},
+        respond.NPY: {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+
+
+@router.post(
+    "/embed",
+    response_model=EmbedAnswer,
+    openapi_extra={"requestBody": BODY},
+    responses={200: {"content": {respond.NPY: {"schema": {"type": "string", "format": "binary"}}}}},
+)
+async def embed(
+    request: Request,
+    caller: Annotated[Caller, Depends(may_read)],
+    mask: Annotated[
+        str | None, Query(description="name, name@3 or name@sha256:...; none: the untouched backbone")
+    ] = None,
+    cascade: Annotated[str | None, Query(description="A cascade, instead of a mask.")] = None,
+    dimensions: Annotated[int | None, Query(ge=1, description="Keep the first components.")] = None,
+    normalize: Annotated[bool, Query(description="Unit length, after the cut.")] = False,
+) -> Response:
+    """Embed one or more images: raw bytes, multipart, JSON with base64, or an `.npy` of normalised inputs."""
+    server: Server = request.app.state.server
+    if cascade is not None:
+        raise Rejected(400, "no_cascades", "cascades are not served by this version", "cascade")
+    if mask is not None:
+        caller.require_name(parse_reference(mask)[0])
+    check_dimensions(dimensions, server)
+    limits = server.settings
+    found = await server.embed(request, lambda: read_images(request, limits.max_body_bytes, limits.max_images), mask)
+    return _answer(request, server, found, dimensions, normalize=normalize)
+
+
+def check_dimensions(dimensions: int | None, server: Server) -> None:
+    """Raise 400 where more components are asked for than there are."""
+    width = server.engine.backbone.n_features
+    if dimensions is not None and dimensions > width:
+        raise Rejected(400, "too_many_dimensions", f"dimensions {dimensions}: an embedding has {width}", "dimensions")
+
+
+def _answer(request: Request, server: Server, found: Embedding, dimensions: int | None, *, normalize: bool) -> Response:
+    z = respond.shape(found.z, dimensions, normalize=normalize)
+    if wants_npy(request):
+        answer = respond.as_npy(z)
+    else:
+        body: dict[str, Any] = {
+            "model": server.engine.backbone.architecture,
+            "mask": vars(found.mask) if found.mask is not None else None,
+            "cascade": None,
+            "dimensions": z.shape[1],
+            "embeddings": z,
+            "warnings": found.warnings,
+        }
+        answer = respond.as_json(body)
+    answer.headers["X-SMN-Digest"] = found.mask.digest if found.mask is not None else "root"
+    return answer
+
+
+def wants_npy(request: Request) -> bool:
+    """Whether the client prefers `application/x-npy` by its Accept header."""
+    accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
+    return respond.NPY in accepted

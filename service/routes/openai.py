@@ -1,0 +1,68 @@
+"""OpenAI's shapes: the official client works unchanged, `model` is a mask reference or the backbone's name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from service import respond
+from service.bodies import Images, decode_text, require_count
+from service.errors import Rejected
+from service.registry.base import parse_reference
+from service.routes.embed import check_dimensions
+from service.schemas import OpenAIAnswer, OpenAIModels, OpenAIRequest
+from service.security import Caller, may_read
+from service.work import Server
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+MODELS_LISTED = 1000
+
+
+@router.post("/embeddings", response_model=OpenAIAnswer)
+async def embeddings(body: OpenAIRequest, request: Request, caller: Annotated[Caller, Depends(may_read)]) -> Response:
+    """Embeddings as OpenAI's API gives them; base64 is little-endian float32."""
+    server: Server = request.app.state.server
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    require_count(len(texts), server.settings.max_images)
+    check_dimensions(body.dimensions, server)
+    reference = _reference(body.model, server)
+    if reference is not None:
+        caller.require_name(parse_reference(reference)[0])
+
+    async def read() -> Images:
+        return Images([decode_text(text, f"input[{i}]") for i, text in enumerate(texts)])
+
+    found = await server.embed(request, read, reference)
+    z = respond.shape(found.z, body.dimensions, normalize=False)
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": respond.as_base64(row) if body.encoding_format == "base64" else row,
+        }
+        for index, row in enumerate(z)
+    ]
+    usage = {"prompt_tokens": len(z), "total_tokens": len(z)}
+    answer = respond.as_json({"object": "list", "data": data, "model": body.model, "usage": usage})
+    answer.headers["X-SMN-Digest"] = found.mask.digest if found.mask is not None else "root"
+    return answer
+
+
+@router.get("/models", response_model=OpenAIModels)
+async def models(request: Request, caller: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
+    """The backbone and every mask as models."""
+    server: Server = request.app.state.server
+    names = [e.name for e in server.registry.names("masks", limit=MODELS_LISTED) if e.name.startswith(caller.prefix)]
+    ids = [server.engine.backbone.architecture, *names]
+    return {
+        "object": "list",
+        "data": [{"id": name, "object": "model", "created": 0, "owned_by": "smn"} for name in ids],
+    }
+
+
+def _reference(model: str, server: Server) -> str | None:
+    """The mask that OpenAI's `model` means; None is the root."""
+    if model.startswith("cascade:"):
+        raise Rejected(400, "no_cascades", "cascades are not served by this version", "model")
+    return None if model == server.engine.backbone.architecture else model

@@ -1,0 +1,102 @@
+"""What the server is and how it is: /info, /livez, /readyz, /metrics, and its documentation."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.security import Caller, may_read
+from service.work import Server
+from smn_core.errors import SMNError
+
+router = APIRouter(tags=["status"])
+
+
+@router.get("/info")
+async def info(request: Request, _: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
+    """Backbone, preprocessing, limits, and what is resident."""
+    server: Server = request.app.state.server
+    backbone, settings = server.engine.backbone, server.settings
+    memory = server.engine.memory()
+    return {
+        "model": backbone.architecture,
+        "args": dict(backbone.args),
+        "fingerprint": backbone.fingerprint,
+        "layout": backbone.layout.digest,
+        "dimensions": backbone.n_features,
+        "maskable_weights": backbone.layout.n_weights,
+        "preprocess": dict(backbone.preprocess),
+        "device": str(backbone.device),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "slots": {"capacity": server.engine.capacity, "resident": memory.resident_masks},
+        "memory_bytes": {"theta": memory.theta, "slots": memory.slots, "masks": server.library.bytes},
+        "limits": {
+            "max_body_bytes": settings.max_body_bytes,
+            "max_pixels": settings.max_pixels,
+            "max_images": settings.max_images,
+            "batch_size": settings.batch_size,
+            "queue_images": settings.queue_images,
+            "timeout_ms": settings.timeout_ms,
+        },
+    }
+
+
+@router.get("/livez", response_model=dict[str, str])
+async def livez() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", responses={503: {"description": "With the reasons."}})
+async def readyz(request: Request) -> JSONResponse:
+    """Whether to send work here; 503 with reasons while starting or draining.
+
+    A registry that is away is a reason too, but resident masks go on serving, so the answer stays 200: replicas that
+    all left the balancer together would turn a partial failure into a whole one.
+    """
+    server: Server = request.app.state.server
+    reasons = []
+    if not server.ready:
+        reasons.append("starting")
+    if server.draining:
+        reasons.append("draining")
+    if not server.batcher.alive:
+        reasons.append("the engine's thread is gone")
+    ready, registry = not reasons, "ok"
+    try:
+        await asyncio.get_running_loop().run_in_executor(server.decoders, server.registry.check)
+    except SMNError as error:
+        registry = str(error)
+        reasons.append(f"registry: {error}")
+    body = {"status": "ready" if ready else "not ready", "reasons": reasons, "registry": registry}
+    return JSONResponse(body, 200 if ready else 503, headers={} if ready else {"Retry-After": "1"})
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    server: Server = request.app.state.server
+    memory = server.engine.memory()
+    server.metrics.queue_images.set(server.batcher.admitted)
+    server.metrics.masks_resident.labels("slot").set(memory.resident_masks)
+    server.metrics.masks_resident.labels("host").set(server.library.count)
+    server.metrics.masks_bytes.labels("theta").set(memory.theta)
+    server.metrics.masks_bytes.labels("slot").set(memory.slots)
+    server.metrics.masks_bytes.labels("host").set(server.library.bytes)
+    return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request, _: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
+    document: dict[str, Any] = request.app.openapi()
+    return document
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request, _: Annotated[Caller, Depends(may_read)]) -> Response:
+    return get_swagger_ui_html(openapi_url="openapi.json", title=request.app.title)

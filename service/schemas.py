@@ -1,0 +1,138 @@
+"""What goes over the wire as JSON, for OpenAPI and for clients."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """Every error, whatever the status."""
+
+    error: ErrorDetail
+
+
+class MaskUsed(BaseModel):
+    """The version a reference meant when the request was resolved."""
+
+    name: str
+    version: int
+    digest: str
+
+
+class EmbedJson(BaseModel):
+    """Images as base64 or data URIs."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"images": ["iVBORw0KGgo..."]}]})
+
+    images: list[str]
+
+
+class EmbedAnswer(BaseModel):
+    """Pooled, unnormalised features of every image, in order."""
+
+    model: str
+    mask: MaskUsed | None
+    cascade: None = None
+    dimensions: int
+    embeddings: list[list[float]]
+    warnings: list[str] = []
+
+
+class Written(BaseModel):
+    """A version that an upload or a rollback made current."""
+
+    name: str
+    version: int
+    digest: str
+    bytes: int
+    warnings: list[str]
+
+
+class VersionInfo(BaseModel):
+    version: int
+    digest: str
+    bytes: int
+    uploaded: str
+
+
+class CurrentVersion(BaseModel):
+    version: int
+    digest: str
+
+
+class MaskInfo(BaseModel):
+    """One mask; `metadata` and `density` (fraction ON by tensor) are the current version's."""
+
+    name: str
+    current: CurrentVersion
+    versions: list[VersionInfo]
+    metadata: dict[str, Any]
+    density: dict[str, float]
+
+
+class MaskItem(BaseModel):
+    name: str
+    current: CurrentVersion
+    versions: int
+
+
+class MaskList(BaseModel):
+    """A page of names in order; `next` is the `after` of the following page."""
+
+    data: list[MaskItem]
+    next: str | None
+
+
+class SetCurrent(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": 1}]})
+
+    version: int = Field(ge=1, le=999_999_999)
+
+
+class OpenAIRequest(BaseModel):
+    """OpenAI's embeddings request; `input` is one image or a list, as base64 or data URIs."""
+
+    model: str
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
+
+
+class OpenAIEmbedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class OpenAIAnswer(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: Usage
+
+
+class OpenAIModel(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class OpenAIModels(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]

@@ -1,0 +1,106 @@
+"""Who may do what: keys, their names, and what no request may do."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from service.errors import Rejected
+from service.settings import Settings
+from smn_core.errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class Key:
+    """A secret, whether it may change masks, and the prefix of the names it is bound to."""
+
+    secret: bytes
+    admin: bool
+    prefix: str
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request: what they may change, and which names they may touch."""
+
+    admin: bool
+    prefix: str = ""
+
+    def require_name(self, name: str) -> None:
+        """Raise 403 unless the caller's key is for this name."""
+        if not name.startswith(self.prefix):
+            raise Rejected(403, "wrong_name", f"this key is for names that start with {self.prefix!r}", "name")
+
+
+class Guard:
+    """Checks the `Authorization` header. Without any key configured every caller may do everything."""
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self._keys = keys
+
+    def caller(self, request: Request) -> Caller:
+        """Who sends this request.
+
+        Raises:
+            Rejected: 401, no key or none that is known.
+        """
+        if not self._keys:
+            return Caller(admin=True)
+        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not secret:
+            raise Rejected(401, "no_key", "send a key: Authorization: Bearer <key>")
+        found = None
+        for key in self._keys:  # all of them, so that the time says nothing
+            if hmac.compare_digest(key.secret, secret.strip().encode()):
+                found = key
+        if found is None:
+            raise Rejected(401, "unknown_key", "the key is not known here")
+        return Caller(found.admin, found.prefix)
+
+
+def guard_of(settings: Settings) -> Guard:
+    """The guard that the settings describe.
+
+    Raises:
+        InvalidArgument: no admin key on an address that others reach, or an empty key.
+    """
+    keys = [_key(text, admin=False) for text in settings.api_keys] + [_key(t, admin=True) for t in settings.admin_keys]
+    if not settings.insecure and not _is_loopback(settings.host) and not any(key.admin for key in keys):
+        raise InvalidArgument(
+            f"{settings.host} can be reached from elsewhere: set SMN_ADMIN_KEYS, or say --insecure to serve everyone"
+        )
+    return Guard(keys)
+
+
+def may_read(request: Request) -> Caller:
+    """Dependency: any known key."""
+    caller: Caller = request.app.state.guard.caller(request)
+    return caller
+
+
+def may_change(request: Request) -> Caller:
+    """Dependency: a key that may change masks."""
+    caller = may_read(request)
+    if not caller.admin:
+        raise Rejected(403, "read_only_key", "this key may embed and read, not change")
+    return caller
+
+
+def _key(text: str, *, admin: bool) -> Key:
+    secret, _, prefix = text.partition("=")
+    if not secret:
+        raise InvalidArgument("a key is empty: write key or key=prefix")
+    return Key(secret.encode(), admin, prefix)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

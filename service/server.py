@@ -1,0 +1,57 @@
+"""uvicorn with a drain: on SIGTERM or ctrl-C new work gets 503 and work in flight is answered, then exit code 0."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.work import Server
+
+
+class DrainingServer(uvicorn.Server):
+    """Answers what is in flight before it closes; a second signal ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, server: Server, drain_s: float) -> None:
+        super().__init__(config)
+        self._server, self._drain_s = server, drain_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)  # type: ignore[arg-type]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Not uvicorn's: it would close the socket at once and raise the signal again at the end."""
+        if self._server.draining:
+            self.force_exit = self.should_exit = True
+            return
+        self._server.draining = True
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain()))
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._drain_s
+        while self._server.in_flight and loop.time() < end:
+            await asyncio.sleep(0.01)
+        self.should_exit = True
+
+
+def run(app: FastAPI, host: str, port: int, drain_s: float) -> None:
+    """Serve until a signal; returns once everything is answered and closed."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+    )
+    server = DrainingServer(config, app.state.server, drain_s)
+    assert threading.current_thread() is threading.main_thread()
+    server.run()

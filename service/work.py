@@ -1,0 +1,194 @@
+"""The path of a request through the server: admit, resolve, decode beside loading, queue, run; with its deadline.
+
+`routes -> work -> (images | library) -> batcher -> engine`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fastapi import Request
+from jaxtyping import Float32
+from numpy import ndarray
+from torch import Tensor
+
+from service.batcher import Batcher
+from service.bodies import Images, to_inputs
+from service.errors import Rejected
+from service.library import Library
+from service.registry.base import Registry, Resolved
+from service.settings import Settings
+from service.telemetry import Metrics, Record
+from smn_core.engine import Engine
+from smn_core.errors import Unavailable
+from smn_core.images import ImageReader
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Embeddings of a request, the mask they went through, and that mask's warnings."""
+
+    z: Float32[ndarray, "n d"]
+    mask: Resolved | None
+    warnings: list[str]
+
+
+class Server:
+    """Everything one process holds; made once by `create_app`, closed once at its end."""
+
+    def __init__(self, settings: Settings, engine: Engine, registry: Registry) -> None:
+        self.settings, self.engine, self.registry = settings, engine, registry
+        self.metrics = Metrics()
+        self.library = Library(registry, engine, settings.cache_bytes, self.metrics.load_seconds.observe)
+        self.batcher = Batcher(engine, settings.batch_size, settings.queue_images, self.metrics.batch)
+        self.reader = ImageReader(engine.backbone.preprocess, settings.max_pixels)
+        self.decoders = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="smn-decode")
+        self.draining = False
+        self.ready = False
+        self.in_flight = 0
+
+    async def start(self) -> None:
+        """Warm up, and load what is to be resident; ready afterwards."""
+        await self.warm_up()
+        for reference in dict.fromkeys([*self.settings.preload, *self.settings.pin]):
+            digest = self.registry.resolve("masks", reference).digest
+            if reference in self.settings.pin:
+                await self.library.pin(digest)
+            else:
+                async with self.library.hold(digest):
+                    pass
+        self.ready = True
+
+    async def warm_up(self) -> None:
+        """One forward through the root: what is slow the first time is slow before anyone waits."""
+        import torch
+
+        await self.batcher.embed(None, torch.zeros(1, 3, *self.reader.input_px))
+
+    def close(self) -> None:
+        self.batcher.stop()
+        self.library.close()
+        self.decoders.shutdown(wait=False, cancel_futures=True)
+        self.registry.close()
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Counts work in flight; refuses it while draining or starting.
+
+        Raises:
+            Unavailable: 503.
+        """
+        if self.draining:
+            raise Unavailable("the server is draining: send the request again, another one will take it")
+        if not self.ready:
+            raise Unavailable("the server is starting")
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    async def embed(self, request: Request, read: Callable[[], Awaitable[Images]], reference: str | None) -> Embedding:
+        """Embed what `read` finds in the request, through the mask that `reference` means now.
+
+        Raises:
+            Rejected: 504 past the deadline, 499 where the client hung up; and what `read` raises.
+            QueueFull, NotFound, Unavailable, InvalidImage, InvalidMask: as their sources.
+        """
+        record: Record = request.state.record
+        async with self.working():
+            resolved = self.registry.resolve("masks", reference) if reference is not None else None
+            # One place before anything is read; the others once it is known how many images there are.
+            with self.batcher.admit(1):
+                images = await self._in_time(request, record, read())
+                n_more = max(0, len(images.encoded) - 1)
+                with self.batcher.admit(n_more):
+                    return await self._in_time(
+                        request, record, until_gone(request, self._run(record, images, resolved))
+                    )
+
+    async def _run(self, record: Record, images: Images, resolved: Resolved | None) -> Embedding:
+        """Decode and load side by side, then queue and run."""
+        digest = resolved.digest if resolved is not None else None
+        record.facts |= {"images": len(images.encoded), "digest": digest}
+        if digest is None:
+            x, warnings = await self._decode(record, images), []
+            timing = await self.batcher.embed(None, x)
+        else:
+            decoding = asyncio.create_task(self._decode(record, images))
+            try:
+                began = time.perf_counter()
+                async with self.library.hold(digest) as warnings:
+                    record.stages["load"] = time.perf_counter() - began
+                    x = await decoding
+                    timing = await self.batcher.embed(digest, x)
+            finally:
+                decoding.cancel()
+        record.stages |= {"queue": timing.queue_s, "swap": timing.swap_s, "forward": timing.forward_s}
+        record.facts["images"] = len(x)
+        self.metrics.queue_seconds.observe(timing.queue_s)
+        return Embedding(timing.embeddings, resolved, warnings)
+
+    async def _decode(self, record: Record, images: Images) -> Float32[Tensor, "n 3 h w"]:
+        began = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        x = await loop.run_in_executor(self.decoders, to_inputs, images, self.reader, self.settings.max_images)
+        record.stages["decode"] = time.perf_counter() - began
+        self.metrics.decode_seconds.observe(record.stages["decode"])
+        return x
+
+    async def _in_time(self, request: Request, record: Record, work: Awaitable[T]) -> T:
+        """Wait for work until the request's deadline, the client's own or the server's, whichever is first."""
+        limit_s = self.deadline_s(request) - (time.perf_counter() - record.began)
+        try:
+            async with asyncio.timeout(max(0.0, limit_s)):
+                return await work
+        except TimeoutError as error:
+            raise Rejected(504, "deadline", f"no answer within {1e3 * self.deadline_s(request):.0f} ms") from error
+
+    def deadline_s(self, request: Request) -> float:
+        """Seconds that a request may take.
+
+        Raises:
+            Rejected: 400, an X-Timeout-Ms that is no positive number.
+        """
+        text = request.headers.get("x-timeout-ms")
+        if text is None:
+            return self.settings.timeout_ms / 1e3
+        if not text.isdigit() or int(text) < 1:
+            raise Rejected(
+                400, "invalid_timeout", f"X-Timeout-Ms {text[:32]!r} is not a positive number", "X-Timeout-Ms"
+            )
+        return min(self.settings.timeout_ms, int(text)) / 1e3
+
+
+async def until_gone(request: Request, work: Awaitable[T]) -> T:
+    """Wait for work, but drop it when the client hangs up: nobody will read the answer.
+
+    Raises:
+        Rejected: 499.
+    """
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Rejected(499, "client_gone", "the client hung up")
+        return working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    """Returns when the client is gone; to be called after the body was read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

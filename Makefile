@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo "$(PYTHON) -m uv")
 
-.PHONY: help setup test lint types imports pytest bench constraints clean
+.PHONY: help setup demo test lint types imports pytest bench constraints clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -16,6 +16,9 @@ setup: .venv/.installed  ## .venv with the `smn` command in it
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
 	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[service,training,dev]'
 	@touch $@
+
+demo: setup  ## train on digits, show the gain, serve: about two minutes
+	$(BIN)/smn demo
 
 test: lint types imports pytest  ## lint, types, import rules and all tests
 

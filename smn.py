@@ -6,6 +6,8 @@ The modules that declare verbs import typer alone; what a verb needs is imported
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -25,6 +27,46 @@ app = typer.Typer(
 app.add_typer(core_verbs)
 app.add_typer(training_verbs)
 app.add_typer(service_verbs)
+
+
+@app.command()
+def demo(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve on.")] = 8000,
+    folder: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the demonstration is kept for the next start.")
+    ] = Path("~/.cache/smn/demo"),
+    prepare_only: Annotated[bool, typer.Option("--prepare-only", help="Train and show, do not serve.")] = False,
+) -> None:
+    """Train a small backbone and two masks on digits, show what they gain, serve them: two minutes, no download."""
+    from smn_core.show import note, table
+    from training.demo import prepare
+
+    folder = folder.expanduser()
+    made = prepare(folder, note)
+    rows = [
+        (row["domain"], *(f"{row[which][probe]:.3f}" for probe in ("knn", "linear") for which in ("frozen", "mask")),
+         f"{row['mask']['density']:.4f}", f"{row['bytes']:,}")
+        for row in made.scores
+    ]  # fmt: skip
+    table(("digits", "kNN frozen", "kNN mask", "probe frozen", "probe mask", "density", "bytes"), rows)
+    if prepare_only:
+        return
+
+    from service.app import create_app, registry_of
+    from service.server import run
+    from service.settings import Settings
+    from service.telemetry import configure_logs
+    from smn_core.backbone import load_backbone
+
+    settings = Settings(registry=str(folder / "registry"), port=port, log_format="console", api_keys=[], admin_keys=[])
+    configure_logs(settings.log_format)
+    backbone = load_backbone(made.spec)
+    registry = registry_of(settings, backbone)
+    for name, path in made.masks.items():
+        registry.publish("masks", name, path.read_bytes())
+    note(f"\nserving on http://127.0.0.1:{port}, stop with ctrl-C; in another shell:\n")
+    note(f"  curl -F image=@{made.sample} 'http://127.0.0.1:{port}/embed?mask=inverted'\n")
+    run(create_app(settings, backbone, registry), settings.host, port, settings.drain_s)
 
 
 def main() -> None:

@@ -25,13 +25,13 @@ LOCAL = "http://127.0.0.1:8000"
 
 @app.command()
 def serve(
-    registry: Annotated[str | None, typer.Option(metavar="DIR_OR_URL", help="Folder or redis:// URL. [default: registry]")] = None,
+    registry: Annotated[str | None, typer.Option(metavar="DIR_OR_URL", help="Folder or redis://. [default: registry]")] = None,
     host: Annotated[str | None, typer.Option(help="Address. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port. [default: 8000]")] = None,
     preload: Annotated[str | None, typer.Option(metavar="REF,...", help="Resident before the server is ready.")] = None,
     pin: Annotated[str | None, typer.Option(metavar="REF,...", help="Kept in memory whatever the budget.")] = None,
     backbone: Annotated[str | None, typer.Option(metavar="NAME", help="timm model name. [default: resnet50]")] = None,
-    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="safetensors or checkpoint; else timm's own.")] = None,
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Checkpoint; else timm's own.")] = None,
     model_arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="create_model argument.")] = None,
     image_size: Annotated[int | None, typer.Option(metavar="PX", help="Side of the input.")] = None,
     mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Pixel mean.")] = None,
@@ -49,8 +49,8 @@ def serve(
     max_images: Annotated[int | None, typer.Option(help="Most images of a request. [default: 64]")] = None,
     timeout_ms: Annotated[int | None, typer.Option(help="Deadline of a request. [default: 30000]")] = None,
     drain_s: Annotated[float | None, typer.Option(help="Longest drain after SIGTERM. [default: 20]")] = None,
-    api_keys: Annotated[str | None, typer.Option(metavar="KEY,...", help="May embed and read; better as SMN_API_KEYS.")] = None,
-    admin_keys: Annotated[str | None, typer.Option(metavar="KEY,...", help="May change; better as SMN_ADMIN_KEYS.")] = None,
+    api_keys: Annotated[str | None, typer.Option(metavar="KEY,...", help="May embed and read.")] = None,
+    admin_keys: Annotated[str | None, typer.Option(metavar="KEY,...", help="May change masks.")] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Serve beyond loopback without keys.")] = None,
     log_format: Annotated[str | None, typer.Option(help="json or console.")] = None,
 ) -> None:  # fmt: skip

@@ -34,7 +34,7 @@ def create_app(settings: Settings, backbone: Backbone | None = None, registry: R
     if settings.threads:
         torch.set_num_threads(settings.threads)
     backbone = backbone if backbone is not None else load_backbone(settings.spec())
-    registry = registry if registry is not None else open_registry(settings, backbone)
+    registry = registry if registry is not None else registry_of(settings, backbone)
     server = Server(settings, Engine(backbone, settings.slots), registry)
 
     @asynccontextmanager
@@ -60,8 +60,8 @@ def create_app(settings: Settings, backbone: Backbone | None = None, registry: R
     return app
 
 
-def open_registry(settings: Settings, backbone: Backbone) -> Registry:
+def registry_of(settings: Settings, backbone: Backbone) -> Registry:
     """The registry that the settings name, for this backbone's masks."""
-    from service.registry.open import open_registry as opened
+    from service.registry.open import open_registry
 
-    return opened(settings.registry, backbone.fingerprint)
+    return open_registry(settings.registry, backbone.fingerprint)

@@ -122,7 +122,7 @@ class Swav(nn.Module):
         v, n, _ = big.shape
         projected = self.head.project(torch.cat([big.flatten(0, 1), small.flatten(0, 1)]))
         similar = self.head(projected)
-        high, low = list(similar[: v * n].split(n)), list(similar[v * n :].view(len(small), n, -1))
+        high, low = list(similar[: v * n].split(n)), list(similar[v * n :].unflatten(0, (len(small), n)))
         queued = self._queue_similarities(progress)
         with torch.autocast(big.device.type, enabled=False):
             loss = self.loss(high, low, queued).squeeze(0)

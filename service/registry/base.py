@@ -79,7 +79,7 @@ class Registry(Protocol):
         """Up to `limit` entries in order of names, those after `after`."""
 
     def blob(self, digest: str) -> bytes:
-        """The bytes of a digest, checked against it; Unavailable where they are damaged (uploading again mends them)."""
+        """The bytes of a digest, checked against it; Unavailable where they are damaged (an upload mends them)."""
 
     def publish(
         self,
@@ -152,6 +152,13 @@ def check_digest(digest: str) -> None:
     """Raise InvalidArgument unless `digest` is `sha256:` and 64 hex digits."""
     if not DIGEST.fullmatch(digest):
         raise InvalidArgument(f"{digest[:160]!r} is not a digest: write sha256:<64 hex digits>")
+
+
+def check_needs(needs: Sequence[str]) -> tuple[str, ...]:
+    """The digests, each once; InvalidArgument if one is none."""
+    for digest in needs:
+        check_digest(digest)
+    return tuple(dict.fromkeys(needs))
 
 
 def pick(kind: Kind, entry: Entry, pin: int | str | None) -> Version:

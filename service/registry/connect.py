@@ -26,7 +26,7 @@ def connector(url: str) -> Callable[[float], Client]:
     """A function that makes a client for a URL; its argument is the socket timeout in seconds.
 
     `redis://`, `rediss://`, `unix://` are redis-py's own; `redis+cluster://host:port` and
-    `redis+sentinel://[user:password@]host[:port],host.../service[/db][?sentinel_password=...]` (with `rediss+` for TLS) are
+    `redis+sentinel://[user:password@]host[:port],host.../service[/db][?sentinel_password=...]` (`rediss+` for TLS) are
     put together here. No client retries by itself: a retry would hide a lost connection from the follower, and could
     send a change twice.
 
@@ -41,10 +41,11 @@ def connector(url: str) -> Callable[[float], Client]:
         if kind == "cluster":
             redis.connection.parse_url(plain)
             return lambda timeout_s: redis.RedisCluster.from_url(plain, **_options(timeout_s, retries=1))
+        tcp = {} if scheme == "unix" else {"socket_keepalive": True}
         redis.connection.parse_url(plain)
     except ValueError as error:
         raise InvalidArgument(f"{where(url)} is not a Redis URL: {error}") from error
-    return lambda timeout_s: redis.Redis.from_url(plain, **_options(timeout_s))
+    return lambda timeout_s: redis.Redis.from_url(plain, **_options(timeout_s), **tcp)
 
 
 def where(url: str) -> str:
@@ -79,7 +80,6 @@ def _options(timeout_s: float, retries: int = 0) -> dict[str, Any]:
     return {
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "socket_timeout": timeout_s,
-        "socket_keepalive": True,
         "retry": Retry(NoBackoff(), retries),
         "protocol": 2,
     }

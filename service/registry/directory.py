@@ -9,8 +9,9 @@
 A blob is written under the shared lock, a name under the exclusive one; both as `.<random>.tmp`, flushed, then renamed,
 so that readers need no lock. A deleted name stays as a tombstone without versions, which keeps its last number.
 
-Readers notice a change by `stat`: a record is read again when its inode, size or mtime differ. Two renames can fall into
-one tick of the file system's clock and reuse an inode, so writers set the mtime themselves, always later than the last.
+Readers notice a change by `stat`: a record is read again when its inode, size or mtime differ. Two renames can fall
+into one tick of the file system's clock and reuse an inode, so writers set the mtime themselves, always later than the
+last.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from service.registry.base import (
     absent,
     check_digest,
     check_name,
+    check_needs,
     parse_reference,
     pick,
 )
@@ -129,6 +131,7 @@ class DirectoryRegistry:
         if_absent: bool = False,
     ) -> Published:
         check_name(name)
+        needs = check_needs(needs)
         digest = digest_of(data)
         self._guard(kind, name, needs, if_match, if_absent)  # again under the lock: here it saves writing the blob
         with self._locked(fcntl.LOCK_SH):
@@ -142,7 +145,7 @@ class DirectoryRegistry:
                 return Published(entry.current, created=False)
             uploaded = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             version = Version(record.last + 1, digest, len(data), uploaded)
-            versions, all_needs = (*record.versions, version), (*record.needs, tuple(needs))
+            versions, all_needs = (*record.versions, version), (*record.needs, needs)
             self._replace(kind, name, _Record(version.version, version.version, versions, all_needs))
         return Published(version, created=True)
 
@@ -241,7 +244,7 @@ class DirectoryRegistry:
             raise PreconditionFailed(f"{kind[:-1]} {name} is not at {if_match}: {found}")
         if needs:
             held = {version.digest for mask in self._entries("masks") for version in mask.versions}
-            if missing := [digest for digest in dict.fromkeys(needs) if digest not in held]:
+            if missing := [digest for digest in needs if digest not in held]:
                 raise Conflict(f"{kind[:-1]} {name} needs masks that are not in the registry: {', '.join(missing)}")
         return record
 

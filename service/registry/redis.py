@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from hashlib import sha1
 from threading import Event, Lock, Thread
-from time import gmtime, strftime
+from time import gmtime, monotonic, strftime
 from typing import NoReturn
 
 from redis.exceptions import NoScriptError
@@ -29,6 +29,7 @@ from service.registry.base import (
     absent,
     check_digest,
     check_name,
+    check_needs,
     parse_reference,
     pick,
 )
@@ -51,7 +52,7 @@ log = logging.getLogger("smn.registry")
 
 
 class RedisRegistry:
-    """See `Registry`. A Redis that is away at the start is waited for: until its first snapshot readers raise Unavailable."""
+    """See `Registry`. A Redis that is away at the start is waited for; until the first snapshot readers raise."""
 
     def __init__(self, url: str, fingerprint: str) -> None:
         self._connect = connector(url)
@@ -109,6 +110,7 @@ class RedisRegistry:
         if_absent: bool = False,
     ) -> Published:
         check_name(name)
+        needs = check_needs(needs)
         digest = digest_of(data)
         guards = (digest, len(data), " ".join(needs), if_match or "", int(if_absent))
         for _ in range(UPLOAD_TRIES):
@@ -159,10 +161,13 @@ class RedisRegistry:
         with self._clients_lock:
             clients = [*self._clients.values()]
             self._clients.clear()
-        following = self._following
-        if following is not None:
-            disconnect(following)
-        self._thread.join(FOLLOW_TIMEOUT_S)
+        # Again and again: a disconnection just before the follower's next read makes it connect once more.
+        until = monotonic() + FOLLOW_TIMEOUT_S
+        while self._thread.is_alive() and monotonic() < until:
+            following = self._following
+            if following is not None:
+                disconnect(following)
+            self._thread.join(0.02)
         for client in clients:
             client.close()
 

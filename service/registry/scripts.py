@@ -9,10 +9,10 @@ KEYS, all under the prefix `smn:{<first 16 hex of the fingerprint>}:`, which put
     6 changed   string id of the last change
     7 changes   stream `<id>-0` -> after (the id before it), kind, name; about the last 10,000
     8 blob:<digest>    the bytes, where the script concerns a blob
-Ids are server time in microseconds, or one more than the last where the clock stands or goes back: they rise, also after
-a restart that lost the last changes or a FLUSHALL, and `after` shows a follower that it missed something.
-Answers are lists whose first item is a word. A script that writes starts with a write that Redis allows when its memory
-is full where it frees memory (delete), and with one that it refuses where it needs memory, so that none stops half-way.
+Ids are server time in microseconds, or one more than the last where the clock stands or goes back: they rise, even
+after a restart that lost the last changes or a FLUSHALL, and `after` shows a follower that it missed something.
+Answers of scripts that write are lists whose first item is a word. When its memory is full, Redis decides by a script's
+first write whether it may go on: that one needs memory in an upload and none in a deletion, so none stops half-way.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ end
 
 local function count(field, by)
   if redis.call('HINCRBY', KEYS[4], field, by) <= 0 then redis.call('HDEL', KEYS[4], field) end
+end
+
+local function held(digest)
+  return redis.call('HEXISTS', KEYS[4], 'masks:' .. digest) + redis.call('HEXISTS', KEYS[4], 'cascades:' .. digest) > 0
 end
 
 local function count_needs(version, by)
@@ -189,9 +193,7 @@ COLLECTABLE = (
 -- Atomic: which blobs no version holds and are older than the grace period (ARGV: seconds).
 local found = {}
 for _, digest in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', seconds() - tonumber(ARGV[1]))) do
-  if redis.call('HEXISTS', KEYS[4], 'masks:' .. digest) + redis.call('HEXISTS', KEYS[4], 'cascades:' .. digest) == 0 then
-    found[#found + 1] = digest
-  end
+  if not held(digest) then found[#found + 1] = digest end
 end
 return found
 """
@@ -202,10 +204,7 @@ COLLECT = (
     + """
 -- Atomic: whether one blob may still go (as above), and its bytes and time. ARGV: digest, grace seconds.
 local time = redis.call('ZSCORE', KEYS[5], ARGV[1])
-if not time or tonumber(time) > seconds() - tonumber(ARGV[2]) then return {'kept'} end
-if redis.call('HEXISTS', KEYS[4], 'masks:' .. ARGV[1]) + redis.call('HEXISTS', KEYS[4], 'cascades:' .. ARGV[1]) > 0 then
-  return {'kept'}
-end
+if not time or tonumber(time) > seconds() - tonumber(ARGV[2]) or held(ARGV[1]) then return {'kept'} end
 redis.call('DEL', KEYS[8])
 redis.call('ZREM', KEYS[5], ARGV[1])
 return {'gone'}

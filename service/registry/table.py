@@ -25,7 +25,7 @@ class Table:
         self._order: dict[Kind, list[str] | None] = dict.fromkeys(KINDS)
         self._at = 0
         self._changed: dict[tuple[Kind, str], int] = {}
-        self._since: list[tuple[int, Row]] = []
+        self._since: list[tuple[int, Row]] | None = None
 
     def get(self, kind: Kind, name: str) -> Entry | None:
         return self._rows[kind].get(name)
@@ -42,13 +42,14 @@ class Table:
         """Set rows that were read at a change, None for a name that is gone; later ones stay."""
         with self._lock:
             for row in rows:
-                self._since.append((at, row))
-                self._set(row, at)
+                if self._since is not None:
+                    self._since.append((at, row))
+                self._set(self._rows, row, at)
 
     def begin(self) -> None:
         """A snapshot is about to be read."""
         with self._lock:
-            self._since.clear()
+            self._since = []
 
     def replace(self, rows: Iterable[tuple[Kind, Entry]], at: int) -> None:
         """Make the snapshot of change `at` the table."""
@@ -59,22 +60,22 @@ class Table:
             fresh: dict[Kind, dict[str, Entry]] = {kind: {} for kind in KINDS}
             for kind, entry in rows:
                 fresh[kind][entry.name] = entry
-            later = [(put_at, row) for put_at, row in self._since if put_at > at]
-            self._since.clear()
+            for put_at, row in self._since or ():
+                if put_at > at:
+                    self._set(fresh, row, put_at)
+            self._since = None
             self._rows = fresh
-            for put_at, row in later:
-                self._set(row, put_at)
             self.loaded = True
 
-    def _set(self, row: Row, at: int) -> None:
+    def _set(self, rows: dict[Kind, dict[str, Entry]], row: Row, at: int) -> None:
         kind, name, entry = row
         if at < self._changed.get((kind, name), self._at):
             return
         self._changed[kind, name] = at
         if entry is None:
-            self._rows[kind].pop(name, None)
+            rows[kind].pop(name, None)
             self._order[kind] = None
         else:
-            if name not in self._rows[kind]:
+            if name not in rows[kind]:
                 self._order[kind] = None
-            self._rows[kind][name] = entry
+            rows[kind][name] = entry

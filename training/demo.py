@@ -1,0 +1,165 @@
+"""The demonstration: a small backbone trained on part of scikit-learn's digits, masks learned without labels for digits
+that look otherwise, kNN before and after. Real training, on any machine, without a download.
+
+The backbone sees 600 digits with labels. Each domain is 700 other digits, changed (inverted, noisy); its mask is
+learned from their pixels alone, and 497 further ones, changed alike, measure it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+from PIL import Image, ImageOps
+
+from smn_core.backbone import load_backbone
+from smn_core.engine import Engine
+from smn_core.files import write_bytes
+from smn_core.maskfile import read_mask
+from smn_core.spec import BackboneSpec
+from smn_core.tensorfile import canonical_json, digest_of
+from training.evaluate import Plan, evaluate
+from training.recipes import Config
+from training.run import Request, train
+from training.swav import Crops, SwavConfig
+
+ARCHITECTURE = "test_resnet"
+SIDE_PX = 32
+SEED = 0
+N_BACKBONE, N_DOMAIN = 600, 700
+
+BACKBONE = Config(
+    "demo-backbone",
+    objective="finetune",
+    steps=150,
+    batch_size=64,
+    lr=0.05,
+    head_lr=0.05,
+    weight_decay=1e-4,
+    warmup=0.1,
+    crop_scale=(0.6, 1.0),
+)
+MASKS = Config(
+    "demo-mask",
+    steps=60,
+    batch_size=64,
+    lr=1e-3,
+    lr_per_tensor=True,
+    head_steps=15,
+    swav=SwavConfig(
+        crops=Crops(
+            big_px=SIDE_PX,
+            big_scale=(0.6, 1.0),
+            small_px=24,
+            n_small=2,
+            small_scale=(0.4, 0.6),
+            jitter=0.4,
+            grey=0.1,
+            blur=0.2,
+            flip=0.0,
+        ),
+        projection=32,
+        prototypes=30,
+        queue=0,
+        frozen_steps=-1,
+        centre=True,
+    ),
+)
+
+
+def inverted(image: Image.Image) -> Image.Image:
+    """Dark digits on white."""
+    return ImageOps.invert(image)
+
+
+def noisy(image: Image.Image) -> Image.Image:
+    """Pale digits under noise; the noise depends on the pixels, so that a digit always looks the same."""
+    pixels = np.asarray(image).astype(np.float64)
+    rng = np.random.default_rng(int(pixels.sum()))
+    return Image.fromarray((0.5 * pixels + rng.normal(60, 45, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+DOMAINS: dict[str, Callable[[Image.Image], Image.Image]] = {"inverted": inverted, "noisy": noisy}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What was prepared: the backbone, a mask file for every domain, the measured table, an image to try."""
+
+    spec: BackboneSpec
+    masks: dict[str, Path]
+    scores: list[dict[str, Any]]
+    sample: Path
+
+
+def prepare(folder: Path, say: Callable[[str], None]) -> Demo:
+    """Everything the demonstration serves, in `folder`; what a former start left there is used again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = folder / "demo.json"
+    spec = BackboneSpec(ARCHITECTURE, folder / "backbone.safetensors", image_size=SIDE_PX, device="cpu")
+    recipe = digest_of(canonical_json([asdict(BACKBONE), asdict(MASKS), list(DOMAINS)]).encode())
+    masks = {name: folder / f"{name}.smn" for name in DOMAINS}
+    found = json.loads(done.read_text()) if done.exists() else {}
+    if found.get("recipe") != recipe:
+        found = {"recipe": recipe, "scores": _make(folder, spec, masks, say)}
+        write_bytes(done, json.dumps(found, indent=2).encode())
+    return Demo(spec, masks, found["scores"], folder / "sample-inverted.png")
+
+
+def _make(folder: Path, spec: BackboneSpec, masks: dict[str, Path], say: Callable[[str], None]) -> list[dict[str, Any]]:
+    images, labels = _digits()
+    _write_npz(folder / "plain.npz", images, labels, slice(0, N_BACKBONE))
+    say("training a small backbone on 600 digits, with labels")
+    _train_backbone(folder, spec)
+    scores = []
+    for name, change in DOMAINS.items():
+        data = folder / f"{name}.npz"
+        changed = [change(image) for image in images]
+        _write_npz(data, changed, labels, slice(N_BACKBONE, N_BACKBONE + N_DOMAIN))
+        if name == "inverted":
+            changed[-1].convert("RGB").save(folder / "sample-inverted.png")
+        say(f"learning a mask for {name} digits, without labels")
+        train(Request(spec, str(data), MASKS, masks[name], seed=SEED, overwrite=True))
+        engine = Engine(load_backbone(spec), slots=1)
+        rows = evaluate(engine, [(name, read_mask(masks[name]))], Plan(str(data)))["rows"]
+        scores.append({"domain": name, "frozen": rows[0], "mask": rows[1], "bytes": masks[name].stat().st_size})
+    return scores
+
+
+def _train_backbone(folder: Path, spec: BackboneSpec) -> None:
+    import timm
+    import torch
+
+    from smn_core.tensorfile import to_bytes
+
+    torch.manual_seed(SEED)
+    fresh = timm.create_model(ARCHITECTURE, num_classes=0).state_dict()
+    initial = folder / "initial.safetensors"
+    write_bytes(initial, to_bytes({name: tensor.numpy() for name, tensor in fresh.items()}, {}))
+    start = BackboneSpec(ARCHITECTURE, initial, image_size=SIDE_PX, device="cpu")
+    assert spec.weights is not None
+    train(Request(start, str(folder / "plain.npz"), BACKBONE, spec.weights, seed=SEED, overwrite=True))
+
+
+def _digits() -> tuple[list[Image.Image], ndarray]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(SEED).permutation(len(digits.images))
+    pixels = (digits.images[order] * 255 / 16).astype(np.uint8)
+    images = [Image.fromarray(p).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC) for p in pixels]
+    return images, digits.target[order]
+
+
+def _write_npz(path: Path, images: list[Image.Image], labels: ndarray, train_part: slice) -> None:
+    """`train_part` to learn from; what neither backbone nor masks learn from is the test split."""
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    test = slice(N_BACKBONE + N_DOMAIN, None)
+    np.savez_compressed(
+        path, x_train=pixels[train_part], y_train=labels[train_part], x_test=pixels[test], y_test=labels[test]
+    )

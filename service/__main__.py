@@ -25,7 +25,7 @@ LOCAL = "http://127.0.0.1:8000"
 
 @app.command()
 def serve(
-    registry: Annotated[str | None, typer.Option(metavar="DIR_OR_URL", help="Folder or redis://. [default: registry]")] = None,
+    registry: Annotated[str | None, typer.Option(metavar="DIR_OR_URL", help="[default: registry]")] = None,
     host: Annotated[str | None, typer.Option(help="Address. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port. [default: 8000]")] = None,
     preload: Annotated[str | None, typer.Option(metavar="REF,...", help="Resident before the server is ready.")] = None,

@@ -18,7 +18,7 @@ Names = Annotated[list[str], NoDecode]
 class Settings(BaseSettings):
     """One server process. A list is written with commas; sizes are bytes unless the name says otherwise."""
 
-    model_config = SettingsConfigDict(env_prefix="SMN_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="SMN_", extra="ignore", frozen=True, env_ignore_empty=True)
 
     registry: str = Field("registry", description="Folder, or redis:// URL, that holds the masks.")
     host: str = Field("127.0.0.1", description="Address to listen on.")

@@ -8,6 +8,8 @@ a worker thread.
 from __future__ import annotations
 
 import difflib
+import heapq
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -186,5 +188,7 @@ def absent(kind: Kind, name: str, names: Iterable[str]) -> NotFound:
 
 def near_misses(name: str, names: Iterable[str]) -> str:
     """`; near it: a, b`, or nothing."""
-    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    # difflib takes 70 us a name, here on an event loop: ask it only about those that begin alike.
+    alike = heapq.nlargest(200, names, key=lambda other: len(os.path.commonprefix([name, other])))
+    near = difflib.get_close_matches(name, alike, n=3, cutoff=0.5)
     return f"; near it: {', '.join(near)}" if near else ""

@@ -11,6 +11,16 @@ from pathlib import Path
 from smn_core.errors import InvalidArgument
 
 
+def _read_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# Read once, at import: reading sets it, which two threads must not do at once.
+UMASK = _read_umask()
+
+
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` on success, remove it on any failure.
@@ -29,7 +39,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
         raise InvalidArgument(f"cannot write {path}: {error.strerror}") from error
     temporary = Path(name)
     try:
-        os.fchmod(handle, 0o666 & ~_umask())
+        os.fchmod(handle, 0o666 & ~UMASK)
         os.close(handle)
         yield temporary
         with temporary.open("rb") as written:
@@ -43,9 +53,3 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     """Replace the file at `path` by `data` in one step."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

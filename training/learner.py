@@ -35,13 +35,20 @@ class Learner(pl.LightningModule):
         total_steps: length of the schedule.
         n_classes: for the objectives with labels.
         world_size: processes that share a batch.
+        seed: of the run; a checkpoint is resumed with the same one.
     """
 
     def __init__(
-        self, backbone: Backbone, config: Config, total_steps: int, n_classes: int = 0, world_size: int = 1
+        self,
+        backbone: Backbone,
+        config: Config,
+        total_steps: int,
+        n_classes: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.config, self.total_steps, self.world_size = config, total_steps, world_size
+        self.config, self.total_steps, self.world_size, self.seed = config, total_steps, world_size, seed
         self.fingerprint = backbone.fingerprint
         self.model = backbone.model
         accept_any_size(self.model)
@@ -150,7 +157,8 @@ class Learner(pl.LightningModule):
     def identity(self) -> dict[str, str]:
         """What a checkpoint must agree in to be resumed."""
         recipe = json.dumps(asdict(self.config), sort_keys=True)
-        return {"fingerprint": self.fingerprint, "recipe": recipe, "steps": str(self.total_steps)}
+        steps, seed = str(self.total_steps), str(self.seed)
+        return {"fingerprint": self.fingerprint, "recipe": recipe, "steps": steps, "seed": seed}
 
 
 def accept_any_size(model: nn.Module) -> None:

@@ -168,7 +168,7 @@ def _learner_of(request: Request, backbone: Backbone, images: ImageSet, world: i
     if request.config.batch_size % world:
         raise InvalidArgument(f"a batch of {request.config.batch_size} cannot be shared by {world} processes")
     total = request.config.total_steps(len(images.names))
-    return Learner(backbone, request.config, total, len(images.classes), world)
+    return Learner(backbone, request.config, total, len(images.classes), world, request.seed)
 
 
 def _require_same_run(path: Path, learner: Learner) -> int:
@@ -236,7 +236,8 @@ def _trainer_of(
     request: Request, learner: Learner, backbone: Backbone, world: int, watchers: list[pl.Callback]
 ) -> pl.Trainer:
     on_gpu = backbone.device.type == "cuda"
-    devices = torch.cuda.device_count() if on_gpu and world > 1 else 1
+    # On CPUs Lightning asks for one device a process, whatever the nodes.
+    devices = min(torch.cuda.device_count(), world) if on_gpu else world
     saver = ModelCheckpoint(
         dirpath=request.folder,
         filename=CHECKPOINT.removesuffix(".ckpt"),

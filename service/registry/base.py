@@ -189,6 +189,6 @@ def absent(kind: Kind, name: str, names: Iterable[str]) -> NotFound:
 def near_misses(name: str, names: Iterable[str]) -> str:
     """`; near it: a, b`, or nothing."""
     # difflib takes 70 us a name, here on an event loop: ask it only about those that begin alike.
-    alike = heapq.nlargest(200, names, key=lambda other: len(os.path.commonprefix([name, other])))
+    alike = heapq.nlargest(200, names, key=lambda other: len(os.path.commonprefix([name, other])))  # noqa: RUF071 - letters
     near = difflib.get_close_matches(name, alike, n=3, cutoff=0.5)
     return f"; near it: {', '.join(near)}" if near else ""

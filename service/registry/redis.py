@@ -46,7 +46,6 @@ FOLLOW_TIMEOUT_S = 3.0
 FIRST_SNAPSHOT_S = 2.0
 LONGEST_BACKOFF_S = 1.0
 CHANGES_A_READ = 500
-UPLOAD_TRIES = 3
 
 log = logging.getLogger("smn.registry")
 
@@ -112,19 +111,17 @@ class RedisRegistry:
         check_name(name)
         needs = check_needs(needs)
         digest = digest_of(data)
-        guards = (digest, len(data), " ".join(needs), if_match or "", int(if_absent))
-        for _ in range(UPLOAD_TRIES):
-            # Dry first: a refused upload leaves no blob. The real one decides again.
-            word, *answer = self._run(scripts.PUBLISH, 1, kind, name, *guards, digest=digest)
-            if word == b"allowed":
-                self._run(scripts.STORE, digest, data, digest=digest)
-                word, *answer = self._run(scripts.PUBLISH, 0, kind, name, *guards, digest=digest)
-            if word in {b"new", b"same"}:
-                entry = self._put(kind, name, answer)
-                return Published(entry.current, created=word == b"new")
-            if word != b"collected":
-                _refuse_publish(kind, name, word, [text.decode() for text in answer], if_match)
-        raise Unavailable(f"{digest} was collected while it was published, {UPLOAD_TRIES} times")
+        guards = (digest, len(data), " ".join(needs), "" if if_match is None else if_match or "-", int(if_absent))
+        # Dry first: a refused upload leaves no blob. The real one decides again.
+        word, *answer = self._run(scripts.PUBLISH, 1, kind, name, *guards, "", digest=digest)
+        if word == b"allowed":
+            self._run(scripts.STORE, digest, data, digest=digest)
+            word, *answer = self._run(scripts.PUBLISH, 0, kind, name, *guards, "", digest=digest)
+        if word == b"collected":  # since it was stored: with no grace period that can happen, and happen again
+            word, *answer = self._run(scripts.PUBLISH, 0, kind, name, *guards, data, digest=digest)
+        if word not in {b"new", b"same"}:
+            _refuse_publish(kind, name, word, [text.decode() for text in answer], if_match)
+        return Published(self._put(kind, name, answer).current, created=word == b"new")
 
     def set_current(self, kind: Kind, name: str, version: int) -> Version:
         check_name(name)

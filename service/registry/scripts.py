@@ -88,8 +88,8 @@ PUBLISH = (
     _COMMON
     + """
 -- Atomic: guards, references, version number, record, counts, change. ARGV: dry, kind, name, digest, bytes, needs,
--- if_match, if_absent. dry = '1' only checks the guards and references.
-local dry, kind, name, digest, bytes, needs, if_match, if_absent = unpack(ARGV)
+-- if_match, if_absent, data or ''. dry = '1' only checks the guards and references; data is stored if the blob is gone.
+local dry, kind, name, digest, bytes, needs, if_match, if_absent, data = unpack(ARGV)
 local record, text = load(kind, name)
 local current = record and find(record, record.current)
 if if_absent == '1' and record then return {'exists', current.digest} end
@@ -102,7 +102,11 @@ for needed in string.gmatch(needs, '%S+') do
 end
 if #missing > 1 then return missing end
 if dry == '1' then return {'allowed'} end
-if redis.call('EXISTS', KEYS[8]) == 0 then return {'collected'} end
+if redis.call('EXISTS', KEYS[8]) == 0 then
+  if data == '' then return {'collected'} end
+  redis.call('SET', KEYS[8], data)
+  redis.call('ZADD', KEYS[5], seconds(), digest)
+end
 if record and current.digest == digest then return {'same', changed(), text} end
 local number = redis.call('HINCRBY', KEYS[3], kind .. ':' .. name, 1)
 local version = {version = number, digest = digest, bytes = tonumber(bytes), uploaded = seconds(), needs = needs}

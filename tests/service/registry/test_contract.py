@@ -163,8 +163,9 @@ def test_if_match_lets_an_upload_through_only_on_the_digest_it_names(registry):
     with pytest.raises(PreconditionFailed, match="does not exist"):
         registry.publish("masks", "cats", b"one", if_match=NOWHERE)
     registry.publish("masks", "cats", b"one")
-    with pytest.raises(PreconditionFailed, match=digest_of(b"one")):
-        registry.publish("masks", "cats", b"two", if_match=NOWHERE)
+    for other in (NOWHERE, ""):
+        with pytest.raises(PreconditionFailed, match=digest_of(b"one")):
+            registry.publish("masks", "cats", b"two", if_match=other)
     assert registry.publish("masks", "cats", b"two", if_match=digest_of(b"one")).version.version == 2
 
 

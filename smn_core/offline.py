@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +63,10 @@ def batches(
     with ThreadPoolExecutor(workers, thread_name_prefix="smn-decode") as pool:
         ahead: deque[Future[tuple[list[int], list[Tensor], list[str]]]] = deque()
         firsts = iter(range(0, n_images, batch_size))
-        ahead.extend(pool.submit(load_batch, first) for first, _ in zip(firsts, range(workers + 1), strict=False))
+        ahead.extend(pool.submit(load_batch, first) for first in islice(firsts, workers + 1))
         while ahead:
             kept, inputs, bad = ahead.popleft().result()
-            ahead.extend(pool.submit(load_batch, first) for first, _ in zip(firsts, range(1), strict=False))
+            ahead.extend(pool.submit(load_batch, first) for first in islice(firsts, 1))
             if skipped is not None:
                 skipped.extend(bad)
             if inputs:

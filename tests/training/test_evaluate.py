@@ -1,0 +1,139 @@
+"""Evaluation goes through the engine that serves, sees every image, and compares like with like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smn_core.engine import Engine, Segment
+from smn_core.errors import InvalidArgument, InvalidData
+from smn_core.images import ImageReader
+from smn_core.mask import TaskMask
+from tests.training.builders import World, digits
+from training.data import open_split
+from training.evaluate import Plan, embed, embed_view, evaluate
+from training.probes import accuracy, knn, linear
+from training.tables import results
+
+
+@dataclass
+class Measured:
+    engine: Engine
+    mask: TaskMask
+
+
+@pytest.fixture(scope="module")
+def measured(world: World, make_mask: Callable[..., TaskMask]) -> Measured:
+    backbone = world.backbone()
+    mask = make_mask(backbone, density=0.8)
+    engine = Engine(backbone, slots=1)
+    engine.prepare(mask)
+    return Measured(engine, mask)
+
+
+@pytest.mark.parametrize("batch_size", [7, 64, 1000])
+def test_every_image_is_embedded_once_and_in_order(batch_size, world: World, measured: Measured):
+    images = open_split(str(world.data), "train")
+    found = embed(measured.engine, measured.mask.digest, images, batch_size)
+    assert len(found.z) == len(images.names)
+    np.testing.assert_array_equal(found.labels, images.labels)
+    reader = ImageReader(measured.engine.backbone.preprocess)
+    for index in (0, len(images.names) - 1):
+        x = reader.tensor(images.image(index))[None]
+        alone = measured.engine.embed(x, [Segment(measured.mask.digest, 0, 1)]).embeddings
+        np.testing.assert_allclose(found.z[index], alone[0].numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_rows_are_the_protocols_scores_the_frozen_backbone_first(world: World, measured: Measured):
+    found = evaluate(measured.engine, [("mine", measured.mask)], Plan(str(world.data), labels=(2,), seeds=3))
+    assert [row["name"] for row in found["rows"]] == ["frozen", "mine"]
+    assert (found["train_images"], found["test_images"], found["image_size"], found["knn_k"]) == (320, 160, 32, 20)
+    row = found["rows"][1]
+    train, test = (embed(measured.engine, measured.mask.digest, open_split(str(world.data), s), 32) for s in ("train", "test"))
+    assert row["knn"] == accuracy(knn(train.z, train.labels, test.z, 10), test.labels)
+    assert row["linear"] == accuracy(linear(train.z, train.labels, test.z), test.labels)
+    assert row["density"] == measured.mask.density
+    few = row["low_shot"]["2"]
+    assert len(few["all"]) == 3
+    assert few["mean"] == pytest.approx(np.mean(few["all"]))
+    assert few["deviation"] == pytest.approx(np.std(few["all"], ddof=1))
+
+
+def test_low_shot_draws_are_the_same_for_every_mask(world: World, measured: Measured):
+    plan = Plan(str(world.data), probes=("linear",), labels=(3,), seeds=2)
+    found = evaluate(measured.engine, [("a", measured.mask), ("b", measured.mask)], plan)
+    assert found["rows"][1]["low_shot"] == found["rows"][2]["low_shot"]
+
+
+def test_the_frozen_backbone_keeps_all_of_its_own_neighbours(world: World, measured: Measured):
+    found = evaluate(measured.engine, [("mine", measured.mask)], Plan(str(world.data), probes=()))
+    frozen, mine = (row["signs"] for row in found["rows"])
+    assert frozen["neighbours_kept"] == 1.0
+    assert 0 < mine["neighbours_kept"] < 1
+    assert mine["effective_rank"] > 1
+    assert "knn" not in found["rows"][0]
+
+
+def test_views_are_the_same_for_every_mask_and_differ_by_seed(world: World, measured: Measured):
+    images = open_split(str(world.data), "test")
+    one, two, other = (embed_view(measured.engine, None, images, seed, 64) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+def write(folder, pixels) -> None:
+    folder.mkdir(parents=True)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i:03}.png")
+
+
+def test_images_without_labels_have_signs_alone(world: World, measured: Measured, tmp_path):
+    write(tmp_path / "photos", digits()["x_train"][:30])
+    found = evaluate(measured.engine, [], Plan(str(tmp_path / "photos")))
+    assert set(found["rows"][0]) == {"name", "digest", "signs", "skipped"}
+    assert found["test_images"] == 0
+
+
+def test_a_folder_without_a_test_split_is_not_scored_on_its_own_training_images(measured: Measured, tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / "photos" / name, digits()["x_train"][:15])
+    found = evaluate(measured.engine, [], Plan(str(tmp_path / "photos")))
+    assert "knn" not in found["rows"][0]
+    assert found["test_images"] == 0
+
+
+def test_one_class_is_scored_without_a_fuss(measured: Measured, tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / "set" / split / "only", digits()["x_train"][:15])
+    found = evaluate(measured.engine, [], Plan(str(tmp_path / "set")))
+    assert found["rows"][0]["knn"] == found["rows"][0]["linear"] == 1.0
+
+
+def test_images_that_cannot_be_read_are_left_out_and_counted(measured: Measured, tmp_path):
+    write(tmp_path / "set", digits()["x_train"][:20])
+    (tmp_path / "set/003.png").write_bytes(b"no image")
+    found = evaluate(measured.engine, [], Plan(str(tmp_path / "set"), batch_size=4))
+    assert found["rows"][0]["skipped"] == 1
+    for path in (tmp_path / "set").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(InvalidData, match="none of the 20 images can be read"):
+        evaluate(measured.engine, [], Plan(str(tmp_path / "set")))
+
+
+@pytest.mark.parametrize("change", [{"probes": ("svm",)}, {"seeds": 0}, {"labels": (500,)}])
+def test_a_plan_that_cannot_be_carried_out_is_refused(change, world: World, measured: Measured):
+    with pytest.raises(InvalidArgument):
+        evaluate(measured.engine, [], Plan(str(world.data), **change))
+
+
+def test_the_table_shows_scores_and_signs(world: World, measured: Measured, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    found = evaluate(measured.engine, [("mine", measured.mask)], Plan(str(world.data), labels=(2,), seeds=2))
+    results(found)
+    out = capsys.readouterr().out
+    for text in ("digits.npz: 320 train, 160 test, 32 px", "kNN (20)", "2 labels", "rank", f"{measured.mask.density:.6f}"):
+        assert text in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,10 +86,14 @@ def export(
     from smn_core.export import export as write
     from smn_core.show import note
 
-    backbone, task = _backbone_and_mask(spec, file)
+    # theta' is written as it is in the file: float32, whatever a forward would run in.
+    backbone, task = _backbone_and_mask(replace(spec, device="cpu", dtype="float32"), file)
     write(backbone, task, out, with_head=head)
-    classes = f"num_classes={len(task.head.classes)}" if head and task.head else "num_classes=0"
-    note(f"{out}: load it with timm.create_model({backbone.architecture!r}, {classes}) and strict=True")
+    args = {"num_classes": len(task.head.classes) if head else 0, **backbone.args}
+    if hasattr(backbone.model, "set_input_size"):  # its position embeddings are of this size
+        args["img_size"] = backbone.preprocess["input_size"][-1]
+    called = ", ".join(f"{key}={value!r}" for key, value in args.items())
+    note(f"{out}: load it with timm.create_model({backbone.architecture!r}, {called}) and strict=True")
 
 
 def _engine(spec: BackboneSpec, mask: Path | None) -> tuple[Any, str | None]:

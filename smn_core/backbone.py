@@ -25,6 +25,7 @@ from smn_core.weights import load_weights
 
 PREPROCESS_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 HUB_TIMEOUT_S = 5
+MAX_ARGUMENT, MAX_ARGUMENTS = 8192, 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -89,9 +90,29 @@ def wrap(
     layout = layout_of(model)
     device = device or torch.device("cpu")
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return Backbone(
+    backbone = Backbone(
         model, architecture, dict(spec.args), fingerprint, layout, preprocess, device, dtype, tuple(ignored or ())
     )
+    _require_embeddings(backbone)
+    return backbone
+
+
+@torch.inference_mode()
+def _require_embeddings(backbone: Backbone) -> None:
+    """Embed one black image: whether a size, a type or a pooling works is known before the first real one comes.
+
+    Raises:
+        InvalidArgument: the model cannot take images of its size, or gives something else than one vector each.
+    """
+    size = backbone.preprocess["input_size"]
+    try:
+        z = backbone.model(torch.zeros(1, *size, device=backbone.device, dtype=backbone.dtype))
+    except Exception as error:  # models say no with RuntimeError, AssertionError, ValueError, ...
+        raise InvalidArgument(
+            f"{backbone.architecture} cannot embed images of {size[-1]} px: {(str(error).splitlines() or [''])[0]}"
+        ) from error
+    if not isinstance(z, torch.Tensor) or z.shape != (1, backbone.n_features):
+        raise InvalidArgument(f"{backbone.architecture} with {dict(backbone.args)} does not give one vector an image")
 
 
 def model_json(architecture: str, args: Mapping[str, Any]) -> str:
@@ -119,14 +140,24 @@ def layout_for(model_text: str) -> Layout:
         UnknownModel: timm does not have it.
     """
     architecture, args = parse_model(model_text)
+    _require_modest(args)
     try:
         with torch.device("meta"):
             model = _create(architecture, args)
+        return layout_of(model)
     except InvalidArgument as error:
         raise InvalidMask(f"metadata key 'model': {error}") from error
-    if not hasattr(model, "num_features"):
-        raise InvalidMask(f"metadata key 'model': {model_text} gives no embeddings")
-    return layout_of(model)
+
+
+def _require_modest(args: object) -> None:
+    """A stranger's file must not build for hours: no real argument of a model is a larger number or a longer list."""
+    if isinstance(args, dict | list):
+        if len(args) > MAX_ARGUMENTS:
+            raise InvalidMask(f"metadata key 'model' has {len(args)} arguments in one place")
+        for value in args.values() if isinstance(args, dict) else args:
+            _require_modest(value)
+    elif isinstance(args, int | float) and abs(args) > MAX_ARGUMENT:
+        raise InvalidMask(f"metadata key 'model' has the argument {args}: no model is built with that")
 
 
 def parse_model(model_text: str) -> tuple[str, dict[str, Any]]:
@@ -149,7 +180,9 @@ def parse_model(model_text: str) -> tuple[str, dict[str, Any]]:
 
 def _create(name: str, args: Mapping[str, Any], **extra: Any) -> nn.Module:
     _require_known(name)
-    if reserved := sorted({"num_classes", "pretrained", "checkpoint_path", "pretrained_cfg", "cache_dir"} & set(args)):
+    if reserved := sorted(
+        {"num_classes", "pretrained", "checkpoint_path", "pretrained_cfg", "cache_dir", "features_only"} & set(args)
+    ):
         raise InvalidArgument(f"{reserved[0]} cannot be a model argument")
     try:
         return timm.create_model(name, num_classes=0, **args, **extra)
@@ -214,6 +247,8 @@ def _preprocess(model: nn.Module, spec: BackboneSpec) -> dict[str, Any]:
     """timm's own data configuration with what the spec overrides; sets the model's input size where it is fixed."""
     config = resolve_model_data_config(model)
     preprocess = {key: config[key] for key in PREPROCESS_KEYS}
+    if "img_size" in spec.args:
+        preprocess["input_size"] = (3, *_two(spec.args["img_size"]))
     if spec.image_size is not None:
         _set_input_size(model, spec.image_size)
         preprocess["input_size"] = (3, spec.image_size, spec.image_size)
@@ -231,6 +266,11 @@ def _set_input_size(model: nn.Module, size_px: int) -> None:
             model.set_input_size(img_size=(size_px, size_px))  # type: ignore[operator]
         except (AssertionError, ValueError, RuntimeError, ZeroDivisionError) as error:
             raise InvalidArgument(f"{type(model).__name__} cannot take images of {size_px} px: {error}") from error
+
+
+def _two(size: Any) -> tuple[int, int]:
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return int(height), int(width)
 
 
 def _three(key: str, value: tuple[float, ...]) -> tuple[float, ...]:

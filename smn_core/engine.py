@@ -111,7 +111,8 @@ class Engine:
         swaps = self._make_resident(masks)
         swapped = time.perf_counter()
         x = x.to(self.backbone.device, self.backbone.dtype)
-        out = torch.empty(x.shape[0], self.backbone.n_features)
+        with torch.inference_mode(False):  # an ordinary tensor: probes train on it
+            out = torch.empty(x.shape[0], self.backbone.n_features)
         try:
             for segment in segments:
                 self._slots.use(masks[segment.mask] if segment.mask is not None else None)

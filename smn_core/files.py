@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from smn_core.errors import InvalidArgument
-
-
-def _read_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-# Read once, at import: reading sets it, which two threads must not do at once.
-UMASK = _read_umask()
 
 
 @contextmanager
@@ -33,14 +23,13 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise InvalidArgument(f"cannot write {path}: it is a folder")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        # Not tempfile's: its files are for their owner alone, and reading the umask to widen them races in threads.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
         raise InvalidArgument(f"cannot write {path}: {error.strerror}") from error
-    temporary = Path(name)
     try:
-        os.fchmod(handle, 0o666 & ~UMASK)
-        os.close(handle)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())

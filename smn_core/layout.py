@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from smn_core.bits import packed_bytes
+from smn_core.errors import InvalidArgument
 
 VIT_LINEAR = re.compile(r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))\.(weight|bias)")
 
@@ -104,6 +105,10 @@ def layout_of(model: nn.Module) -> Layout:
         tensor = MaskableTensor(name, shapes[name], first_byte)
         tensors.append(tensor)
         first_byte += tensor.n_bytes
+    if not tensors:
+        raise InvalidArgument(
+            f"this {type(model).__name__} has no maskable weights: its blocks are not those of the rule"
+        )
     width = getattr(model, "head_hidden_size", None) or model.num_features
     return Layout(tuple(tensors), dict(_running_statistics(model)), int(width))  # type: ignore[arg-type]
 

@@ -131,7 +131,7 @@ def check_pixels(trained: Mapping[str, object], served: Mapping[str, object]) ->
     return [
         f"trained with {key} {trained[key]}, served with {served[key]}"
         for key in differing
-        if trained[key] != json.loads(json.dumps(served[key]))
+        if json.loads(json.dumps(trained[key])) != json.loads(json.dumps(served[key]))
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -100,10 +101,12 @@ def embed_to_file(
     n_images, n_features = len(images.names), engine.backbone.n_features
     inputs = batches(n_images, loader(images, engine), batch_size, workers)
     with replacing(out) as temporary:
-        rows = np.lib.format.open_memmap(temporary, "w+", np.float32, (n_images, n_features))
-        for indices, z in embed_batches(engine, digest, inputs):
-            rows[indices] = z.numpy()
-            progress(len(indices))
-        rows.flush()
+        # Written row by row: a memory map of a file that outgrows its disk ends the process with SIGBUS.
+        with temporary.open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (n_images, n_features)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for indices, z in embed_batches(engine, digest, inputs):
+                file.write(z.numpy().astype("<f4").tobytes())
+                progress(len(indices))
         if isinstance(images, FolderSet):
-            write_bytes(out.with_suffix(".txt"), "".join(f"{name}\n" for name in images.names).encode())
+            write_bytes(out.with_suffix(".txt"), os.fsencode("".join(f"{name}\n" for name in images.names)))

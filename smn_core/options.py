@@ -95,8 +95,8 @@ def as_trained(spec: BackboneSpec, mask: TaskMask | None) -> BackboneSpec:
     return replace(
         spec,
         image_size=spec.image_size or (int(size[-1]) if size else None),
-        mean=spec.mean or pixels.get("mean"),
-        std=spec.std or pixels.get("std"),
+        mean=spec.mean or (tuple(pixels["mean"]) if "mean" in pixels else None),
+        std=spec.std or (tuple(pixels["std"]) if "std" in pixels else None),
     )
 
 

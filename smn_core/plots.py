@@ -38,7 +38,10 @@ def density_plot(mask: TaskMask, out: Path, title: str) -> None:
     axes.set_ylabel("density (fraction ON)")
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_title(
-        f"{title}: density {mask.density:.6f}, {mask.n_off:,} of {mask.layout.n_weights:,} OFF", pad=32, fontsize=9
+        f"{title}: density {mask.density:.6f}, {mask.n_off:,} of {mask.layout.n_weights:,} OFF",
+        pad=32,
+        fontsize=9,
+        parse_math=False,
     )
     if out.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
         raise InvalidArgument(f"cannot plot to {out}: use .png, .svg or .pdf")

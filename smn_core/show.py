@@ -23,6 +23,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def _console() -> Console:
+    """stdout; text of files is shown as it is, never taken for markup."""
+    return Console(markup=False, emoji=False)
+
+
 @contextmanager
 def images_progress(total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr that counts images; without a total it only counts."""
@@ -33,7 +38,9 @@ def images_progress(total: int | None) -> Iterator[Callable[[int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    # An error after it is one line: the bar goes when it is done, and a log never sees it.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("images", total=total)
         yield lambda n: bar.advance(task, n)
 
@@ -45,12 +52,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         shown.add_column(heading, overflow="fold")
     for row in rows:
         shown.add_row(*row)
-    Console().print(shown)
+    _console().print(shown)
 
 
 def mask(found: dict[str, Any]) -> None:
     """The tables of `smn inspect`."""
-    console = Console()
+    console = _console()
     sizes = found["sizes"]
     console.print(_pairs("mask", _identity(found)))
     console.print(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -15,7 +14,17 @@ from smn_core.errors import InvalidWeights
 
 # Where published checkpoints keep the weights, best first (DINO's teacher is the network it publishes).
 NESTS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "model", "student")
-PREFIXES = ("module.", "backbone.", "_orig_mod.", "model.", "encoder.", "student.", "teacher.", "base_encoder.")
+PREFIXES = (
+    "module.",
+    "backbone.",
+    "_orig_mod.",
+    "model.",
+    "encoder.",
+    "teacher.",
+    "student.",
+    "base_encoder.",
+    "encoder_q.",
+)
 CLASSIFIERS = frozenset({"head", "head_dist", "fc", "classifier", "last_linear"})
 
 
@@ -31,7 +40,7 @@ def load_weights(model: nn.Module, path: Path | str) -> list[str]:
     """
     path = Path(path)
     expected = model.state_dict()
-    found = _unwrap(_read(path), expected)
+    found = _unwrap(_read(path), expected, path)
     ignored = sorted(key for key in set(found) - set(expected) if _may_be_ignored(key, model))
     unexpected = sorted(set(found) - set(expected) - set(ignored))
     # Counters of batches seen are absent from old checkpoints and mean nothing to inference.
@@ -50,23 +59,24 @@ def _read(path: Path) -> Mapping[str, object]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a pickle protocol, before the error
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InvalidWeights(f"cannot read {path}: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the unpickler meets other formats with IndexError, KeyError, AssertionError, ...
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidWeights(
             f"{path} is neither a safetensors file nor a checkpoint that loads with weights_only: {reason}"
         ) from error
 
 
-def _unwrap(checkpoint: object, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _unwrap(checkpoint: object, expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The table of weights inside a checkpoint, its keys without the prefixes of wrappers."""
     tables = [checkpoint] + [checkpoint[k] for k in NESTS if isinstance(checkpoint, Mapping) and k in checkpoint]
     candidates = [_strip(table, expected) for table in tables if isinstance(table, Mapping)]
     best = max(candidates, key=lambda table: len(set(table) & set(expected)), default={})
     if not set(best) & set(expected):
-        raise InvalidWeights("the weights file holds no weight of the backbone: is it for another architecture?")
+        raise InvalidWeights(f"{path} holds no weight of the backbone: is it for another architecture?")
     return best
 
 

@@ -23,7 +23,7 @@ from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.offline import Progress, batches, embed_batches, loader, silent
 from training import probes, signs
-from training.data import Subset, open_split, pick_labels, seeded
+from training.data import Subset, has_split, open_split, pick_labels, seeded
 from training.supervised import transform_for
 
 VIEW_IMAGES = 500
@@ -158,11 +158,13 @@ def _collect(
 
 
 def _test_images(plan: Plan) -> ImageSet | None:
-    """The test split where there is one with labels; without labels there is nothing to score."""
-    try:
-        test = open_split(plan.data, plan.test_split)
-    except InvalidData:
+    """The test split where there is one with labels; without labels there is nothing to score.
+
+    A folder without splits is its own training set: scores on it would be of images that the bank holds.
+    """
+    if not has_split(plan.data, plan.test_split):
         return None
+    test = open_split(plan.data, plan.test_split)
     return test if test.labels is not None else None
 
 

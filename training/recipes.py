@@ -6,14 +6,15 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from smn_core.errors import InvalidArgument
 from training.masking import MaskRule
 from training.swav import Crops, SwavConfig
 
 Objective = Literal["swav", "supervised", "finetune", "swav-finetune"]
-OBJECTIVES: tuple[Objective, ...] = ("swav", "supervised", "finetune", "swav-finetune")
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,26 @@ class Config:
     masked_head: bool = False
     crop_scale: tuple[float, float] = (0.08, 1.0)
     freeze_norm: bool = False
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     fused_attention: bool = True
     checkpoint_steps: int = 50
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("objective", self.objective, OBJECTIVES),
+            ("precision", self.precision, get_args(Precision)),
+        ):
+            if value not in known:
+                raise InvalidArgument(f"unknown {name} {value!r}: choose {', '.join(known)}")
+        for name, number in (
+            ("batch_size", self.batch_size),
+            ("checkpoint_steps", self.checkpoint_steps),
+            ("steps", 1 if self.steps is None else self.steps),
+        ):
+            if number < 1:
+                raise InvalidArgument(f"{name} is {number}: at least 1")
+        if not self.epochs > 0:
+            raise InvalidArgument(f"epochs is {self.epochs}: more than 0")
 
     def total_steps(self, n_images: int) -> int:
         """Optimiser steps of a run over a set of `n_images`."""
@@ -188,7 +206,10 @@ def _replace(config: Any, path: list[str], value: str, text: str) -> Any:
         if not dataclasses.is_dataclass(present):
             raise InvalidArgument(f"--set {text!r}: {path[0]} has no parts")
         return dataclasses.replace(config, **{path[0]: _replace(present, path[1:], value, text)})
-    return dataclasses.replace(config, **{path[0]: _parse(present, value, text)})
+    try:
+        return dataclasses.replace(config, **{path[0]: _parse(present, value, text)})
+    except TypeError as error:  # a setting that may be null is checked where it is compared
+        raise InvalidArgument(f"--set {text!r}: {error}") from error
 
 
 def _parse(present: Any, value: str, text: str) -> Any:
@@ -199,7 +220,14 @@ def _parse(present: Any, value: str, text: str) -> Any:
     except ValueError as error:
         raise InvalidArgument(f"--set {text!r}: {value!r} is not a number, true, false, null or list") from error
     if isinstance(present, tuple):
-        parsed = tuple(parsed) if isinstance(parsed, list) else parsed
-    if present is not None and not isinstance(parsed, (int, float) if isinstance(present, float) else type(present)):
+        parsed = tuple(parsed) if isinstance(parsed, list) and len(parsed) == len(present) else parsed
+    if present is not None and not _like(parsed, present):
         raise InvalidArgument(f"--set {text!r}: expected something like {present!r}")
     return parsed
+
+
+def _like(value: Any, present: Any) -> bool:
+    """Whether a value is of the kind of the present one; whole numbers will do for fractions, true and false do not."""
+    if isinstance(value, bool) or isinstance(present, bool):
+        return isinstance(value, bool) and isinstance(present, bool)
+    return isinstance(value, (int, float) if isinstance(present, float) else type(present))

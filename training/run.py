@@ -30,6 +30,7 @@ from smn_core.maskfile import write_mask
 from smn_core.plots import density_plot
 from smn_core.spec import BackboneSpec
 from training import export, supervised, swav
+from training.checkpoints import WholeCheckpoints
 from training.data import StepLoader, StepSampler, Subset, Views, collate, open_split, pick_labels
 from training.learner import MASKS, Learner
 from training.plots import curve_plot
@@ -256,6 +257,7 @@ def _trainer_of(
         max_steps=learner.total_steps,
         max_epochs=1,
         use_distributed_sampler=False,
+        plugins=[WholeCheckpoints()],
         callbacks=[*watchers, RichProgressBar(), saver, StopCleanly(request.folder / CHECKPOINT)],
         logger=False,
         enable_model_summary=False,

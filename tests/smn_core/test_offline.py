@@ -18,7 +18,7 @@ def numbered(index: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("n_images", "batch_size", "workers"), itertools.product([1, 2, 31, 64], [1, 4, 100], [1, 2, 5])
+    ("n_images", "batch_size", "workers"), [*itertools.product([1, 2, 31, 64], [1, 4, 100], [1, 2, 5])]
 )
 def test_every_readable_image_comes_once_and_in_order(n_images, batch_size, workers):
     skipped: list[str] = []

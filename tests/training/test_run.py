@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -206,19 +205,19 @@ def test_few_labels_are_the_only_images_a_supervised_run_sees(world: World, tmp_
     assert sizes == [50, 80]
 
 
-@pytest.mark.timeout(200)
-def test_two_processes_learn_the_mask_of_one(world: World, tmp_path):
+@pytest.mark.timeout(300)
+def test_two_processes_learn_the_mask_of_one(world: World, tmp_path, smn_run):
     """Every process has its rows of each batch, Sinkhorn sees all of them, gradients are averaged."""
-    alone = [*command(world, tmp_path / "one.smn", "--seed", 3)]
-    shared = [*command(world, tmp_path / "two.smn", "--seed", 3)]
+    words = ["--seed", 3, "--set", "lr=0.05", "--set", "swav.queue=32", "--set", "swav.queue_from=0.3"]
+    assert smn_run(*command(world, tmp_path / "one.smn", *words)).code == 0
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", port]
+    shared = python(*torchrun, "smn.py", *command(world, tmp_path / "two.smn", *words))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29571]
-    for words in (["smn.py", *alone], [*torchrun, "smn.py", *shared]):
-        ran = subprocess.run(python(*words), cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stderr[-3000:]
+    ran = subprocess.run(shared, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
     one, two = (read_mask(tmp_path / f"{n}.smn") for n in ("one", "two"))
-    assert 0 < one.n_off
-    assert (mask_bits(one) != mask_bits(two)).sum() <= max(4, 0.1 * one.n_off)
-    assert [p.name for p in Path(tmp_path).glob(".*")] == []
-    curves = [np.loadtxt(tmp_path / f"{n}.run/curve.csv", delimiter=",", skiprows=1, usecols=1) for n in ("one", "two")]
-    assert len(curves[0]) == len(curves[1]) == 8
+    assert one.n_off > 100
+    assert (mask_bits(one) != mask_bits(two)).sum() < 0.02 * one.n_off
+    assert len((tmp_path / "two.run/curve.csv").read_text().splitlines()) == 9

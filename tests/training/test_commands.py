@@ -1,0 +1,226 @@
+"""smn train and smn evaluate as a user meets them: one line for what is wrong, nothing half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import smn
+from smn_core.maskfile import read_mask
+from tests.training.builders import REPOSITORY, World, digits, python
+from tests.training.builders import train_command as command
+
+
+@pytest.fixture(scope="module")
+def finished(world: World, tmp_path_factory) -> Path:
+    """A mask that `smn train` wrote, with its run."""
+    out = tmp_path_factory.mktemp("finished") / "m.smn"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["smn", *command(world, out)])
+        with pytest.raises(SystemExit) as stopped:
+            smn.main()
+    assert not stopped.value.code
+    return out
+
+
+def copy_of(finished: Path, folder: Path) -> Path:
+    shutil.copytree(finished.parent, folder, dirs_exist_ok=True)
+    return folder / finished.name
+
+
+def test_a_trained_mask_is_one_that_evaluate_reads(finished: Path, world: World, smn_run):
+    ran = smn_run("evaluate", "--data", world.data, "--mask", finished, *world.flags(), "--json", "--labels", 2, "--seeds", 2)
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert [row["name"] for row in found["rows"]] == ["frozen", "m"]
+    assert found["rows"][1]["digest"] == read_mask(finished).digest
+    assert set(found["rows"][1]["signs"]) == {"effective_rank", "view_agreement", "neighbours_kept"}
+    assert 0 < found["rows"][1]["knn"] <= 1
+
+
+def test_evaluate_prints_a_table_and_draws_low_shot(finished: Path, world: World, smn_run, tmp_path):
+    plot = tmp_path / "low.png"
+    words = ["--mask", finished, *world.flags(), "--probe", "linear", "--labels", 2, "--seeds", 2, "--plot", plot]
+    ran = smn_run("evaluate", "--data", world.data, *words)
+    assert ran.code == 0, ran.err
+    assert "frozen" in ran.out
+    assert plot.stat().st_size > 1000
+
+
+def test_the_run_folder_holds_the_command_that_made_it(finished: Path):
+    text = finished.with_name("m.run").joinpath("README.md").read_text()
+    assert f"--out {finished}" in text
+    assert "smn train --data" in text
+
+
+def test_an_empty_folder_is_refused(world: World, tmp_path, refused):
+    (tmp_path / "none").mkdir()
+    assert "has no image" in refused(*command(world, tmp_path / "m.smn", "--data", tmp_path / "none"))
+
+
+def test_data_that_is_not_there_is_refused(world: World, tmp_path, refused):
+    assert "does not exist" in refused(*command(world, tmp_path / "m.smn", "--data", tmp_path / "none"))
+
+
+def test_one_class_is_not_enough_for_labels(world: World, tmp_path, refused):
+    np.savez(tmp_path / "one.npz", x_train=digits()["x_train"][:40], y_train=np.zeros(40, np.int64))
+    said = refused(*command(world, tmp_path / "m.smn", "--data", tmp_path / "one.npz", "--objective", "supervised"))
+    assert "at least two classes" in said
+
+
+def test_labels_are_needed_where_the_objective_wants_them(world: World, tmp_path, refused):
+    np.savez(tmp_path / "bare.npz", x_train=digits()["x_train"][:40])
+    said = refused(*command(world, tmp_path / "m.smn", "--data", tmp_path / "bare.npz", "--objective", "supervised"))
+    assert "needs labels" in said
+
+
+CANNOT = {
+    "fewer images than prototypes": (["--set", "swav.prototypes=1000"], "320 images are fewer than 1000 prototypes"),
+    "images that fill no batch": (["--set", "batch_size=500"], "do not fill one batch of 500"),
+    "labels without use": (["--labels", 5], "--labels is for objectives with labels"),
+    "more labels than there are": (["--objective", "supervised", "--labels", 1000], "--labels 1000"),
+    "no labels": (["--objective", "supervised", "--labels", 0], "--labels 0"),
+    "a recipe that is none": (["--recipe", "nothing"], "unknown recipe 'nothing'"),
+    "an objective that is none": (["--objective", "nothing"], "unknown objective 'nothing'"),
+    "a setting that is none": (["--set", "nothing=1"], "no setting 'nothing'"),
+    "a setting of another kind": (["--set", "lr=fast"], "'fast' is not a number"),
+    "a precision that is none": (["--set", "precision=int4"], "unknown precision 'int4'"),
+    "stages that are none": (["--stages", "nowhere"], "takes no maskable tensor"),
+    "stages that do not read": (["--stages", "("], "not a regular expression"),
+    "a share of nothing": (["--share", 0], "not in (0, 1]"),
+    "a density above one": (["--density", 1.5], "not in (0, 1]"),
+    "half weights": (["--dtype", "bfloat16"], "training keeps float32 weights"),
+    "a set that is none": (["--data", "torchvision:nothing"], "unknown set torchvision:nothing"),
+    "a split that is none": (["--split", "nothing"], "has the splits"),
+    "no epochs": (["--epochs", 0], "epochs"),
+}
+
+
+@pytest.mark.parametrize("what", CANNOT)
+def test_what_cannot_work_is_refused_before_the_first_step(what, world: World, tmp_path, refused):
+    words, said = CANNOT[what]
+    assert said in refused(*command(world, tmp_path / "m.smn", *words))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_in_a_folder_that_is_not_there_is_refused(world: World, tmp_path, refused):
+    assert "does not exist" in refused(*command(world, tmp_path / "none/m.smn"))
+
+
+def test_an_earlier_run_is_kept_unless_it_may_be_overwritten(finished: Path, world: World, tmp_path, refused, smn_run):
+    out = copy_of(finished, tmp_path)
+    before = out.read_bytes()
+    assert "--resume" in refused(*command(world, out))
+    assert out.read_bytes() == before
+    assert smn_run(*command(world, out, "--overwrite", "--seed", 1)).code == 0
+    assert read_mask(out).metadata != {}
+
+
+def test_a_checkpoint_of_another_run_is_not_resumed(finished: Path, world: World, tmp_path, refused):
+    out = copy_of(finished, tmp_path)
+    before = out.read_bytes()
+    assert "another recipe" in refused(*command(world, out, "--resume", "--set", "momentum=0.5"))
+    assert "another fingerprint" in refused(*command(world, out, "--resume", name="test_resnet"))
+    path = out.with_name("m.run") / "last.ckpt"
+    path.write_bytes(b"damaged")
+    assert "is not a checkpoint of smn train" in refused(*command(world, out, "--resume"))
+    assert out.read_bytes() == before
+
+
+def test_a_mask_of_another_backbone_is_not_evaluated(finished: Path, world: World, refused):
+    assert refused("evaluate", "--data", world.data, "--mask", finished, *world.flags("test_resnet"))
+
+
+@pytest.mark.parametrize("words", [["--probe", "svm"], ["--labels", 1000], ["--data", "nowhere"], ["--train-split", "none"]])
+def test_an_evaluation_that_cannot_be_is_refused(words, world: World, refused):
+    refused("evaluate", "--data", world.data, *world.flags(), *words)
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_mask_comes(world: World, tmp_path, smn_run):
+    """Interrupted in the middle of a real process, resumed in this one."""
+    longer = ["--set", "steps=60", "--seed", 2, "--set", "checkpoint_steps=1000"]
+    out, whole = tmp_path / "part/m.smn", tmp_path / "whole/m.smn"
+    out.parent.mkdir()
+    whole.parent.mkdir()
+    process = subprocess.Popen(
+        python("-c", SLOW, *command(world, out, *longer)),
+        cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not (out.parent / "m.run/began").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    (out.parent / "m.run/began").unlink()
+    assert [p.name for p in out.parent.iterdir()] == ["m.run"]
+    assert [p.name for p in (out.parent / "m.run").iterdir()] == ["last.ckpt"]
+    assert smn_run(*command(world, out, *longer, "--resume")).code == 0
+    assert smn_run(*command(world, whole, *longer)).code == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+SLOW = """
+import sys
+from pathlib import Path
+import smn
+from training.learner import Learner
+plain = Learner.training_step
+def step(self, batch, index):
+    if self.global_step == 5:
+        out = Path(sys.argv[sys.argv.index("--out") + 1])
+        (out.with_name("m.run") / "began").touch()
+    if self.global_step >= 5:
+        import time; time.sleep(0.1)
+    return plain(self, batch, index)
+Learner.training_step = step
+smn.main()
+"""
+"""`smn`, with a file that says when the fifth step began and steps that take a while from there on."""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"cannot mount a small file system: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_no_half_mask(small_disk: Path, world: World, refused):
+    """A checkpoint of this run takes more than the disk has."""
+    said = refused(*command(world, small_disk / "m.smn"))
+    assert said == f"{small_disk}/m.run/last.ckpt: No space left on device"
+    assert not (small_disk / "m.smn").exists()
+    left = [p for p in small_disk.rglob("*") if p.is_file()]
+    assert left == []
+
+
+def test_a_mask_that_does_not_fit_the_disk_is_not_half_written(finished: Path, world: World, tmp_path, refused, monkeypatch):
+    """The checkpoint fitted, the mask does not."""
+    from smn_core import files
+
+    out = copy_of(finished, tmp_path)
+    before = out.read_bytes()
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(files.Path, "write_bytes", full)
+    assert "No space left on device" in refused(*command(world, out, "--resume"))
+    assert out.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.run", "m.smn"]

@@ -22,7 +22,7 @@ from smn_core.layout import Layout
 from smn_core.mask import TaskMask
 
 # In this many weights and their bits stay in a core's own cache between the passes over them.
-CHUNK_WEIGHTS = 2**16
+CHUNK_WEIGHTS = 2**17
 # From this density on, a list of the OFF positions takes no more memory than the bits, and zeroing them after one
 # scaling pass is faster than unpacking (benchmarks/swap.py).
 SPARSE_DENSITY = 1 - 1 / 64

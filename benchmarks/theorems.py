@@ -1,10 +1,10 @@
 """A mask knows lr / (S0 - mu) alone: loss and mask agreement under several settings (the paper's figure 5).
 
-    .venv/bin/python -m benchmarks.theorems [--steps 60] [--out docs/figures/theorems.png]
+    .venv/bin/python -m benchmarks.theorems [--steps 40] [--out docs/figures/theorems.png]
 
 scikit-learn's digits at 32 px, a ViT of two blocks with random weights, SwAV, batch 16, seed 0; every setting sees the
-same crops. Settings with lr / (S0 - mu) = 50 have one curve and one mask: to the bit where they differ by a power of two,
-but for a few weights where rounding differs. One with another ratio has another curve.
+same crops. Settings with lr / (S0 - mu) = 50 have one curve and one mask: to the bit where they differ by a power of
+two, else but for weights that rounding puts on either side. One with another ratio has another curve.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from benchmarks.rows import row
+from smn_core.backbone import load_backbone
 from smn_core.files import replacing
 from smn_core.spec import BackboneSpec
 from training import run
+from training.data import open_split
 from training.learner import Learner
 from training.masking import MaskRule, attached
 from training.recipes import Config
@@ -33,7 +35,7 @@ from training.swav import Crops, SwavConfig
 
 SETTINGS = ((50.0, 1.0, 0.0), (100.0, 2.0, 0.0), (100.0, 2.5, 0.5), (50.0, 2.0, 1.0), (100.0, 1.0, 0.0))
 """(lr, S0, mu); the last has another ratio."""
-ARGS = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+ARGS: dict[str, Any] = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 
 
 class Watch(Callback):
@@ -50,7 +52,7 @@ class Watch(Callback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("docs/figures/theorems.png"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -77,7 +79,7 @@ def learn(folder: Path, setting: tuple[float, float, float], steps: int) -> Watc
     spec = BackboneSpec("test_vit", weights, ARGS, 32, device="cpu")
     request = run.Request(spec, str(data), config, folder / "mask.smn", overwrite=True, workers=0)
     watch = Watch()
-    backbone, images = run.load_backbone(spec), run.open_split(str(data), "train")
+    backbone, images = load_backbone(spec), open_split(str(data), "train")
     seed_everything(0, verbose=False)
     learner = Learner(backbone, config, steps)
     loader = run._loader_of(request, learner, backbone, images, 0, 0, 1)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -72,7 +71,7 @@ def stepper(objective: Objective) -> Callable[[], None]:
     # The scores' gradients do not change what a step costs; a small rate keeps both variants away from collapse.
     config = replace(Config("train-step"), objective=objective, lr=1e-3, swav=swav)
     learner = Learner(backbone, config, 1000)
-    learner.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    learner.log = lambda *_, **__: None  # type: ignore[method-assign]
     optimiser = learner.configure_optimizers()["optimizer"]
     batch = Batch([torch.randn(BATCH, 3, SIDE_PX, SIDE_PX) for _ in range(2)], None)
 
@@ -101,15 +100,17 @@ def time_in_turn(turns: int) -> dict[str, list[float]]:
 
 def peak_bytes(objective: Objective) -> int:
     """How far the largest resident size of this process rises over two steps."""
-    before = resident_peak_bytes()
+    before = status_bytes("VmRSS")
     step = stepper(objective)
     for _ in range(2):
         step()
-    return resident_peak_bytes() - before
+    return status_bytes("VmHWM") - before
 
 
-def resident_peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def status_bytes(name: str) -> int:
+    """A size of this process as Linux knows it; `ru_maxrss` would start from the parent's."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) * 1024
 
 
 def measured_bytes(variant: str, threads: int) -> int:

@@ -25,7 +25,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from smn_core.engine import Engine, Segment
-from smn_core.errors import SMNError
+from smn_core.errors import NotReady, SMNError
 
 
 class QueueFull(SMNError):
@@ -218,9 +218,16 @@ class Batcher:
         began = time.perf_counter()
         try:
             done = self._engine.embed(_gather(ordered), segments)
+        except NotReady as error:
+            # A request that hung up after its rows were taken let go of its mask: the others' rows go without it.
+            alive = [row for row in rows if not row[2].cancelled]
+            if 0 < len(alive) < len(rows):
+                self._run_batch(alive)
+            else:
+                _fail(rows, error)
+            return
         except Exception as error:  # whatever a forward raises must reach its requests, and the thread must live
-            for job in {id(row[2]): row[2] for row in ordered}.values():
-                _settle(job, EngineFailed(f"the forward failed: {error}"))
+            _fail(rows, EngineFailed(f"the forward failed: {error}"))
             return
         self._heard(BatchDone(len(ordered), len(by_mask), done.swaps, done.swap_s, done.forward_s))
         embeddings = done.embeddings.numpy()
@@ -241,6 +248,13 @@ def _gather(rows: list[Row]) -> Float32[Tensor, "n 3 h w"]:
     if len(rows) == len(job.x) and all(row[2] is job and row[3] == i for i, row in enumerate(rows)):
         return job.x
     return torch.stack([job.x[row] for _, _, job, row in rows])
+
+
+def _fail(rows: list[Row], error: Exception) -> None:
+    """The jobs of a batch end with this error, their rows that wait with them."""
+    for job in {id(row[2]): row[2] for row in rows}.values():
+        job.cancelled = True
+        _settle(job, error)
 
 
 def _settle(job: Job, result: Timing | Exception) -> None:

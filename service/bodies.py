@@ -19,7 +19,7 @@ import torch
 from fastapi import Request
 from jaxtyping import Float32
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from torch import Tensor
 
 from service.errors import Rejected
@@ -37,6 +37,12 @@ class Images:
 
     encoded: Sequence[bytes] = ()
     array: bytes | None = None
+    n_rows: int = 0
+
+    @property
+    def count(self) -> int:
+        """Images, or rows of the array by its header."""
+        return len(self.encoded) if self.array is None else self.n_rows
 
 
 class TooLarge(Rejected):
@@ -63,7 +69,7 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
 def require_length(request: Request, limit_bytes: int) -> None:
     """Refuse a declared length over the limit, before a byte is read."""
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit_bytes:
+    if declared.isdecimal() and int(declared[:20]) > limit_bytes:
         raise TooLarge(limit_bytes)
 
 
@@ -71,7 +77,7 @@ async def read_images(request: Request, limit_bytes: int, max_images: int) -> Im
     """The images of a request by its content type; not decoded yet.
 
     Raises:
-        Rejected: 400 malformed, 413 too large or too many, 415 another type.
+        Rejected: 400 malformed, 413 too large or too many, 415 another type, 422 no array.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
@@ -81,7 +87,11 @@ async def read_images(request: Request, limit_bytes: int, max_images: int) -> Im
     elif kind.startswith("image/"):
         found = [await read_body(request, limit_bytes)]
     elif kind == NPY:
-        return Images(array=await read_body(request, limit_bytes))
+        array = await read_body(request, limit_bytes)
+        shape = _npy_header(array)[0]
+        n_rows = shape[0] if shape else 0
+        require_count(n_rows, max_images)
+        return Images(array=array, n_rows=max(0, n_rows))
     else:
         raise Rejected(415, "unsupported_type", f"content type {kind or 'missing'}: send {MEDIA_TYPES}")
     require_count(len(found), max_images)
@@ -130,7 +140,7 @@ def decode_text(text: object, param: str) -> bytes:
         raise Rejected(400, "invalid_image_text", f"{param} is not base64: {error}", param) from error
 
 
-def to_inputs(images: Images, reader: ImageReader, max_images: int) -> Float32[Tensor, "n 3 h w"]:
+def to_inputs(images: Images, reader: ImageReader) -> Float32[Tensor, "n 3 h w"]:
     """Decode and normalise everything a request holds; in a worker thread.
 
     Raises:
@@ -138,7 +148,7 @@ def to_inputs(images: Images, reader: ImageReader, max_images: int) -> Float32[T
         Rejected: 422, an array that is no model input.
     """
     if images.array is not None:
-        return _from_npy(images.array, reader, max_images)
+        return _from_npy(images.array, reader)
     rows = []
     for number, data in enumerate(images.encoded):
         try:
@@ -166,10 +176,10 @@ async def _from_multipart(request: Request, limit_bytes: int, max_images: int) -
         async with request.form(max_files=max_images + 1, max_fields=16, max_part_size=limit_bytes) as form:
             parts = form.getlist("image") + form.getlist("images")
             return [await p.read() if isinstance(p, UploadFile) else p.encode("latin-1", "replace") for p in parts]
-    except MultiPartException as error:
-        if "Too many files" in error.message:
+    except HTTPException as error:  # what Starlette makes of its MultiPartException inside an application
+        if "Too many files" in error.detail:
             raise Rejected(413, "too_many_images", f"more than {max_images} images in a request", "image") from error
-        raise Rejected(400, "invalid_multipart", f"the body is not multipart/form-data: {error.message}") from error
+        raise Rejected(400, "invalid_multipart", f"the body is not multipart/form-data: {error.detail}") from error
     finally:
         request._receive = receive
 
@@ -181,15 +191,25 @@ def _from_json(body: bytes) -> list[bytes]:
     return [decode_text(text, f"images[{i}]") for i, text in enumerate(images)]
 
 
-def _from_npy(data: bytes, reader: ImageReader, max_images: int) -> Float32[Tensor, "n 3 h w"]:
-    """float32 [N,3,H,W], normalised already. The header is checked before anything is allocated."""
+def _npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, Fortran order, type, and where the values begin.
+
+    Raises:
+        Rejected: 422.
+    """
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream, max_header_size=4096)
-    except (ValueError, EOFError, SyntaxError, TypeError) as error:
+    except Exception as error:  # its parser of Python literals raises whatever a stranger's header leads it to
         raise Rejected(422, "invalid_tensor", f"the body is not an .npy array: {error}") from error
+    return shape, fortran, dtype, stream.tell()
+
+
+def _from_npy(data: bytes, reader: ImageReader) -> Float32[Tensor, "n 3 h w"]:
+    """float32 [N,3,H,W], normalised already. The header is checked before anything is allocated."""
+    shape, fortran, dtype, offset = _npy_header(data)
     expected = (3, *reader.input_px)
     if dtype != np.float32 or len(shape) != 4 or tuple(shape[1:]) != expected or fortran:
         raise Rejected(
@@ -197,10 +217,9 @@ def _from_npy(data: bytes, reader: ImageReader, max_images: int) -> Float32[Tens
             "invalid_tensor",
             f"the array is {dtype} {list(shape)}, expected float32 [N, {', '.join(map(str, expected))}]",
         )
-    require_count(shape[0], max_images)
-    if len(data) - stream.tell() != 4 * int(np.prod(shape, dtype=np.int64)):
+    if len(data) - offset != 4 * int(np.prod(shape, dtype=np.int64)):
         raise Rejected(422, "invalid_tensor", "the array's bytes do not fit its shape")
-    x = np.frombuffer(data, "<f4", offset=stream.tell()).reshape(shape)
+    x = np.frombuffer(data, "<f4", offset=offset).reshape(shape)
     if not np.isfinite(x).all():
         raise Rejected(422, "invalid_tensor", "the array has a value that is not finite")
     return torch.from_numpy(x.copy())

@@ -81,8 +81,12 @@ def install(app: FastAPI) -> None:
     """Every error of the application has the one body."""
 
     @app.exception_handler(errors.SMNError)
-    async def _(_: Request, error: errors.SMNError) -> JSONResponse:
-        return response_of(status_of(error), error.code, str(error), getattr(error, "param", None))
+    async def _(request: Request, error: errors.SMNError) -> JSONResponse:
+        message = str(error)
+        caller = getattr(request.state, "caller", None)
+        if isinstance(error, errors.NotFound) and caller is not None and caller.prefix:
+            message = message.partition("; near it:")[0]  # other customers' names
+        return response_of(status_of(error), error.code, message, getattr(error, "param", None))
 
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -98,5 +102,8 @@ def install(app: FastAPI) -> None:
         return answer
 
     @app.exception_handler(Exception)
-    async def _(_: Request, __: Exception) -> JSONResponse:
-        return response_of(500, "internal_error", "the server failed; its log has the request id")
+    async def _(request: Request, __: Exception) -> JSONResponse:
+        answer = response_of(500, "internal_error", "the server failed; its log has the request id")
+        # This answer is made outside of the middleware that sets the header on all others.
+        answer.headers["X-Request-ID"] = request.state.record.request_id
+        return answer

@@ -71,9 +71,7 @@ class Library:
             yield shelf.warnings
         finally:
             shelf.holders -= 1
-            if shelf.holders == 0 and not self._engine.ready(digest):
-                self._shelves.pop(digest, None)
-            self._evict()
+            self._tidy(digest, shelf)
 
     async def pin(self, digest: str) -> None:
         """Load a mask and keep it whatever the budget."""
@@ -87,8 +85,18 @@ class Library:
         """Load once for all who wait; one of them hanging up does not stop it for the others."""
         if shelf.loading is None:
             shelf.loading = asyncio.create_task(self._fetch(digest, shelf))
-            shelf.loading.add_done_callback(lambda _: setattr(shelf, "loading", None))
+            shelf.loading.add_done_callback(lambda _: self._loaded(digest, shelf))
         await asyncio.shield(shelf.loading)
+
+    def _loaded(self, digest: str, shelf: Shelf) -> None:
+        shelf.loading = None
+        self._tidy(digest, shelf)
+
+    def _tidy(self, digest: str, shelf: Shelf) -> None:
+        """Take away the shelf of a load that failed; a load that goes on without waiters keeps its shelf."""
+        if shelf.holders == 0 and shelf.loading is None and not self._engine.ready(digest):
+            self._shelves.pop(digest, None)
+        self._evict()
 
     async def _fetch(self, digest: str, shelf: Shelf) -> None:
         loop = asyncio.get_running_loop()

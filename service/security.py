@@ -35,6 +35,12 @@ class Caller:
         if not name.startswith(self.prefix):
             raise Rejected(403, "wrong_name", f"this key is for names that start with {self.prefix!r}", "name")
 
+    def after(self, name: str) -> str:
+        """Where a list of names begins that shows this caller those of its prefix after `name`."""
+        if not self.prefix:
+            return name
+        return max(name, self.prefix[:-1] + chr(ord(self.prefix[-1]) - 1) + "\x7f")
+
 
 class Guard:
     """Checks the `Authorization` header. Without any key configured every caller may do everything."""
@@ -79,6 +85,7 @@ def guard_of(settings: Settings) -> Guard:
 def may_read(request: Request) -> Caller:
     """Dependency: any known key."""
     caller: Caller = request.app.state.guard.caller(request)
+    request.state.caller = caller
     return caller
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ from smn_core.errors import Unavailable
 from smn_core.images import ImageReader
 
 T = TypeVar("T")
+CLERKS = 4
+MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Server:
         self.batcher = Batcher(engine, settings.batch_size, settings.queue_images, self.metrics.batch)
         self.reader = ImageReader(engine.backbone.preprocess, settings.max_pixels)
         self.decoders = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="smn-decode")
+        # Its own threads: a registry that hangs must not keep images from being decoded.
+        self.clerks = ThreadPoolExecutor(CLERKS, thread_name_prefix="smn-registry")
         self.draining = False
         self.ready = False
         self.in_flight = 0
@@ -77,6 +82,7 @@ class Server:
         self.batcher.stop()
         self.library.close()
         self.decoders.shutdown(wait=False, cancel_futures=True)
+        self.clerks.shutdown(wait=False, cancel_futures=True)
         self.registry.close()
 
     @asynccontextmanager
@@ -104,21 +110,22 @@ class Server:
             QueueFull, NotFound, Unavailable, InvalidImage, InvalidMask: as their sources.
         """
         record: Record = request.state.record
+        limit_s = self.deadline_s(request)
         async with self.working():
             resolved = self.registry.resolve("masks", reference) if reference is not None else None
             # One place before anything is read; the others once it is known how many images there are.
             with self.batcher.admit(1):
-                images = await self._in_time(request, record, read())
-                n_more = max(0, len(images.encoded) - 1)
+                images = await self._in_time(record, limit_s, read())
+                n_more = max(0, images.count - 1)
                 with self.batcher.admit(n_more):
                     return await self._in_time(
-                        request, record, until_gone(request, self._run(record, images, resolved))
+                        record, limit_s, until_gone(request, self._run(record, images, resolved))
                     )
 
     async def _run(self, record: Record, images: Images, resolved: Resolved | None) -> Embedding:
         """Decode and load side by side, then queue and run."""
         digest = resolved.digest if resolved is not None else None
-        record.facts |= {"images": len(images.encoded), "digest": digest}
+        record.facts |= {"images": images.count, "digest": digest}
         if digest is None:
             x, warnings = await self._decode(record, images), []
             timing = await self.batcher.embed(None, x)
@@ -133,29 +140,28 @@ class Server:
             finally:
                 decoding.cancel()
         record.stages |= {"queue": timing.queue_s, "swap": timing.swap_s, "forward": timing.forward_s}
-        record.facts["images"] = len(x)
         self.metrics.queue_seconds.observe(timing.queue_s)
         return Embedding(timing.embeddings, resolved, warnings)
 
     async def _decode(self, record: Record, images: Images) -> Float32[Tensor, "n 3 h w"]:
         began = time.perf_counter()
         loop = asyncio.get_running_loop()
-        x = await loop.run_in_executor(self.decoders, to_inputs, images, self.reader, self.settings.max_images)
+        x = await loop.run_in_executor(self.decoders, to_inputs, images, self.reader)
         record.stages["decode"] = time.perf_counter() - began
         self.metrics.decode_seconds.observe(record.stages["decode"])
         return x
 
-    async def _in_time(self, request: Request, record: Record, work: Awaitable[T]) -> T:
-        """Wait for work until the request's deadline, the client's own or the server's, whichever is first."""
-        limit_s = self.deadline_s(request) - (time.perf_counter() - record.began)
+    async def _in_time(self, record: Record, limit_s: float, work: Awaitable[T]) -> T:
+        """Wait for work until the request is `limit_s` old."""
+        left_s = limit_s - (time.perf_counter() - record.began)
         try:
-            async with asyncio.timeout(max(0.0, limit_s)):
+            async with asyncio.timeout(max(0.0, left_s)):
                 return await work
         except TimeoutError as error:
-            raise Rejected(504, "deadline", f"no answer within {1e3 * self.deadline_s(request):.0f} ms") from error
+            raise Rejected(504, "deadline", f"no answer within {1e3 * limit_s:.0f} ms") from error
 
     def deadline_s(self, request: Request) -> float:
-        """Seconds that a request may take.
+        """Seconds that a request may take: the client's own deadline or the server's, whichever is first.
 
         Raises:
             Rejected: 400, an X-Timeout-Ms that is no positive number.
@@ -163,9 +169,9 @@ class Server:
         text = request.headers.get("x-timeout-ms")
         if text is None:
             return self.settings.timeout_ms / 1e3
-        if not text.isdigit() or int(text) < 1:
+        if not MILLISECONDS.fullmatch(text):
             raise Rejected(
-                400, "invalid_timeout", f"X-Timeout-Ms {text[:32]!r} is not a positive number", "X-Timeout-Ms"
+                400, "invalid_timeout", f"X-Timeout-Ms {text[:32]!r} is not a number of milliseconds", "X-Timeout-Ms"
             )
         return min(self.settings.timeout_ms, int(text)) / 1e3
 

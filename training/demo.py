@@ -99,7 +99,11 @@ class Demo:
 
 def prepare(folder: Path, say: Callable[[str], None]) -> Demo:
     """Everything the demonstration serves, in `folder`; what a former start left there is used again."""
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
+    # So small a model gains nothing from more threads, and loses much where another process has a core.
+    torch.set_num_threads(1)
     done = folder / "demo.json"
     spec = BackboneSpec(ARCHITECTURE, folder / "backbone.safetensors", image_size=SIDE_PX, device="cpu")
     recipe = digest_of(canonical_json([asdict(BACKBONE), asdict(MASKS), list(DOMAINS)]).encode())

@@ -36,6 +36,7 @@ class Learner(pl.LightningModule):
         n_classes: for the objectives with labels.
         world_size: processes that share a batch.
         seed: of the run; a checkpoint is resumed with the same one.
+        images: digest of what the run learns from, likewise.
     """
 
     def __init__(
@@ -46,10 +47,11 @@ class Learner(pl.LightningModule):
         n_classes: int = 0,
         world_size: int = 1,
         seed: int = 0,
+        images: str = "",
     ) -> None:
         super().__init__()
-        self.config, self.total_steps, self.world_size, self.seed = config, total_steps, world_size, seed
-        self.fingerprint = backbone.fingerprint
+        self.config, self.total_steps, self.world_size = config, total_steps, world_size
+        self.seed, self.images, self.fingerprint = seed, images, backbone.fingerprint
         self.model = backbone.model
         accept_any_size(self.model)
         self.learns_mask = config.objective in MASKS
@@ -157,8 +159,13 @@ class Learner(pl.LightningModule):
     def identity(self) -> dict[str, str]:
         """What a checkpoint must agree in to be resumed."""
         recipe = json.dumps(asdict(self.config), sort_keys=True)
-        steps, seed = str(self.total_steps), str(self.seed)
-        return {"fingerprint": self.fingerprint, "recipe": recipe, "steps": steps, "seed": seed}
+        return {
+            "fingerprint": self.fingerprint,
+            "recipe": recipe,
+            "steps": str(self.total_steps),
+            "seed": str(self.seed),
+            "images": self.images,
+        }
 
 
 def accept_any_size(model: nn.Module) -> None:

@@ -162,6 +162,44 @@ def small_vit() -> Config:
 
 
 @recipe
+def small_vit_supervised() -> Config:
+    """The supervised mask that `small-vit` is compared with: as many images a step, an ordinary head.
+
+    smn train --recipe small-vit-supervised --backbone vit_tiny_patch16_224 --weights vit_tiny_patch16_224.safetensors
+    --data rsscn7 --out rsscn7-supervised.smn
+
+    Times and scores: docs/results.md.
+    """
+    return Config(
+        "small-vit-supervised",
+        objective="supervised",
+        steps=100,
+        batch_size=32,
+        lr=2e-3,
+        lr_per_tensor=True,
+        head_lr=0.05,
+        head_steps=20,
+        crop_scale=(0.4, 1.0),
+        precision="bf16-mixed",
+        fused_attention=False,
+    )
+
+
+@recipe
+def small_vit_finetune() -> Config:
+    """Full fine-tuning with labels, the upper reference of `small-vit-supervised`.
+
+    smn train --recipe small-vit-finetune --backbone vit_tiny_patch16_224 --weights vit_tiny_patch16_224.safetensors
+    --data rsscn7 --out rsscn7-finetune.safetensors
+
+    Times and scores: docs/results.md.
+    """
+    return dataclasses.replace(
+        small_vit_supervised(), name="small-vit-finetune", objective="finetune", lr=3e-3, lr_per_tensor=False
+    )
+
+
+@recipe
 def tiny() -> Config:
     """Digits-sized images and a model of a few hundred thousand weights: seconds. For tests and for a first look.
 

@@ -169,14 +169,15 @@ def _learner_of(request: Request, backbone: Backbone, images: ImageSet, world: i
     if request.config.batch_size % world:
         raise InvalidArgument(f"a batch of {request.config.batch_size} cannot be shared by {world} processes")
     total = request.config.total_steps(len(images.names))
-    return Learner(backbone, request.config, total, len(images.classes), world, request.seed)
+    seen = tensorfile.digest_of("\n".join(images.names).encode())
+    return Learner(backbone, request.config, total, len(images.classes), world, request.seed, seen)
 
 
 def _require_same_run(path: Path, learner: Learner) -> int:
     """The step that a checkpoint stopped after.
 
     Raises:
-        InvalidWeights: it is damaged, or of another backbone, recipe or length.
+        InvalidWeights: it is damaged, or of another backbone, recipe, length, seed or set of images.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -258,7 +259,12 @@ def _trainer_of(
         max_epochs=1,
         use_distributed_sampler=False,
         plugins=[WholeCheckpoints()],
-        callbacks=[*watchers, RichProgressBar(), saver, StopCleanly(request.folder / CHECKPOINT)],
+        callbacks=[
+            *watchers,
+            RichProgressBar(console_kwargs={"stderr": True}),
+            saver,
+            StopCleanly(request.folder / CHECKPOINT),
+        ],
         logger=False,
         enable_model_summary=False,
         benchmark=False,

@@ -16,6 +16,8 @@ from lightly.loss import SwaVLoss
 from lightly.transforms import SwaVTransform
 from torch import Tensor, nn
 
+from smn_core.errors import InvalidArgument
+
 
 @dataclass(frozen=True)
 class Crops:
@@ -48,6 +50,14 @@ class SwavConfig:
     queue_from: float = 0.2
     frozen_steps: int = 5005
     centre: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.crops.n_big, self.projection, self.prototypes - 1, self.sinkhorn_iterations) < 1:
+            raise InvalidArgument(
+                "swav needs a big crop, a projection, two prototypes and a Sinkhorn iteration at least"
+            )
+        if min(self.temperature, self.epsilon) <= 0 or self.queue < 0:
+            raise InvalidArgument("swav.temperature and swav.epsilon must be above 0, swav.queue not below")
 
 
 def transform_for(crops: Crops, preprocess: dict[str, Any]) -> SwaVTransform:

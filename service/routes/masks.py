@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
@@ -18,6 +19,7 @@ from smn_core.maskfile import check_fits, from_bytes, max_file_bytes
 router = APIRouter(prefix="/masks", tags=["masks"])
 
 Name = Annotated[str, Path(description="[a-z0-9][a-z0-9._-]*, at most 128 characters")]
+T = TypeVar("T")
 VersionNumber = Annotated[int | None, Query(ge=1, description="Default: the current one.")]
 
 
@@ -38,7 +40,7 @@ async def upload(
     async with server.working():
         limit = min(server.settings.max_body_bytes, max_file_bytes(server.engine.backbone.layout))
         data = await read_body(request, limit)
-        warnings = await _in_thread(server, _check, server, data)
+        warnings = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
         done = await _in_thread(
             server, lambda: server.registry.publish("masks", name, data, if_match=guard, if_absent=absent)
         )
@@ -55,8 +57,7 @@ async def listing(
 ) -> dict[str, Any]:
     """Masks in order of names, a page at a time; a key bound to a prefix sees its own."""
     server: Server = request.app.state.server
-    first = max(after, caller.prefix[:-1] + chr(ord(caller.prefix[-1]) - 1) + "\x7f") if caller.prefix else after
-    entries = await _in_thread(server, lambda: server.registry.names("masks", limit + 1, first))
+    entries = await _in_thread(server, lambda: server.registry.names("masks", limit + 1, caller.after(after)))
     mine = [entry for entry in entries if entry.name.startswith(caller.prefix)]
     page = mine[:limit]
     return {
@@ -168,5 +169,5 @@ def _guards(if_match: str | None, if_none_match: str | None) -> tuple[str | None
     return digest, if_none_match is not None
 
 
-async def _in_thread(server: Server, call: Any, *args: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(server.decoders, call, *args)
+async def _in_thread(server: Server, call: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(server.clerks, call)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
 from service import respond
-from service.bodies import Images, decode_text, require_count
+from service.bodies import Images, decode_text, read_body, require_count
 from service.errors import Rejected
 from service.registry.base import parse_reference
 from service.routes.embed import check_dimensions
@@ -19,10 +21,14 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 MODELS_LISTED = 1000
 
 
-@router.post("/embeddings", response_model=OpenAIAnswer)
-async def embeddings(body: OpenAIRequest, request: Request, caller: Annotated[Caller, Depends(may_read)]) -> Response:
+BODY = {"required": True, "content": {"application/json": {"schema": OpenAIRequest.model_json_schema()}}}
+
+
+@router.post("/embeddings", response_model=OpenAIAnswer, openapi_extra={"requestBody": BODY})
+async def embeddings(request: Request, caller: Annotated[Caller, Depends(may_read)]) -> Response:
     """Embeddings as OpenAI's API gives them; base64 is little-endian float32."""
     server: Server = request.app.state.server
+    body = await _body_of(request, server.settings.max_body_bytes)
     texts = [body.input] if isinstance(body.input, str) else body.input
     require_count(len(texts), server.settings.max_images)
     check_dimensions(body.dimensions, server)
@@ -53,12 +59,21 @@ async def embeddings(body: OpenAIRequest, request: Request, caller: Annotated[Ca
 async def models(request: Request, caller: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
     """The backbone and every mask as models."""
     server: Server = request.app.state.server
-    names = [e.name for e in server.registry.names("masks", limit=MODELS_LISTED) if e.name.startswith(caller.prefix)]
+    entries = server.registry.names("masks", MODELS_LISTED, caller.after(""))
+    names = [entry.name for entry in entries if entry.name.startswith(caller.prefix)]
     ids = [server.engine.backbone.architecture, *names]
     return {
         "object": "list",
         "data": [{"id": name, "object": "model", "created": 0, "owned_by": "smn"} for name in ids],
     }
+
+
+async def _body_of(request: Request, limit_bytes: int) -> OpenAIRequest:
+    """The request's JSON. FastAPI would read a body of any size."""
+    try:
+        return OpenAIRequest.model_validate_json(await read_body(request, limit_bytes))
+    except ValidationError as error:
+        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from error
 
 
 def _reference(model: str, server: Server) -> str | None:

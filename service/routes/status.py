@@ -69,7 +69,7 @@ async def readyz(request: Request) -> JSONResponse:
         reasons.append("the engine's thread is gone")
     ready, registry = not reasons, "ok"
     try:
-        await asyncio.get_running_loop().run_in_executor(server.decoders, server.registry.check)
+        await asyncio.get_running_loop().run_in_executor(server.clerks, server.registry.check)
     except SMNError as error:
         registry = str(error)
         reasons.append(f"registry: {error}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from smn_core.backbone import Backbone, load_backbone
 from smn_core.mask import TaskMask
 from smn_core.spec import BackboneSpec
 from training.masking import MaskRule
-from training.recipes import Config, find_recipe
+from training.recipes import Config
 from training.run import Request, Result, train
 from training.swav import Crops, SwavConfig
 
@@ -107,5 +106,3 @@ def train_command(world: World, out: Path, *more: object, name: str = "test_vit"
 
 def python(*words: object) -> list[str]:
     return [sys.executable, *map(str, words)]
-
-

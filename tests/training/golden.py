@@ -1,4 +1,4 @@
-"""Write the golden curve anew: `.venv/bin/python -m tests.training.golden`. Only when a change of the method is meant."""
+"""Write the golden curve anew, only when a change of the method is meant: `python -m tests.training.golden`."""
 
 from __future__ import annotations
 

@@ -38,7 +38,9 @@ def copy_of(finished: Path, folder: Path) -> Path:
 
 
 def test_a_trained_mask_is_one_that_evaluate_reads(finished: Path, world: World, smn_run):
-    ran = smn_run("evaluate", "--data", world.data, "--mask", finished, *world.flags(), "--json", "--labels", 2, "--seeds", 2)
+    ran = smn_run(
+        "evaluate", "--data", world.data, "--mask", finished, *world.flags(), "--json", "--labels", 2, "--seeds", 2
+    )
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
     assert [row["name"] for row in found["rows"]] == ["frozen", "m"]
@@ -140,7 +142,9 @@ def test_a_mask_of_another_backbone_is_not_evaluated(finished: Path, world: Worl
     assert refused("evaluate", "--data", world.data, "--mask", finished, *world.flags("test_resnet"))
 
 
-@pytest.mark.parametrize("words", [["--probe", "svm"], ["--labels", 1000], ["--data", "nowhere"], ["--train-split", "none"]])
+@pytest.mark.parametrize(
+    "words", [["--probe", "svm"], ["--labels", 1000], ["--data", "nowhere"], ["--train-split", "none"]]
+)
 def test_an_evaluation_that_cannot_be_is_refused(words, world: World, refused):
     refused("evaluate", "--data", world.data, *world.flags(), *words)
 
@@ -148,14 +152,18 @@ def test_an_evaluation_that_cannot_be_is_refused(words, world: World, refused):
 @pytest.mark.timeout(300)
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_mask_comes(world: World, tmp_path, smn_run):
     """Interrupted in the middle of a real process, resumed in this one."""
-    longer = ["--set", "steps=60", "--seed", 2, "--set", "checkpoint_steps=1000"]
+    longer = ["--set", "steps=30", "--seed", 2, "--set", "checkpoint_steps=1000"]
     out, whole = tmp_path / "part/m.smn", tmp_path / "whole/m.smn"
     out.parent.mkdir()
     whole.parent.mkdir()
     process = subprocess.Popen(
         python("-c", SLOW, *command(world, out, *longer)),
-        cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while process.poll() is None and not (out.parent / "m.run/began").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -194,7 +202,9 @@ def small_disk(tmp_path):
     """A file system of 64 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
     if made.returncode != 0:
         pytest.skip(f"cannot mount a small file system: {made.stderr.strip()}")
     yield folder
@@ -210,7 +220,9 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_no_half_mask(small_disk: Pat
     assert left == []
 
 
-def test_a_mask_that_does_not_fit_the_disk_is_not_half_written(finished: Path, world: World, tmp_path, refused, monkeypatch):
+def test_a_mask_that_does_not_fit_the_disk_is_not_half_written(
+    finished: Path, world: World, tmp_path, refused, monkeypatch
+):
     """The checkpoint fitted, the mask does not."""
     from smn_core import files
 

@@ -53,7 +53,9 @@ def test_rows_are_the_protocols_scores_the_frozen_backbone_first(world: World, m
     assert [row["name"] for row in found["rows"]] == ["frozen", "mine"]
     assert (found["train_images"], found["test_images"], found["image_size"], found["knn_k"]) == (320, 160, 32, 20)
     row = found["rows"][1]
-    train, test = (embed(measured.engine, measured.mask.digest, open_split(str(world.data), s), 32) for s in ("train", "test"))
+    train, test = (
+        embed(measured.engine, measured.mask.digest, open_split(str(world.data), s), 32) for s in ("train", "test")
+    )
     assert row["knn"] == accuracy(knn(train.z, train.labels, test.z, 10), test.labels)
     assert row["linear"] == accuracy(linear(train.z, train.labels, test.z), test.labels)
     assert row["density"] == measured.mask.density
@@ -135,5 +137,11 @@ def test_the_table_shows_scores_and_signs(world: World, measured: Measured, caps
     found = evaluate(measured.engine, [("mine", measured.mask)], Plan(str(world.data), labels=(2,), seeds=2))
     results(found)
     out = capsys.readouterr().out
-    for text in ("digits.npz: 320 train, 160 test, 32 px", "kNN (20)", "2 labels", "rank", f"{measured.mask.density:.6f}"):
+    for text in (
+        "digits.npz: 320 train, 160 test, 32 px",
+        "kNN (20)",
+        "2 labels",
+        "rank",
+        f"{measured.mask.density:.6f}",
+    ):
         assert text in out

@@ -37,7 +37,9 @@ def test_bits_are_the_scores_and_tensors_without_scores_are_on(world: World):
     for tensor in backbone.layout:
         n_bytes = bits.packed_bytes(tensor.n_weights)
         on = bits.unpack(mask.packed[first : first + n_bytes], tensor.n_weights)
-        expected = learned[tensor.name].on().numpy().ravel() if tensor.name in learned else np.ones(tensor.n_weights, bool)
+        expected = (
+            learned[tensor.name].on().numpy().ravel() if tensor.name in learned else np.ones(tensor.n_weights, bool)
+        )
         np.testing.assert_array_equal(on, expected)
         first += n_bytes
     assert mask.state == {}

@@ -21,11 +21,11 @@ class Threshold(torch.autograd.Function):
     """The slow reference: 1[S > mu], whose gradient is the identity."""
 
     @staticmethod
-    def forward(ctx, scores: Tensor, mu: float) -> Tensor:
+    def forward(_, scores: Tensor, mu: float) -> Tensor:
         return (scores > mu).to(scores.dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(_, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -177,7 +177,8 @@ def test_the_key_part_of_a_fused_bias_moves_together_by_alpha_alone(make_backbon
 
 
 @pytest.mark.parametrize(
-    "change", [{"init": 0.0}, {"init": 1.0, "threshold": 1.0}, {"density": 0.0}, {"density": 1.5}, {"share": 0.0}, {"only": "("}]
+    "change",
+    [{"init": 0.0}, {"init": 1.0, "threshold": 1.0}, {"density": 0.0}, {"density": 1.5}, {"share": 0.0}, {"only": "("}],
 )
 def test_a_rule_that_cannot_work_is_refused(change):
     with pytest.raises(InvalidArgument):

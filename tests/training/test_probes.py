@@ -29,9 +29,15 @@ def test_knn_equals_the_naive_vote(n_bank, rng):
 
 
 def test_knn_does_not_see_lengths(rng):
-    bank, queries, labels = rng.standard_normal((60, 8), np.float32), rng.standard_normal((9, 8), np.float32), rng.integers(0, 3, 60)
+    bank, queries, labels = (
+        rng.standard_normal((60, 8), np.float32),
+        rng.standard_normal((9, 8), np.float32),
+        rng.integers(0, 3, 60),
+    )
     lengths = rng.random((60, 1), np.float32) + 0.5
-    np.testing.assert_array_equal(probes.knn(bank, labels, queries, 3), probes.knn(bank * lengths, labels, 4 * queries, 3))
+    np.testing.assert_array_equal(
+        probes.knn(bank, labels, queries, 3), probes.knn(bank * lengths, labels, 4 * queries, 3)
+    )
 
 
 @pytest.mark.parametrize(("n_bank", "k"), [(5, 5), (20, 20), (4999, 20), (5000, 200)])

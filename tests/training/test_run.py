@@ -56,7 +56,9 @@ def test_one_seed_gives_one_file_and_another_seed_another(name, world: World, tm
 
 
 @pytest.mark.parametrize(("name", "step", "workers"), [("test_vit", 3, 0), ("test_resnet", 5, 1)])
-def test_a_resumed_run_ends_in_the_file_of_an_uninterrupted_one(name, step, workers, world: World, tmp_path, stop_after):
+def test_a_resumed_run_ends_in_the_file_of_an_uninterrupted_one(
+    name, step, workers, world: World, tmp_path, stop_after
+):
     """With momentum, queue, prototypes thawing, schedule and statistics in the middle of an epoch."""
     run(world, tmp_path / "whole.smn", RECIPE, name)
     stop_after(step)
@@ -159,7 +161,9 @@ def test_fine_tuning_writes_weights_that_timm_loads(objective, world: World, tmp
     model = timm.create_model("test_resnet", num_classes=0, **ARGS["test_resnet"])
     model.load_state_dict(weights, strict=True)
     before = load_file(world.folder / "test_resnet.safetensors")
-    changed = {name for name in before if before[name].is_floating_point() and not torch.equal(weights[name], before[name])}
+    changed = {
+        name for name in before if before[name].is_floating_point() and not torch.equal(weights[name], before[name])
+    }
     assert changed == {name for name in before if before[name].is_floating_point()}
     assert not (tmp_path / "w.run/density.png").exists()
     assert (tmp_path / "w.run/README.md").exists()

@@ -23,6 +23,8 @@ def test_scores_and_threshold_may_be_moved_together(name, objective, world: Worl
     """Rounding differs, and what is a hair from the threshold may fall on either side."""
     one = mask_bits(run(world, tmp_path / "1.smn", plain_lr(1, 0, 200, objective), name).mask)
     two = mask_bits(run(world, tmp_path / "2.smn", plain_lr(2.5, 0.5, 400, objective), name).mask)
+    moved = mask_bits(run(world, tmp_path / "4.smn", plain_lr(1.75, 0.75, 200, objective), name).mask)
     other = mask_bits(run(world, tmp_path / "3.smn", plain_lr(1, 0, 400, objective), name).mask)
     assert (one != two).mean() < 0.002
+    assert (one != moved).mean() < 0.002
     assert (one != other).mean() > 0.01

@@ -1,0 +1,248 @@
+"""The library's promises, on a registry that counts and can be held, and a real engine."""
+
+import asyncio
+import threading
+
+import pytest
+from served import inputs
+
+from service.library import Library
+from smn_core.engine import Engine, Segment
+from smn_core.errors import InvalidMask, NotFound, Unavailable
+
+
+class HeldRegistry:
+    """Blobs by digest; counts fetches, waits at `gate`, raises what it is told to."""
+
+    def __init__(self, masks):
+        self.blobs = {mask.digest: mask.data for mask in masks}
+        self.fetched, self.gate, self.raising = [], threading.Event(), None
+        self.held = set()
+        self.gate.set()
+
+    def blob(self, digest):
+        self.fetched.append(digest)
+        if not self.held or digest in self.held:
+            assert self.gate.wait(10)
+        if self.raising is not None:
+            raise self.raising
+        if digest not in self.blobs:
+            raise NotFound(f"no blob {digest}")
+        return self.blobs[digest]
+
+
+@pytest.fixture(scope="module")
+def masks(theta):
+    return [theta.mask(seed) for seed in range(4)]
+
+
+@pytest.fixture
+def registry(masks):
+    return HeldRegistry(masks)
+
+
+@pytest.fixture
+def engine(theta):
+    return Engine(theta.backbone(), slots=2)
+
+
+@pytest.fixture
+def run(registry, engine):
+    """`run(scenario, budget)`: `await scenario(library)` on a loop of its own."""
+
+    def ran(scenario, budget=2**30):
+        async def main():
+            library = Library(registry, engine, budget)
+            try:
+                return await asyncio.wait_for(scenario(library), 20)
+            finally:
+                registry.gate.set()
+                library.close()
+
+        return asyncio.run(main())
+
+    return ran
+
+
+async def touch(library, mask):
+    async with library.hold(mask.digest):
+        pass
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_fifty_requests_for_a_cold_mask_fetch_it_once(run, registry, masks, engine):
+    async def scenario(library):
+        registry.gate.clear()
+        tasks = [asyncio.create_task(touch(library, masks[0])) for _ in range(50)]
+        await until(lambda: registry.fetched)
+        registry.gate.set()
+        await asyncio.gather(*tasks)
+        await touch(library, masks[0])
+
+    run(scenario)
+    assert registry.fetched == [masks[0].digest] and engine.ready(masks[0].digest)
+
+
+def test_a_waiter_that_hangs_up_does_not_stop_the_load_for_the_others(run, registry, masks):
+    async def scenario(library):
+        registry.gate.clear()
+        first, second = (asyncio.create_task(touch(library, masks[0])) for _ in range(2))
+        await until(lambda: registry.fetched)
+        first.cancel()
+        registry.gate.set()
+        await second
+
+    run(scenario)
+    assert len(registry.fetched) == 1
+
+
+def test_a_load_whose_waiters_all_hung_up_is_counted_and_joined_by_who_comes_next(run, registry, masks, engine):
+    async def scenario(library):
+        registry.gate.clear()
+        gone = asyncio.create_task(touch(library, masks[0]))
+        await until(lambda: registry.fetched)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        late = asyncio.create_task(touch(library, masks[0]))
+        await asyncio.sleep(0)
+        registry.gate.set()
+        await late
+        assert library.bytes > 0 and library.count == 1
+
+    run(scenario)
+    assert len(registry.fetched) == 1
+
+
+def test_over_the_budget_the_least_recently_used_goes_first(run, masks, engine):
+    async def scenario(library):
+        await touch(library, masks[0])
+        size = library.bytes
+        library._budget = 2 * size
+        for mask in (masks[1], masks[0], masks[2]):
+            await touch(library, mask)
+        assert library.bytes <= 2 * size
+        assert [engine.ready(mask.digest) for mask in masks[:3]] == [True, False, True]
+
+    run(scenario)
+
+
+def test_what_is_held_is_never_evicted(run, masks, engine):
+    async def scenario(library):
+        async with library.hold(masks[0].digest):
+            for mask in masks[1:]:
+                await touch(library, mask)
+            assert engine.ready(masks[0].digest)
+            engine.embed(__import__("torch").from_numpy(inputs()), [Segment(masks[0].digest, 0, 1)])
+        assert library.count == 0 and library.bytes == 0
+
+    run(scenario, budget=1)
+
+
+def test_what_is_pinned_is_never_evicted(run, masks, engine):
+    async def scenario(library):
+        await library.pin(masks[0].digest)
+        for mask in masks[1:]:
+            await touch(library, mask)
+        assert engine.ready(masks[0].digest) and library.count == 1
+
+    run(scenario, budget=1)
+
+
+def test_a_mask_that_was_evicted_is_fetched_again(run, registry, masks):
+    async def scenario(library):
+        await touch(library, masks[0])
+        await touch(library, masks[0])
+
+    run(scenario, budget=1)
+    assert registry.fetched == [masks[0].digest] * 2
+
+
+def test_a_failed_load_is_told_to_all_who_wait_and_tried_again_next_time(run, registry, masks):
+    async def scenario(library):
+        registry.raising = Unavailable("the registry is away")
+        found = await asyncio.gather(*(touch(library, masks[0]) for _ in range(5)), return_exceptions=True)
+        assert all(isinstance(error, Unavailable) for error in found)
+        assert library.count == 0
+        registry.raising = None
+        await touch(library, masks[0])
+        assert library.count == 1
+
+    run(scenario)
+    assert len(registry.fetched) == 2
+
+
+def test_a_blob_that_is_no_mask_is_refused_and_not_kept(run, registry, masks):
+    async def scenario(library):
+        registry.blobs[masks[0].digest] = b"damaged"
+        with pytest.raises(InvalidMask):
+            await touch(library, masks[0])
+        assert library.count == 0 and library.bytes == 0
+
+    run(scenario)
+
+
+def test_a_cold_load_does_not_block_masks_that_are_ready(run, registry, masks):
+    async def scenario(library):
+        await touch(library, masks[0])
+        registry.held, cold = {masks[1].digest, masks[2].digest}, []
+        registry.gate.clear()
+        cold = [asyncio.create_task(touch(library, mask)) for mask in masks[1:3]]
+        await until(lambda: len(registry.fetched) == 3)
+        await touch(library, masks[0])
+        assert not any(task.done() for task in cold)
+        registry.gate.set()
+        await asyncio.gather(*cold)
+
+    run(scenario)
+
+
+def test_away_from_its_registry_a_server_serves_what_it_holds_and_answers_503_for_the_rest(
+    serve, theta, masks, require_error, monkeypatch
+):
+    from served import photo
+
+    client = serve()
+    for name, mask in (("hot", masks[0]), ("cold", masks[1])):
+        client.put(f"/masks/{name}", content=mask.data)
+
+    def embed(name):
+        return client.post("/embed", params={"mask": name}, content=photo(), headers={"Content-Type": "image/png"})
+
+    assert embed("hot").status_code == 200
+
+    def away(*_, **__):
+        raise Unavailable("the registry is away")
+
+    registry = client.app.state.server.registry
+    for method in ("blob", "publish", "check", "set_current", "delete"):
+        monkeypatch.setattr(registry, method, away)
+    assert embed("hot").status_code == 200
+    answer = embed("cold")
+    require_error(answer, 503, "unavailable")
+    assert answer.headers["retry-after"]
+    require_error(client.put("/masks/new", content=masks[2].data), 503, "unavailable")
+    ready = client.get("/readyz")
+    assert ready.status_code == 200 and "away" in ready.json()["registry"]
+    monkeypatch.undo()
+    assert embed("cold").status_code == 200
+
+
+def test_a_registry_that_hangs_does_not_keep_images_from_being_decoded(serve, masks, monkeypatch):
+    from served import photo
+
+    client = serve(decode_workers=1)
+    gate = threading.Event()
+    monkeypatch.setattr(client.app.state.server.registry, "check", lambda: gate.wait(10))
+    asking = [threading.Thread(target=client.get, args=("/readyz",)) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    answer = client.post("/embed", content=photo(), headers={"Content-Type": "image/png", "X-Timeout-Ms": "5000"})
+    assert answer.status_code == 200 and not gate.is_set()
+    gate.set()
+    for thread in asking:
+        thread.join()

@@ -1,0 +1,48 @@
+"""schemathesis against the OpenAPI document: no server error, no answer outside of the document."""
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from served import Theta
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory):
+    """The schema of an application that runs, with a mask in it."""
+    from fastapi.testclient import TestClient
+
+    from service.app import create_app
+    from service.registry.directory import DirectoryRegistry
+    from service.settings import Settings
+
+    theta = Theta()
+    backbone = theta.backbone()
+    registry = DirectoryRegistry(tmp_path_factory.mktemp("openapi"), backbone.fingerprint)
+    registry.publish("masks", "m", theta.mask().data)
+    app = create_app(Settings(slots=2), backbone, registry)
+    with TestClient(app):
+        yield schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+schema = schemathesis.pytest.from_fixture("document")
+
+
+@schema.parametrize()
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_no_request_gets_a_server_error_or_an_answer_outside_of_the_document(case):
+    case.call_and_validate(checks=CHECKS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from types import FrameType
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 
@@ -15,14 +17,17 @@ from service.work import Server
 class DrainingServer(uvicorn.Server):
     """Answers what is in flight before it closes; a second signal ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, server: Server, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float) -> None:
         super().__init__(config)
-        self._server, self._drain_s = server, drain_s
+        self._app, self._drain_s = app, drain_s
+        self._server: Server = app.state.server
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)  # type: ignore[arg-type]
+        # Not uvicorn's lifespan, which turns what the start raises into a traceback and exit code 3.
+        async with self._app.router.lifespan_context(self._app):
+            await super().serve(sockets)  # type: ignore[arg-type]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Not uvicorn's: it would close the socket at once and raise the signal again at the end."""
@@ -42,16 +47,23 @@ class DrainingServer(uvicorn.Server):
 
 
 def run(app: FastAPI, host: str, port: int, drain_s: float) -> None:
-    """Serve until a signal; returns once everything is answered and closed."""
+    """Serve until a signal; returns once everything is answered and closed.
+
+    Raises:
+        OSError: the address is taken, or not this machine's.
+        SMNError: what is to be preloaded cannot be.
+    """
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_config=None,
+        lifespan="off",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
-    server = DrainingServer(config, app.state.server, drain_s)
+    server = DrainingServer(config, app, drain_s)
     assert threading.current_thread() is threading.main_thread()
-    server.run()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=config.backlog) as listening:
+        structlog.get_logger("smn.server").info("listening", host=host, port=listening.getsockname()[1])
+        server.run([listening])

@@ -15,6 +15,27 @@ from served import ServerProcess, eventually, inputs, photo, relative_error
 CLIENTS, MASKS, VERSIONS, REQUESTS = 64, 16, 3, 12
 
 
+async def change(http, rng, done, files, deleted):
+    """Upload, roll back and delete at random until `done`; how often."""
+    changes = 0
+    while not done.is_set():
+        name = f"mask-{rng.integers(MASKS)}"
+        kind = rng.random()
+        if kind < 0.6:
+            data = files[name][rng.integers(VERSIONS)].data
+            answer = await http.put(f"/masks/{name}", content=data)
+            assert answer.status_code in (200, 201), answer.text
+        elif kind < 0.9:
+            answer = await http.put(f"/masks/{name}/current", json={"version": int(rng.integers(1, 4))})
+            assert answer.status_code in (200, 404), answer.text
+        else:
+            deleted.add(name)
+            answer = await http.delete(f"/masks/{name}")
+            assert answer.status_code in (204, 404), answer.text
+        changes += 1
+    return changes
+
+
 def test_64_clients_of_16_changing_masks_get_no_embedding_from_a_wrong_mask(theta, flags, tmp_path):
     files = {f"mask-{i}": [theta.mask(100 * i + v) for v in range(VERSIONS)] for i in range(MASKS)}
     images = [inputs(n, seed=n) for n in (1, 2, 3)]
@@ -41,25 +62,6 @@ def test_64_clients_of_16_changing_masks_get_no_embedding_from_a_wrong_mask(thet
             if relative_error(np.array(body["embeddings"]), wanted[digest][which]) > 1e-4:
                 wrong.append((name, digest))
 
-    async def change(http, rng, done):
-        changes = 0
-        while not done.is_set():
-            name = f"mask-{rng.integers(MASKS)}"
-            kind = rng.random()
-            if kind < 0.6:
-                data = files[name][rng.integers(VERSIONS)].data
-                answer = await http.put(f"/masks/{name}", content=data)
-                assert answer.status_code in (200, 201), answer.text
-            elif kind < 0.9:
-                answer = await http.put(f"/masks/{name}/current", json={"version": int(rng.integers(1, 4))})
-                assert answer.status_code in (200, 404), answer.text
-            else:
-                deleted.add(name)
-                answer = await http.delete(f"/masks/{name}")
-                assert answer.status_code in (204, 404), answer.text
-            changes += 1
-        return changes
-
     async def main(url):
         limits = httpx2.Limits(max_connections=CLIENTS + 4)
         async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=60) as http:
@@ -67,7 +69,9 @@ def test_64_clients_of_16_changing_masks_get_no_embedding_from_a_wrong_mask(thet
                 for mask in masks:
                     assert (await http.put(f"/masks/{name}", content=mask.data)).status_code == 201
             done = asyncio.Event()
-            changing = [asyncio.create_task(change(http, np.random.default_rng(i), done)) for i in (1, 2)]
+            changing = [
+                asyncio.create_task(change(http, np.random.default_rng(i), done, files, deleted)) for i in (1, 2)
+            ]
             await asyncio.gather(*(ask(http, np.random.default_rng(1000 + i)) for i in range(CLIENTS)))
             done.set()
             assert sum(await asyncio.gather(*changing)) > 20

@@ -49,8 +49,8 @@ class MaskFile:
 class Theta:
     """A tiny backbone with random weights as plain timm sees it, and masks of it by the independent writer."""
 
-    def __init__(self, name="test_vit", seed=0):
-        self.name, self.args = name, ARGS[name]
+    def __init__(self, name="test_vit", seed=0, args=None):
+        self.name, self.args = name, ARGS[name] if args is None else args
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.plain = timm.create_model(name, num_classes=0, **self.args).eval()

@@ -1,0 +1,72 @@
+"""What the README shows is true: its paths are the files, its examples run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from smn_core import bits
+from smn_core.backbone import load_backbone
+from smn_core.mask import TaskMask
+from smn_core.maskfile import write_mask
+from smn_core.spec import BackboneSpec
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PACKAGES = ("smn_core", "service", "training")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language, in order; a fence opens and closes at the start of a line."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [text for kind, text in fenced if kind == language]
+
+
+def stages() -> list[str]:
+    path = next(block for block in blocks("") if block.startswith("request"))
+    words = re.findall(r"[a-z_/]+", path.replace("masking holds the scores", "masking"))
+    return [word for word in words if word not in ("request", "mask", "learning")]
+
+
+@pytest.mark.parametrize("stage", sorted(set(stages())))
+def test_every_stage_of_the_data_path_is_a_module(stage):
+    places = [ROOT / package / f"{stage}.py" for package in PACKAGES] + [ROOT / p / stage for p in PACKAGES]
+    assert any(place.exists() for place in places), f"no module is named {stage}"
+
+
+def test_the_inspect_example_prints_what_the_readme_says():
+    example = next(block for block in blocks("console") if "smn inspect" in block)
+    done = subprocess.run(
+        [sys.executable, "smn.py", "inspect", "tests/golden/zstd.smn"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = [line for line in example.splitlines() if not line.startswith(("$", "..."))]
+    printed = [line.rstrip() for line in done.stdout.splitlines()]
+    assert shown
+    assert all(line in printed for line in shown)
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    name = "vit_tiny_patch16_224"
+    save_file(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "vit_tiny.safetensors")
+    backbone = load_backbone(BackboneSpec(name, weights=tmp_path / "vit_tiny.safetensors"))
+    on = np.random.default_rng(0).random(backbone.layout.n_elements) < 0.99
+    packed = np.concatenate([bits.pack(on[t.elements]) for t in backbone.layout])
+    mask = TaskMask(backbone.layout, backbone.model_json, backbone.fingerprint, packed)
+    write_mask(mask, tmp_path / "flowers.smn")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(blocks("python")[0], names)
+    assert names["done"].embeddings.shape == (3, 192)  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -237,7 +238,7 @@ def _loader_of(
 def _trainer_of(
     request: Request, learner: Learner, backbone: Backbone, world: int, watchers: list[pl.Callback]
 ) -> pl.Trainer:
-    on_gpu = backbone.device.type == "cuda"
+    on_gpu, shows = backbone.device.type == "cuda", sys.stderr.isatty()
     # On CPUs Lightning asks for one device a process, whatever the nodes.
     devices = min(torch.cuda.device_count(), world) if on_gpu else world
     saver = ModelCheckpoint(
@@ -261,12 +262,14 @@ def _trainer_of(
         plugins=[WholeCheckpoints()],
         callbacks=[
             *watchers,
-            RichProgressBar(console_kwargs={"stderr": True}),
+            # Without a terminal the bar's last state would stand before an error's one line.
+            *([RichProgressBar(console_kwargs={"stderr": True})] if shows else []),
             saver,
             StopCleanly(request.folder / CHECKPOINT),
         ],
         logger=False,
         enable_model_summary=False,
+        enable_progress_bar=shows,
         benchmark=False,
     )
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import structlog
 from fastapi.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -23,6 +24,8 @@ def _no_settings_from_outside(monkeypatch):
 
     for name in [name for name in os.environ if name.startswith("SMN_")]:
         monkeypatch.delenv(name)
+    yield
+    structlog.reset_defaults()  # `smn serve` in this process sent the logs to a stdout that pytest closes
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,9 @@ def refused(ran: Ran) -> str:
 def spawn(*args: object, **more) -> subprocess.Popen[str]:
     """`smn` in a process of its own."""
     command = [sys.executable, str(REPOSITORY / "smn.py"), *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+    # A shell starts background jobs, CI's perhaps, with SIGINT ignored, and children inherit that.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heed, **more)
 
 
 @dataclass(frozen=True)

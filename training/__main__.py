@@ -97,6 +97,9 @@ def evaluate(
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the few labels.")] = 5,
     train_split: Annotated[str, typer.Option(help="Bank and probe.")] = "train",
     test_split: Annotated[str, typer.Option(help="What is scored.")] = "test",
+    folds: Annotated[
+        int, typer.Option(help="Score folds of the train split, to choose settings; the test split stays unopened.")
+    ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 32,
     threads: Annotated[int, typer.Option(min=0, help="torch's threads; 0: torch's default.")] = 0,
     plot: Annotated[
@@ -117,7 +120,7 @@ def evaluate(
 
     plan = Plan(
         data, tuple(p for p in probe.split(",") if p not in ("", "none")), tuple(labels or ()), seeds,
-        train_split, test_split, batch_size,
+        train_split, test_split, folds, batch_size,
     )  # fmt: skip
     if threads:
         torch.set_num_threads(threads)

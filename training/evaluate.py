@@ -1,7 +1,8 @@
 """Measure masks on a set of images, through the engine and the image code that serve.
 
 For the frozen backbone and every mask: signs without labels on the train split; with labels kNN and linear probe on the
-test split, with all labels or a few (several draws, the same for every mask).
+test split, with all labels or a few (several draws, the same for every mask), or on folds of the train split: that is
+for choosing settings, and the test split stays unopened.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
+from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from smn_core.engine import Engine
@@ -30,7 +32,6 @@ VIEW_IMAGES = 500
 VIEW_SCALE = (0.4, 1.0)
 VIEW_SEEDS = 1_000_003
 DECODE_THREADS = 2
-PROBES = ("knn", "linear")
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,29 @@ class Features:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. `labels`: fractions or numbers per class, each drawn `seeds` times; all labels always."""
+    """What to measure. `labels`: fractions or numbers per class, each drawn `seeds` times; all labels always.
+
+    `folds`: score every image of the train split by the others' folds instead of the test split; 0: the test split.
+    """
 
     data: str
-    probes: Sequence[str] = PROBES
+    probes: Sequence[str] = tuple(probes.PROBES)
     labels: Sequence[float] = ()
     seeds: int = 5
     train_split: str = "train"
     test_split: str = "test"
+    folds: int = 0
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.probes) - set(PROBES)):
-            raise InvalidArgument(f"unknown probe {unknown[0]!r}: choose {', '.join(PROBES)}")
+        if unknown := sorted(set(self.probes) - set(probes.PROBES)):
+            raise InvalidArgument(f"unknown probe {unknown[0]!r}: choose {', '.join(probes.PROBES)}")
         if self.seeds < 1:
             raise InvalidArgument(f"--seeds {self.seeds}: at least 1")
+        if self.folds < 0 or self.folds == 1:
+            raise InvalidArgument(f"--folds {self.folds}: at least 2, or 0 for the test split")
+        if self.folds and self.labels:
+            raise InvalidArgument("--labels draws few labels for the test split: leave out --folds")
 
 
 def evaluate(
@@ -89,7 +98,9 @@ def evaluate(
             "neighbours_kept": signs.neighbours_kept(bank.z, (frozen or bank).z),
         }
         frozen = frozen or bank
-        if test is not None:
+        if plan.folds:
+            row |= _fold_scores(bank, plan)
+        elif test is not None:
             row |= _scores(bank, embed(engine, digest, test, plan.batch_size, progress), plan)
         row["skipped"] = len(bank.skipped)
         rows.append(row)
@@ -98,6 +109,7 @@ def evaluate(
         "train_images": len(train.names),
         "test_images": len(test.names) if test is not None else 0,
         "image_size": int(engine.backbone.preprocess["input_size"][-1]),
+        "folds": plan.folds,
         "knn_k": probes.neighbours_for(len(train.names)),
         "seeds": plan.seeds,
         "rows": rows,
@@ -162,7 +174,7 @@ def _test_images(plan: Plan) -> ImageSet | None:
 
     A folder without splits is its own training set: scores on it would be of images that the bank holds.
     """
-    if not has_split(plan.data, plan.test_split):
+    if plan.folds or not has_split(plan.data, plan.test_split):
         return None
     test = open_split(plan.data, plan.test_split)
     return test if test.labels is not None else None
@@ -171,16 +183,30 @@ def _test_images(plan: Plan) -> ImageSet | None:
 def _scores(bank: Features, test: Features, plan: Plan) -> dict[str, Any]:
     if bank.labels is None or test.labels is None:
         raise InvalidData("the train split has no labels and the test split has")
-    n_classes = int(max(bank.labels.max(), test.labels.max())) + 1
-    found: dict[str, Any] = {}
-    if "knn" in plan.probes:
-        found["knn"] = probes.accuracy(probes.knn(bank.z, bank.labels, test.z, n_classes), test.labels)
+    found: dict[str, Any] = {
+        name: probes.accuracy(probes.PROBES[name](bank.z, bank.labels, test.z), test.labels) for name in plan.probes
+    }
     if "linear" in plan.probes:
-        found["linear"] = probes.accuracy(probes.linear(bank.z, bank.labels, test.z), test.labels)
         low = {f"{amount:g}": _low_shot(bank, test, amount, plan.seeds) for amount in plan.labels}
         if low:
             found["low_shot"] = low
     return found
+
+
+def _fold_scores(bank: Features, plan: Plan) -> dict[str, Any]:
+    """kNN and linear probe of every image by the folds that it is not in; folds keep the shares of the classes."""
+    labels = bank.labels
+    if labels is None:
+        raise InvalidData("--folds scores labels, and the train split has none")
+    smallest = int(np.bincount(labels).min())
+    if smallest < plan.folds:
+        raise InvalidArgument(f"--folds {plan.folds}: a class has {smallest} readable images")
+    predicted = {name: np.empty_like(labels) for name in plan.probes}
+    for rest, fold in StratifiedKFold(plan.folds, shuffle=True, random_state=0).split(bank.z, labels):
+        z, known, asked = bank.z[rest], labels[rest], bank.z[fold]
+        for name in plan.probes:
+            predicted[name][fold] = probes.PROBES[name](z, known, asked)
+    return {name: probes.accuracy(found, labels) for name, found in predicted.items()}
 
 
 def _low_shot(bank: Features, test: Features, amount: float, seeds: int) -> dict[str, Any]:

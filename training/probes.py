@@ -26,11 +26,11 @@ def neighbours_for(n_bank: int) -> int:
 
 
 def knn(
-    bank: Float32[ndarray, "n d"], bank_labels: Int64[ndarray, "n"], queries: Float32[ndarray, "m d"], n_classes: int
+    bank: Float32[ndarray, "n d"], bank_labels: Int64[ndarray, "n"], queries: Float32[ndarray, "m d"]
 ) -> Int64[ndarray, "m"]:
     """Predicted labels: votes of the k nearest by cosine, weighted exp(similarity / T)."""
     feature_bank = torch.from_numpy(normalise(bank)).T.contiguous()
-    labels, k = torch.from_numpy(bank_labels), neighbours_for(len(bank))
+    labels, k, n_classes = torch.from_numpy(bank_labels), neighbours_for(len(bank)), int(bank_labels.max()) + 1
     found = [
         knn_predict(part, feature_bank, labels, n_classes, knn_k=k, knn_t=KNN_TEMPERATURE)[:, 0]
         for part in torch.from_numpy(normalise(queries)).split(QUERIES_AT_ONCE)
@@ -48,6 +48,10 @@ def linear(
         warnings.simplefilter("ignore", ConvergenceWarning)  # the limit is far above what changes a prediction
         probe = LogisticRegression(C=PROBE_C, max_iter=PROBE_ITERATIONS).fit(train.astype(np.float64), labels)
     return probe.predict(queries.astype(np.float64)).astype(np.int64)
+
+
+PROBES = {"knn": knn, "linear": linear}
+"""By the names that `--probe` takes."""
 
 
 def accuracy(predicted: Int64[ndarray, "m"], labels: Int64[ndarray, "m"]) -> float:

@@ -12,7 +12,8 @@ def results(found: dict[str, Any]) -> None:
     """Scores with labels, then the signs without; the untouched backbone is the first row."""
     console, rows = Console(), found["rows"]
     low = list(rows[0].get("low_shot", {}))
-    title = f"{found['data']}: {found['train_images']} train, {found['test_images']} test, {found['image_size']} px"
+    scored = f"{found['folds']} folds of them" if found["folds"] else f"{found['test_images']} test"
+    title = f"{found['data']}: {found['train_images']} train, {scored}, {found['image_size']} px"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("", overflow="fold")
     columns = [name for name in ("knn", "linear") if name in rows[0]]

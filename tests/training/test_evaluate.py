@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.model_selection import StratifiedKFold
 
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidArgument, InvalidData
@@ -56,7 +57,7 @@ def test_rows_are_the_protocols_scores_the_frozen_backbone_first(world: World, m
     train, test = (
         embed(measured.engine, measured.mask.digest, open_split(str(world.data), s), 32) for s in ("train", "test")
     )
-    assert row["knn"] == accuracy(knn(train.z, train.labels, test.z, 10), test.labels)
+    assert row["knn"] == accuracy(knn(train.z, train.labels, test.z), test.labels)
     assert row["linear"] == accuracy(linear(train.z, train.labels, test.z), test.labels)
     assert row["density"] == measured.mask.density
     few = row["low_shot"]["2"]
@@ -69,6 +70,24 @@ def test_low_shot_draws_are_the_same_for_every_mask(world: World, measured: Meas
     plan = Plan(str(world.data), probes=("linear",), labels=(3,), seeds=2)
     found = evaluate(measured.engine, [("a", measured.mask), ("b", measured.mask)], plan)
     assert found["rows"][1]["low_shot"] == found["rows"][2]["low_shot"]
+
+
+def test_folds_score_every_training_image_once_by_images_of_other_folds(world: World, measured: Measured):
+    found = evaluate(measured.engine, [("mine", measured.mask)], Plan(str(world.data), folds=4))
+    assert (found["folds"], found["test_images"]) == (4, 0)
+    train = embed(measured.engine, measured.mask.digest, open_split(str(world.data), "train"), 32)
+    right = 0
+    for rest, fold in StratifiedKFold(4, shuffle=True, random_state=0).split(train.z, train.labels):
+        right += (knn(train.z[rest], train.labels[rest], train.z[fold]) == train.labels[fold]).sum()
+    assert found["rows"][1]["knn"] == right / len(train.z)
+    assert 0 < found["rows"][1]["linear"] <= 1
+
+
+def test_folds_open_no_test_split(measured: Measured, tmp_path):
+    rows = digits()
+    np.savez(tmp_path / "train.npz", x_train=rows["x_train"], y_train=rows["y_train"])
+    found = evaluate(measured.engine, [], Plan(str(tmp_path / "train.npz"), probes=("knn",), folds=2))
+    assert 0 < found["rows"][0]["knn"] <= 1
 
 
 def test_the_frozen_backbone_keeps_all_of_its_own_neighbours(world: World, measured: Measured):
@@ -126,7 +145,17 @@ def test_images_that_cannot_be_read_are_left_out_and_counted(measured: Measured,
         evaluate(measured.engine, [], Plan(str(tmp_path / "set")))
 
 
-@pytest.mark.parametrize("change", [{"probes": ("svm",)}, {"seeds": 0}, {"labels": (500,)}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"probes": ("svm",)},
+        {"seeds": 0},
+        {"labels": (500,)},
+        {"folds": 1},
+        {"folds": 200},
+        {"folds": 2, "labels": (2,)},
+    ],
+)
 def test_a_plan_that_cannot_be_carried_out_is_refused(change, world: World, measured: Measured):
     with pytest.raises(InvalidArgument):
         evaluate(measured.engine, [], Plan(str(world.data), **change))

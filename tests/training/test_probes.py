@@ -25,7 +25,7 @@ def test_knn_equals_the_naive_vote(n_bank, rng):
     bank, queries = (rng.standard_normal((n, 8), np.float32) for n in (n_bank, 50))
     labels = rng.integers(0, 5, n_bank)
     k = min(20, n_bank)
-    assert probes.knn(bank, labels, queries, 5).tolist() == naive_knn(bank, labels, queries, 5, k)
+    assert probes.knn(bank, labels, queries).tolist() == naive_knn(bank, labels, queries, 5, k)
 
 
 def test_knn_does_not_see_lengths(rng):
@@ -35,9 +35,7 @@ def test_knn_does_not_see_lengths(rng):
         rng.integers(0, 3, 60),
     )
     lengths = rng.random((60, 1), np.float32) + 0.5
-    np.testing.assert_array_equal(
-        probes.knn(bank, labels, queries, 3), probes.knn(bank * lengths, labels, 4 * queries, 3)
-    )
+    np.testing.assert_array_equal(probes.knn(bank, labels, queries), probes.knn(bank * lengths, labels, 4 * queries))
 
 
 @pytest.mark.parametrize(("n_bank", "k"), [(5, 5), (20, 20), (4999, 20), (5000, 200)])

@@ -7,6 +7,7 @@ for choosing settings, and the test split stays unopened.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,7 @@ def evaluate(
             "effective_rank": signs.effective_rank(bank.z),
             "view_agreement": signs.view_agreement(*views),
             "neighbours_kept": signs.neighbours_kept(bank.z, (frozen or bank).z),
+            **_losses(mask),
         }
         frozen = frozen or bank
         if plan.folds:
@@ -114,6 +116,16 @@ def evaluate(
         "seeds": plan.seeds,
         "rows": rows,
     }
+
+
+def _losses(mask: TaskMask | None) -> dict[str, float]:
+    """Training's loss as the mask began to move and at the end, where its file tells; falling proves nothing."""
+    told = mask.metadata.get("metrics", "") if mask is not None else ""
+    try:
+        values = json.loads(told)
+        return {name: float(values[name]) for name in ("loss_before", "loss_after") if name in values}
+    except (ValueError, TypeError):  # free text, from other programs
+        return {}
 
 
 def embed(

@@ -29,13 +29,15 @@ from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import write_mask
 from smn_core.plots import density_plot
+from smn_core.precision import slow_on_cpu
+from smn_core.show import note
 from smn_core.spec import BackboneSpec
 from training import export, supervised, swav
 from training.checkpoints import WholeCheckpoints
 from training.data import StepLoader, StepSampler, Subset, Views, collate, open_split, pick_labels
 from training.learner import MASKS, Learner
 from training.plots import curve_plot
-from training.recipes import Config
+from training.recipes import PRECISIONS, Config
 from training.watch import Curve, StopCleanly, StuckAtUniform
 
 CENTRE_IMAGES = 512
@@ -89,6 +91,9 @@ def train(request: Request) -> Result:
     backbone = load_backbone(request.spec)
     if backbone.dtype != torch.float32:
         raise InvalidArgument(f"--dtype {backbone.dtype}: training keeps float32 weights; set precision=bf16-mixed")
+    slow = slow_on_cpu(PRECISIONS[request.config.precision], backbone.device)
+    if slow and rank == 0:
+        note(f"warning: precision={request.config.precision}: {slow}")
     root_state = export.running_state(backbone)
     set_fused_attn(request.config.fused_attention)
     pl.seed_everything(request.seed, verbose=False)
@@ -108,7 +113,7 @@ def train(request: Request) -> Result:
     seconds = time.perf_counter() - began
     result = Result(
         request.out,
-        _write_output(request, backbone, learner, root_state, images) if rank == 0 else None,
+        _write_output(request, backbone, learner, root_state, images, curve) if rank == 0 else None,
         seconds,
         curve.rows[-1]["loss"] if curve.rows else float("nan"),
         tuple(learner.skipped),
@@ -285,7 +290,12 @@ def _fit(trainer: pl.Trainer, learner: Learner, loader: StepLoader, checkpoint: 
 
 
 def _write_output(
-    request: Request, backbone: Backbone, learner: Learner, root_state: dict[str, torch.Tensor], images: ImageSet
+    request: Request,
+    backbone: Backbone,
+    learner: Learner,
+    root_state: dict[str, torch.Tensor],
+    images: ImageSet,
+    curve: Curve,
 ) -> TaskMask | None:
     if not learner.learns_mask:
         weights = {name: tensor.numpy() for name, tensor in export.plain_state(learner.model).items()}
@@ -296,6 +306,7 @@ def _write_output(
         "objective": request.config.objective,
         "dataset": Path(request.data).name,
         "recipe": tensorfile.canonical_json(recipe),
+        "metrics": tensorfile.canonical_json(curve.losses(request.config.head_steps)),
     }
     mask = export.to_mask(
         backbone, learner.model, root_state, metadata, learner.classifier, tuple(str(c) for c in images.classes)

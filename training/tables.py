@@ -22,7 +22,7 @@ def results(found: dict[str, Any]) -> None:
         table.add_column(headings[name], justify="right")
     for amount in low:
         table.add_column(f"{amount} labels", justify="right")
-    for heading in ("density", "rank", "agreement", "kept"):
+    for heading in ("density", "rank", "agreement", "kept", "loss"):
         table.add_column(heading, justify="right")
     for row in rows:
         few = [f"{row['low_shot'][a]['mean']:.3f} ± {row['low_shot'][a]['deviation']:.3f}" for a in low]
@@ -35,6 +35,7 @@ def results(found: dict[str, Any]) -> None:
             f"{sign['effective_rank']:.1f}",
             f"{sign['view_agreement']:.3f}",
             f"{sign['neighbours_kept']:.3f}",
+            " -> ".join(f"{sign[name]:.3f}" for name in ("loss_before", "loss_after") if name in sign),
         )
     console.print(table)
     skipped = max(row["skipped"] for row in rows)

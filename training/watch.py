@@ -19,6 +19,7 @@ from training.learner import Learner
 DENSITY_EVERY_STEPS = 5
 STUCK_AFTER_STEPS = 30
 STUCK_WITHIN = 0.01
+MEAN_OVER_STEPS = 5
 COLUMNS = ("step", "loss", "lr", "density")
 
 
@@ -46,6 +47,13 @@ class Curve(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
+
+    def losses(self, head_steps: int) -> dict[str, float]:
+        """Mean losses over `MEAN_OVER_STEPS` steps as the objective's weights begin to move, and at the end."""
+        values = [row["loss"] for row in self.rows]
+        begun = values[head_steps:] or values
+        parts = {"loss_before": begun[:MEAN_OVER_STEPS], "loss_after": begun[-MEAN_OVER_STEPS:]}
+        return {name: sum(part) / max(1, len(part)) for name, part in parts.items()}
 
     def write(self, path: Path) -> None:
         """The curve as CSV."""

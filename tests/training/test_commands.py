@@ -45,7 +45,12 @@ def test_a_trained_mask_is_one_that_evaluate_reads(finished: Path, world: World,
     found = json.loads(ran.out)
     assert [row["name"] for row in found["rows"]] == ["frozen", "m"]
     assert found["rows"][1]["digest"] == read_mask(finished).digest
-    assert set(found["rows"][1]["signs"]) == {"effective_rank", "view_agreement", "neighbours_kept"}
+    frozen, mine = (row["signs"] for row in found["rows"])
+    assert set(frozen) == {"effective_rank", "view_agreement", "neighbours_kept"}
+    assert set(mine) == {*frozen, "loss_before", "loss_after"}
+    curve = finished.with_name("m.run").joinpath("curve.csv").read_text().splitlines()
+    last = [float(line.split(",")[1]) for line in curve[-5:]]
+    assert mine["loss_after"] == pytest.approx(sum(last) / 5)
     assert 0 < found["rows"][1]["knn"] <= 1
 
 

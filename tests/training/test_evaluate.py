@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -132,6 +132,15 @@ def test_one_class_is_scored_without_a_fuss(measured: Measured, tmp_path):
         write(tmp_path / "set" / split / "only", digits()["x_train"][:15])
     found = evaluate(measured.engine, [], Plan(str(tmp_path / "set")))
     assert found["rows"][0]["knn"] == found["rows"][0]["linear"] == 1.0
+
+
+@pytest.mark.parametrize("metrics", ["", "fast", "[]", '{"loss_after": "low"}', '{"loss_after": 2.5}'])
+def test_a_masks_losses_are_shown_where_its_file_tells_them(metrics, world: World, measured: Measured):
+    mask = replace(measured.mask, metadata={"metrics": metrics} if metrics else {})
+    found = evaluate(measured.engine, [("mine", mask)], Plan(str(world.data), probes=()))
+    told = {"loss_after": 2.5} if "2.5" in metrics else {}
+    assert {k: v for k, v in found["rows"][1]["signs"].items() if k.startswith("loss")} == told
+    results(found)
 
 
 def test_images_that_cannot_be_read_are_left_out_and_counted(measured: Measured, tmp_path):

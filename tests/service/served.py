@@ -108,10 +108,11 @@ class Theta:
 class ServerProcess:
     """A real `smn serve` on a free port of loopback."""
 
-    def __init__(self, arguments, folder, environment=None, port=None, command=None):
+    def __init__(self, arguments, folder, environment=None, port=None, command=None, program=None):
         self.port = port or free_port()
         self.folder, self.arguments = folder, list(map(str, arguments))
         self.command = command or ["serve", "--port", str(self.port)]
+        self.program = program or Path(sys.executable).parent / "smn"
         plain = {k: v for k, v in os.environ.items() if not k.startswith("SMN_")}
         self.environment = {**plain, "OMP_NUM_THREADS": "1", **(environment or {})}
         self.process = None
@@ -127,7 +128,7 @@ class ServerProcess:
     def start(self, wait=True):
         with (self.folder / f"{self.port}.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [Path(sys.executable).parent / "smn", *self.command, *self.arguments],
+                [self.program, *self.command, *self.arguments],
                 stdout=log,
                 stderr=log,
                 env=self.environment,

@@ -50,6 +50,7 @@ class Metrics:
         self.batch_masks = Histogram("smn_batch_masks", "Distinct masks of a batch.", buckets=IMAGES, registry=on)
         self.swaps = Counter("smn_swap_total", "Slots written.", registry=on)
         self.queue_images = Gauge("smn_queue_images", "Images admitted and not answered.", registry=on)
+        self.registry_up = Gauge("smn_registry_up", "1 where the registry answers, 0 where it is away.", registry=on)
         self.masks_resident = Gauge("smn_masks_resident", "Masks held, by tier.", ["tier"], registry=on)
         self.masks_bytes = Gauge("smn_masks_bytes", "Memory of masks, by tier.", ["tier"], registry=on)
 

@@ -43,7 +43,7 @@ def provider_of(endpoint: str | None) -> TracerProvider | None:
         raise InvalidArgument(
             "--otlp-endpoint (SMN_OTLP_ENDPOINT) needs the extra otel: pip install 'smn[otel]'"
         ) from error
-    provider = TracerProvider(Resource({"service.name": "smn"}).merge(OTELResourceDetector().detect()))
+    provider = TracerProvider(resource=Resource({"service.name": "smn"}).merge(OTELResourceDetector().detect()))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")))
     return provider
 

@@ -40,3 +40,6 @@ def copies(stage):
 
 def environment(stage):
     return dict(word.split("=", 1) for name, argument in stage if name == "ENV" for word in shlex.split(argument))
+
+
+BUILD, FINAL = stages()

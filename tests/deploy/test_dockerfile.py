@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from dockerfile import ROOT, argument_of, copies, environment, instructions, stages
+from dockerfile import BUILD, FINAL, ROOT, argument_of, copies, environment, instructions
 from served import ServerProcess
-
-BUILD, FINAL = stages()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -126,9 +127,10 @@ def test_a_server_sends_its_spans_to_the_collector_at_the_latest_when_it_ends(th
     assert {"smn.request_id", "smn.forward_s"} <= {attribute.key for attribute in span.attributes}
 
 
-def test_a_collector_that_is_away_harms_neither_answers_nor_the_end(theta, tmp_path):
-    flags = [*theta.save(tmp_path), "--registry", tmp_path / "registry"]
-    environment = {"SMN_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
-    with ServerProcess(flags, tmp_path, environment) as server:
-        assert IndependentClient(server.url).embed(as_npy(inputs()), NPY, NPY).status == 200
-        assert server.stop(within_s=20) == 0
+def test_a_collector_that_is_away_holds_nobody_up():
+    provider = provider_of(f"http://127.0.0.1:{free_port()}")
+    began = time.monotonic()
+    provider.get_tracer("test").start_span("lost").end()
+    assert time.monotonic() - began < 1
+    provider.shutdown()
+    assert time.monotonic() - began < 15  # less than Docker and Kubernetes leave after the drain

@@ -4,11 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from served import ServerProcess, Theta
+from served import Theta
+
+from service.app import create_app
+from service.settings import Settings
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +26,9 @@ def flags(theta, tmp_path_factory):
     return theta.save(tmp_path_factory.mktemp("theta"))
 
 
-@pytest.fixture(scope="session")
-def real(flags, tmp_path_factory):
-    """A real server process."""
-    folder = tmp_path_factory.mktemp("real")
-    with ServerProcess([*flags, "--registry", folder / "registry", "--slots", "4"], folder) as server:
-        yield server
+@pytest.fixture(scope="module")
+def client(theta, tmp_path_factory):
+    """A client of an application that runs."""
+    app = create_app(Settings(registry=str(tmp_path_factory.mktemp("registry"))), theta.backbone())
+    with TestClient(app) as client:
+        yield client

@@ -7,7 +7,6 @@ import pytest
 import yaml
 from dockerfile import FINAL, ROOT, argument_of, copies, environment
 
-from service.app import create_app
 from service.registry.redis import FOLLOW_TIMEOUT_S
 from service.settings import Settings
 
@@ -145,8 +144,8 @@ def test_only_the_servers_reach_redis():
     assert rule["ports"] == [{"port": container("redis")["ports"][0]["containerPort"]}]
 
 
-def test_probes_ask_routes_that_exist_on_ports_that_exist(make_theta_app):
-    routes = {route.path for route in make_theta_app.routes}
+def test_probes_ask_routes_that_exist_on_ports_that_exist(client):
+    routes = {route.path for route in client.app.routes}
     probes = {key: probe["httpGet"] for key, probe in container("smn").items() if key.endswith("Probe")}
     assert {key: probe["path"] for key, probe in probes.items()} == {
         "startupProbe": "/readyz",
@@ -155,13 +154,6 @@ def test_probes_ask_routes_that_exist_on_ports_that_exist(make_theta_app):
     }
     assert {probe["path"] for probe in probes.values()} <= routes
     assert {probe["port"] for probe in probes.values()} == {port["name"] for port in container("smn")["ports"]}
-
-
-@pytest.fixture
-def make_theta_app(theta, tmp_path):
-    app = create_app(Settings(registry=str(tmp_path)), theta.backbone())
-    yield app
-    app.state.server.close()
 
 
 def test_a_probe_waits_longer_than_the_server_waits_for_its_registry():

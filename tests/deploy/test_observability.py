@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -40,11 +39,10 @@ def promtool():
 
 
 @pytest.fixture(scope="module")
-def exposed(real):
+def exposed(client):
     """name -> its labels, of every sample that a running server exposes after a request."""
-    urllib.request.urlopen(f"{real.url}/livez").close()
-    with urllib.request.urlopen(f"{real.url}/metrics") as answer:
-        lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+    assert client.get("/livez").status_code == 200
+    lines = [line for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
     found = {}
     for line in lines:
         name, labels = re.match(r"(\w+)(?:\{(.*?)\})? ", line).groups()

@@ -23,7 +23,7 @@ from served import ROOT, ServerProcess, eventually
 
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 REPLICAS = ("127.0.0.2", "127.0.0.3")
-WITHIN_S = 120.0  # on a machine that has other work too
+WITHIN_S = 300.0  # torch takes its time where other work has the cores
 
 
 def filled_in(value, variables):

@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import threading
-import time
 import urllib.parse
 import urllib.request
 from types import SimpleNamespace
@@ -16,6 +15,8 @@ from independent_client import NPY, IndependentClient, as_npy
 from served import ROOT, SIZE_PX, Theta, eventually, inputs, photo, relative_error
 from sklearn.datasets import load_digits
 from stack import WITHIN_S, Stack, compose
+
+pytestmark = pytest.mark.timeout(900)  # several servers start one after the other
 
 SECRETS = {"SMN_ADMIN_KEYS": "secret", "SMN_API_KEYS": "reader", "SMN_KEY": "secret"}
 EXAMPLE = (ROOT / ".env.example").read_text()
@@ -141,7 +142,7 @@ def running(tmp_path_factory):
         for replica in stack.replicas:
             replica.start(wait=False)
         for replica in stack.replicas:
-            replica.wait()
+            replica.wait(WITHIN_S)
         proxy.start()
         admin, reader = (IndependentClient(stack.url, key=key) for key in ("secret", "reader"))
         yield SimpleNamespace(stack=stack, redis=redis, proxy=proxy, admin=admin, reader=reader, theta=theta)
@@ -225,7 +226,7 @@ def test_the_proxy_answers_for_itself_in_the_one_error_body(running):
 
 
 def test_the_trainer_learns_a_mask_and_pushes_it(running):
-    flags = ["--set", "steps=8", "--workers", "0", "--threads", "1"]
+    flags = ["--set", "steps=16", "--set", "head_steps=4", "--workers", "0", "--threads", "1"]
     done = running.stack.train(*flags)
     assert done.returncode == 0, done.stderr
     name, version = done.stdout.split()[0].split("@")
@@ -290,29 +291,20 @@ def test_prometheus_scrapes_every_replica_and_answers_every_panel(running):
         prometheus.stop()
 
 
-def test_no_answer_is_lost_while_the_replicas_restart_one_after_the_other(running):
+def test_no_answer_is_lost_while_one_replica_restarts_and_then_the_other_dies(running):
     mask = running.theta.mask(2)
     assert running.admin.put_mask("rolling", mask.data).status == 201
+    restarted, killed = running.stack.replicas
     with Traffic(running, "rolling", mask) as traffic:
-        for replica in running.stack.replicas:
-            traffic.more()
-            assert replica.stop() == 0
-            assert running.stack.health_of(replica) != 0
-            traffic.more()
-            replica.start()
         traffic.more()
-    assert traffic.wrong == []
-
-
-def test_no_answer_is_lost_when_a_replica_dies(running):
-    mask = running.theta.mask(2)
-    assert running.admin.put_mask("dying", mask.data).status == 201
-    victim = running.stack.replicas[0]
-    with Traffic(running, "dying", mask) as traffic:
-        traffic.more()
-        victim.stop(signal.SIGKILL)
+        assert restarted.stop() == 0
+        assert running.stack.health_of(restarted) != 0
         traffic.more(20)
-    victim.start()
+        restarted.start(wait=False).wait(WITHIN_S)
+        traffic.more()
+        killed.stop(signal.SIGKILL)
+        traffic.more(20)
+    killed.start(wait=False).wait(WITHIN_S)
     assert traffic.wrong == []
 
 
@@ -351,14 +343,12 @@ def test_masks_survive_a_crash_of_redis_and_a_restart_of_everything(running):
     for replica in running.stack.replicas:
         replica.start(wait=False)
     for replica in running.stack.replicas:
-        replica.wait()
-    began = time.monotonic()
+        replica.wait(WITHIN_S)
     for name, mask in {**masks, "late": late}.items():
         assert embeds(running, name, mask), name
     after = running.admin.call("GET", "/masks").json
     assert [item for item in after["data"] if item["name"] != "late"] == before["data"]
     assert running.reader.call("GET", "/masks/refused").status == 404
-    assert time.monotonic() - began < WITHIN_S
 
 
 def test_the_files_are_yaml_without_duplicate_keys():

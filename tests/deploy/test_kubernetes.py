@@ -145,7 +145,7 @@ def test_only_the_servers_reach_redis():
 
 
 def test_probes_ask_routes_that_exist_on_ports_that_exist(client):
-    routes = {route.path for route in client.app.routes}
+    routes = set(client.app.openapi()["paths"])
     probes = {key: probe["httpGet"] for key, probe in container("smn").items() if key.endswith("Probe")}
     assert {key: probe["path"] for key, probe in probes.items()} == {
         "startupProbe": "/readyz",

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.batcher import BatchDone
-from service.tracing import NOT_TRACED, annotate
+from service.tracing import PROBES, annotate
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -120,7 +120,7 @@ class Observed:
         seconds = time.perf_counter() - record.began
         self._metrics.requests.labels(route, OUTCOMES.get(status // 100, "other")).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
-        if route in NOT_TRACED:
+        if route in PROBES:
             return
         stages = {f"{name}_ms": round(1e3 * s, 3) for name, s in record.stages.items()}
         self._log.info(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from service.telemetry import Record
 
-NOT_TRACED = ("/livez", "/readyz", "/metrics")
+PROBES = ("/livez", "/readyz", "/metrics")
 
 
 def provider_of(endpoint: str | None) -> TracerProvider | None:
@@ -41,7 +41,7 @@ def provider_of(endpoint: str | None) -> TracerProvider | None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise InvalidArgument(
-            "--otlp-endpoint (SMN_OTLP_ENDPOINT) needs the extra otel: pip install 'smn[otel]'"
+            "--otlp-endpoint (SMN_OTLP_ENDPOINT) needs the extra otel: pip install '.[service,otel]'"
         ) from error
     provider = TracerProvider(resource=Resource({"service.name": "smn"}).merge(OTELResourceDetector().detect()))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")))
@@ -72,7 +72,7 @@ def annotate(record: Record) -> None:
 
 
 def _is_probe(scope: MutableMapping[str, Any]) -> bool:
-    return scope["path"] in NOT_TRACED
+    return scope["path"] in PROBES
 
 
 def _plain(value: object) -> str | int | float | bool:

@@ -14,7 +14,7 @@ import yaml
 from independent_client import NPY, IndependentClient, as_npy
 from served import ROOT, SIZE_PX, Theta, eventually, inputs, photo, relative_error
 from sklearn.datasets import load_digits
-from stack import WITHIN_S, Stack, compose
+from stack import REPLICAS, WITHIN_S, Stack, compose
 
 pytestmark = pytest.mark.timeout(900)  # several servers start one after the other
 
@@ -193,16 +193,33 @@ def embeds(running, name, mask, client=None):
     return answer.status == 200 and relative_error(answer.npy, running.theta.embed(x, mask)) < 1e-4
 
 
+def answered(replica):
+    """Embeddings that a replica has answered since it started."""
+    text = IndependentClient(replica.url).call("GET", "/metrics").body.decode()
+    return sum(map(float, re.findall(r'smn_request_total\{outcome="ok",route="/embed"\} (\S+)', text)))
+
+
+def shares(running, n_requests):
+    """How many of so many requests through the proxy each replica took."""
+    before = [answered(replica) for replica in running.stack.replicas]
+    for _ in range(n_requests):
+        assert running.reader.embed(photo(), "image/png").status == 200
+    return [answered(replica) - old for replica, old in zip(running.stack.replicas, before, strict=True)]
+
+
 def test_both_replicas_are_healthy_and_take_their_share(running):
     assert [running.stack.health_of(replica) for replica in running.stack.replicas] == [0, 0]
-    for _ in range(40):
-        assert running.reader.embed(photo(), "image/png").status == 200
-    counted = [
-        sum(map(float, re.findall(r'smn_request_total\{outcome="ok",route="/embed"\} (\S+)', text)))
-        for replica in running.stack.replicas
-        for text in [IndependentClient(replica.url).call("GET", "/metrics").body.decode()]
-    ]
-    assert min(counted) >= 5, counted
+    assert min(shares(running, 40)) >= 5
+
+
+def test_the_proxy_notices_a_replica_that_leaves_and_one_that_joins(running):
+    hosts = running.stack.names.hosts
+    hosts["smn"] = REPLICAS[:1]
+    try:
+        eventually(lambda: shares(running, 10) == [10, 0], within_s=WITHIN_S)
+    finally:
+        hosts["smn"] = REPLICAS
+    eventually(lambda: shares(running, 10)[1] > 0, within_s=WITHIN_S)
 
 
 def test_an_upload_through_the_proxy_is_served_by_every_replica(running):

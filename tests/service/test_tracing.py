@@ -72,7 +72,9 @@ def test_without_an_endpoint_nothing_is_traced_whatever_the_environment_says(mon
 
 def test_without_the_extra_an_endpoint_is_one_error_that_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(InvalidArgument, match=r"SMN_OTLP_ENDPOINT\) needs the extra otel: pip install 'smn\[otel\]'"):
+    with pytest.raises(
+        InvalidArgument, match=r"SMN_OTLP_ENDPOINT\) needs the extra otel: pip install '\.\[service,otel\]'"
+    ):
         provider_of("http://127.0.0.1:4318")
 
 

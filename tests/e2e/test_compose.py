@@ -243,7 +243,7 @@ def test_the_proxy_answers_for_itself_in_the_one_error_body(running):
 
 
 def test_the_trainer_learns_a_mask_and_pushes_it(running):
-    flags = ["--set", "steps=16", "--set", "head_steps=4", "--workers", "0", "--threads", "1"]
+    flags = ["--set", "steps=4", "--set", "head_steps=1", "--density", "0.8", "--workers", "0", "--threads", "1"]
     done = running.stack.train(*flags)
     assert done.returncode == 0, done.stderr
     name, version = done.stdout.split()[0].split("@")

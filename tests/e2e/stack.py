@@ -50,9 +50,14 @@ def compose(variables, name="docker-compose.yml"):
     return filled_in(yaml.safe_load((ROOT / name).read_text()), variables)
 
 
+def find(name):
+    """A program's path; None where it is not installed."""
+    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:{Path(sys.executable).parent}")
+
+
 def program(name, package):
     """A program of Debian, or the test is skipped with the package's name."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:{Path(sys.executable).parent}")
+    found = find(name)
     if found is None:
         pytest.skip(f"{name} is not here: apt-get install {package}")
     return found
@@ -132,17 +137,16 @@ class Stack:
         self.volumes = folder / "volumes"
         self.redis_port, self.smn_port, self.proxy_port = free_port(), free_port(), free_port()
         self.prometheus_port = free_port()
-        self.hosts = {
-            "redis:6379": f"127.0.0.1:{self.redis_port}",
-            "proxy:8000": f"127.0.0.1:{self.proxy_port}",
-        }
+        # Without nginx the first replica stands where the proxy would, for what is not about the proxy.
+        front = f"127.0.0.1:{self.proxy_port}" if find("nginx") else f"{REPLICAS[0]}:{self.smn_port}"
+        self.hosts = {"redis:6379": f"127.0.0.1:{self.redis_port}", "proxy:8000": front}
         self.names = Names({"smn": REPLICAS, "smn-replicas": REPLICAS})
         self.replicas = [self._replica(address) for address in REPLICAS]
 
     @property
     def url(self):
         """Where clients go."""
-        return f"http://127.0.0.1:{self.proxy_port}"
+        return f"http://{self.hosts['proxy:8000']}"
 
     def here(self, name, text):
         """A text of the service `name` as it must read on this machine: hosts and volumes."""

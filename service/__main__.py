@@ -53,6 +53,7 @@ def serve(
     admin_keys: Annotated[str | None, typer.Option(metavar="KEY,...", help="May change masks.")] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Serve beyond loopback without keys.")] = None,
     log_format: Annotated[str | None, typer.Option(help="json or console.")] = None,
+    otlp_endpoint: Annotated[str | None, typer.Option(metavar="URL", help="Collector of traces, OTLP/HTTP.")] = None,
 ) -> None:  # fmt: skip
     """Serve a backbone and the masks of a registry over HTTP. Every option has an SMN_ variable."""
     given = {name: value for name, value in locals().items() if value is not None}

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 
 import torch
 from fastapi import FastAPI
+from opentelemetry.trace import TracerProvider
 
-from service import errors
+from service import errors, tracing
 from service.registry.base import Registry
 from service.routes import embed, masks, openai, status
 from service.schemas import ErrorBody
@@ -24,13 +25,19 @@ mask that was learned for their domain and uploaded with `PUT /masks/NAME`."""
 ERRORS = {code: {"model": ErrorBody} for code in (400, 401, 403, 404, 405, 409, 412, 413, 415, 422, 429, 500, 503, 504)}
 
 
-def create_app(settings: Settings, backbone: Backbone | None = None, registry: Registry | None = None) -> FastAPI:
-    """The application; backbone and registry are the settings' unless they are given.
+def create_app(
+    settings: Settings,
+    backbone: Backbone | None = None,
+    registry: Registry | None = None,
+    tracer_provider: TracerProvider | None = None,
+) -> FastAPI:
+    """The application; backbone, registry and what takes its spans are the settings' unless they are given.
 
     Raises:
         SMNError: the backbone cannot be loaded, the registry not opened, or the keys do not fit the address.
     """
     guard = guard_of(settings)
+    exporting = tracing.provider_of(settings.otlp_endpoint)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     backbone = backbone if backbone is not None else load_backbone(settings.spec())
@@ -42,6 +49,8 @@ def create_app(settings: Settings, backbone: Backbone | None = None, registry: R
         await server.start()
         yield
         server.close()
+        if exporting is not None:
+            exporting.shutdown()
 
     app = FastAPI(
         title="SMN",
@@ -51,6 +60,7 @@ def create_app(settings: Settings, backbone: Backbone | None = None, registry: R
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        telemetry=tracing.config_of(tracer_provider or exporting),
     )
     app.state.server, app.state.guard = server, guard
     errors.install(app)

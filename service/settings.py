@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     admin_keys: Names = Field([], description="Keys that may change masks too.", repr=False)
     insecure: bool = Field(False, description="Listen beyond loopback without an admin key.")
     log_format: str = Field("json", pattern="json|console", description="Log lines as JSON or for people.")
+    otlp_endpoint: str | None = Field(
+        None, description="Collector that traces go to over OTLP/HTTP, http://host:4318; needs the extra otel."
+    )
 
     @field_validator("preload", "pin", "model_arg", "api_keys", "admin_keys", mode="before")
     @classmethod

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.batcher import BatchDone
+from service.tracing import PROBES, annotate
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -49,6 +50,7 @@ class Metrics:
         self.batch_masks = Histogram("smn_batch_masks", "Distinct masks of a batch.", buckets=IMAGES, registry=on)
         self.swaps = Counter("smn_swap_total", "Slots written.", registry=on)
         self.queue_images = Gauge("smn_queue_images", "Images admitted and not answered.", registry=on)
+        self.registry_up = Gauge("smn_registry_up", "1 where the registry answers, 0 where it is away.", registry=on)
         self.masks_resident = Gauge("smn_masks_resident", "Masks held, by tier.", ["tier"], registry=on)
         self.masks_bytes = Gauge("smn_masks_bytes", "Memory of masks, by tier.", ["tier"], registry=on)
 
@@ -104,6 +106,7 @@ class Observed:
                 headers["X-Request-ID"] = record.request_id
                 if record.stages:
                     headers["Server-Timing"] = record.server_timing()
+                annotate(record)
             await send(message)
 
         try:
@@ -112,11 +115,12 @@ class Observed:
             self._finish(scope, record, status)
 
     def _finish(self, scope: Scope, record: Record, status: int) -> None:
+        annotate(record)  # once more: a failure has sent nothing yet
         route = getattr(scope.get("route"), "path", "none")
         seconds = time.perf_counter() - record.began
         self._metrics.requests.labels(route, OUTCOMES.get(status // 100, "other")).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
-        if route in ("/livez", "/readyz", "/metrics"):
+        if route in PROBES:
             return
         stages = {f"{name}_ms": round(1e3 * s, 3) for name, s in record.stages.items()}
         self._log.info(

@@ -67,13 +67,10 @@ async def readyz(request: Request) -> JSONResponse:
         reasons.append("draining")
     if not server.batcher.alive:
         reasons.append("the engine's thread is gone")
-    ready, registry = not reasons, "ok"
-    try:
-        await asyncio.get_running_loop().run_in_executor(server.clerks, server.registry.check)
-    except SMNError as error:
-        registry = str(error)
-        reasons.append(f"registry: {error}")
-    body = {"status": "ready" if ready else "not ready", "reasons": reasons, "registry": registry}
+    ready, away = not reasons, await _registry_away(server)
+    if away is not None:
+        reasons.append(f"registry: {away}")
+    body = {"status": "ready" if ready else "not ready", "reasons": reasons, "registry": away or "ok"}
     return JSONResponse(body, 200 if ready else 503, headers={} if ready else {"Retry-After": "1"})
 
 
@@ -82,6 +79,7 @@ async def metrics(request: Request) -> Response:
     """Prometheus text."""
     server: Server = request.app.state.server
     memory = server.engine.memory()
+    server.metrics.registry_up.set(await _registry_away(server) is None)
     server.metrics.queue_images.set(server.batcher.admitted)
     server.metrics.masks_resident.labels("slot").set(memory.resident_masks)
     server.metrics.masks_resident.labels("host").set(server.library.count)
@@ -89,6 +87,15 @@ async def metrics(request: Request) -> Response:
     server.metrics.masks_bytes.labels("slot").set(memory.slots)
     server.metrics.masks_bytes.labels("host").set(server.library.bytes)
     return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _registry_away(server: Server) -> str | None:
+    """Why the registry does not answer; None where it does."""
+    try:
+        await asyncio.get_running_loop().run_in_executor(server.clerks, server.registry.check)
+    except SMNError as error:
+        return str(error)
+    return None
 
 
 @router.get("/openapi.json", include_in_schema=False)

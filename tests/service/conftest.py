@@ -35,13 +35,13 @@ def theta():
 
 @pytest.fixture
 def make_app(theta, tmp_path):
-    """`make_app(registry=..., theta=..., **settings)`: an application on a directory registry in tmp_path."""
+    """`make_app(registry=..., of=..., tracer_provider=..., **settings)`: an application on a directory registry."""
     apps = []
 
-    def make(registry=None, of=None, **settings):
+    def make(registry=None, of=None, tracer_provider=None, **settings):
         backbone = (of or theta).backbone()
         registry = registry or DirectoryRegistry(tmp_path / "registry", backbone.fingerprint)
-        app = create_app(Settings(**{"slots": 4, **settings}), backbone, registry)
+        app = create_app(Settings(**{"slots": 4, **settings}), backbone, registry, tracer_provider)
         apps.append(app)
         return app
 

@@ -108,26 +108,31 @@ class Theta:
 class ServerProcess:
     """A real `smn serve` on a free port of loopback."""
 
-    def __init__(self, arguments, folder, environment=None, port=None, command=None):
-        self.port = port or free_port()
+    def __init__(self, arguments, folder, environment=None, port=None, command=None, program=None, host="127.0.0.1"):
+        self.host, self.port = host, port or free_port()
         self.folder, self.arguments = folder, list(map(str, arguments))
         self.command = command or ["serve", "--port", str(self.port)]
+        self.program = program or Path(sys.executable).parent / "smn"
         plain = {k: v for k, v in os.environ.items() if not k.startswith("SMN_")}
         self.environment = {**plain, "OMP_NUM_THREADS": "1", **(environment or {})}
         self.process = None
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def log(self):
-        return (self.folder / f"{self.port}.log").read_text()
+        return self._log.read_text()
+
+    @property
+    def _log(self):
+        return self.folder / f"{self.host}-{self.port}.log"
 
     def start(self, wait=True):
-        with (self.folder / f"{self.port}.log").open("ab") as log:
+        with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [Path(sys.executable).parent / "smn", *self.command, *self.arguments],
+                [self.program, *self.command, *self.arguments],
                 stdout=log,
                 stderr=log,
                 env=self.environment,

@@ -63,6 +63,12 @@ class WrongBackbone(InvalidMask):
     code = "wrong_backbone"
 
 
+class InvalidCascade(SMNError):
+    """A cascade or cascade file that breaks a rule of smn-cascade/1, or whose masks are not beside it."""
+
+    code = "invalid_cascade"
+
+
 class NotReady(SMNError):
     """A mask that the engine does not hold: `prepare` it first."""
 

@@ -205,7 +205,7 @@ def _router_of(tensors: Mapping[str, ndarray]) -> Router | None:
 def _by_mode(tensors: Mapping[str, ndarray]) -> dict[str, dict[str, ndarray]]:
     """`fusion.<mode>.<name>` -> {mode: {name: tensor}}."""
     found: dict[str, dict[str, ndarray]] = {}
-    for name, array in tensors.items():
+    for name, array in sorted(tensors.items()):  # the library gives them in any order
         parts = name.split(".")
         if len(parts) != 3 or parts[0] != "fusion":
             raise InvalidCascade(f"{name} is not a tensor of {FORMAT}")

@@ -131,7 +131,7 @@ REFUSED = {
     "an unknown fusion": (put("metadata", "fusion", "magic"), "unknown fusion 'magic'"),
     "an unknown mode": (put("metadata", "mode", "magic"), "default mode 'magic'"),
     "a concatenation with tensors": (put("metadata", "fusion", "concat"), "the fusion concat has tensors"),
-    "another kind's tensors": (put("metadata", "fusion", "low-rank"), "unconditional.parts is missing"),
+    "another kind's tensors": (put("metadata", "fusion", "low-rank"), "conditional.parts is missing"),
     "no components": (drop("tensors", COMPONENTS), "unconditional.components is missing"),
     "int8 without its scale": (drop("tensors", f"{COMPONENTS}_scale"), "components_scale is missing"),
     "a scale without int8": (put("tensors", COMPONENTS, np.ones((5, F), np.float32)), "components_scale is not a"),
@@ -266,7 +266,7 @@ def test_a_cascade_of_another_width_than_the_backbone_is_refused(tiny_resnet, ki
     if kind == "random":  # says nothing of the width: projects whatever there is
         return
     cascade = build_cascade(kind, fusion=fusion, router=router, fingerprint=tiny_resnet.fingerprint)
-    with pytest.raises(InvalidCascade, match="features|x 8"):
+    with pytest.raises(InvalidCascade, match=r"features|x 8"):
         cascadefile.check_fits(cascade, tiny_resnet)
 
 

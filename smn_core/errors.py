@@ -93,6 +93,12 @@ class Conflict(SMNError):
     code = "conflict"
 
 
+class MissingMasks(Conflict):
+    """A cascade whose masks the registry does not hold; the message lists them."""
+
+    code = "missing_masks"
+
+
 class PreconditionFailed(SMNError):
     """A guard of an upload (`If-Match`, `If-None-Match`) does not hold."""
 

@@ -124,6 +124,7 @@ def cascade(
     from dataclasses import replace
 
     import torch
+    from threadpoolctl import threadpool_limits
 
     from smn_core import show
     from smn_core.fusion import MODES, UNCONDITIONAL
@@ -142,6 +143,7 @@ def cascade(
     fitted = modes.split(",") if modes else list(MODES) if experts else [UNCONDITIONAL]
     if threads:
         torch.set_num_threads(threads)
+        threadpool_limits(threads)  # scikit-learn's and numpy's, which crawl where others want the cores
     request = CascadeRequest(
         as_trained(spec, read_mask(root)), data, root, config, out, experts=experts, split_by=split_by,
         fusion=parse_plan(fusion, seed), modes=fitted, mode=mode or fitted[0], split=train_split, seed=seed,
@@ -188,6 +190,7 @@ def evaluate(
 ) -> None:
     """Compare masks and cascades with the untouched backbone: signs without labels, kNN, linear probe, low-shot."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     from smn_core import show
     from smn_core.backbone import load_backbone
@@ -205,6 +208,7 @@ def evaluate(
     )  # fmt: skip
     if threads:
         torch.set_num_threads(threads)
+        threadpool_limits(threads)  # scikit-learn's and numpy's, which crawl where others want the cores
     fusions = [parse_plan(text) for text in fusion or []]
     if fusions and not cascade:
         raise InvalidArgument("--fusion is for a --cascade")

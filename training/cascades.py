@@ -104,7 +104,7 @@ def build(request: CascadeRequest, bar: Bar, say: Callable[[str], None]) -> Casc
     for skipped in found.skipped:
         say(f"warning: skipped {skipped}")
     _require_enough(request, len(found.z), engine.backbone.n_features)
-    clusters = _split(request, found, say) if request.experts else None
+    clusters = _split(request, found) if request.experts else None
     shutil.copyfile(request.root, request.out / "root.smn")
     if clusters is not None:
         _train_experts(request, clusters, found, bar)
@@ -176,7 +176,7 @@ def _require_enough(request: CascadeRequest, n_images: int, n_features: int) -> 
         )
 
 
-def _split(request: CascadeRequest, found: Features, say: Callable[[str], None]) -> Split:
+def _split(request: CascadeRequest, found: Features) -> Split:
     clusters = split(found.z, request.experts, request.split_by, request.seed)
     assert request.config is not None
     smallest = min(clusters.sizes)
@@ -185,7 +185,6 @@ def _split(request: CascadeRequest, found: Features, say: Callable[[str], None])
             f"clusters of {clusters.sizes} images: one does not fill a batch of {request.config.batch_size}; take "
             f"--set batch_size={smallest}, fewer --experts, or another --seed"
         )
-    say(f"clusters of {', '.join(map(str, clusters.sizes))} images")
     return clusters
 
 
@@ -211,7 +210,8 @@ def _train_experts(request: CascadeRequest, clusters: Split, found: Features, ba
             )
         )  # fmt: skip
     steps_of = [0] * len(requests)
-    with bar(f"{request.experts} experts, steps", total) as progress:
+    sizes = ", ".join(map(str, clusters.sizes))
+    with bar(f"steps of experts on {sizes} images", total) as progress:
         progress(done)
 
         def heard(number: int, step: int) -> None:

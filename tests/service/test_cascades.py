@@ -398,8 +398,7 @@ def smn(real):
     import smn as command
 
     def run(*words):
-        done = CliRunner().invoke(command.app, [*map(str, words), "--server", real.url])
-        return done
+        return CliRunner().invoke(command.app, [*map(str, words), "--server", real.url])
 
     return run
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ from smn_core.cascade import Cascade
 from smn_core.engine import Engine
 from smn_core.errors import InvalidArgument, Unavailable
 from smn_core.images import ImageReader
+from smn_core.offline import require_dimensions
 
 T = TypeVar("T")
 CLERKS = 4
@@ -176,18 +177,16 @@ class Server:
     async def _check(self, target: Target, wanted: Wanted) -> Target:
         """Whether it can be embedded as it is wanted, before anything of it is read; loads a cascade, not its masks."""
         width = self.engine.backbone.n_features
-        try:
-            if target.cascade is None:
-                if wanted.dimensions is not None and wanted.dimensions > width:
-                    raise InvalidArgument(f"dimensions {wanted.dimensions}: an embedding has {width}")
-                return target
-            async with self.library.hold_cascade(target.cascade.digest) as found:
+        if target.cascade is None:
+            with refusing("too_many_dimensions", "dimensions"):
+                require_dimensions(wanted.dimensions, width)
+            return target
+        async with self.library.hold_cascade(target.cascade.digest) as found:
+            with refusing("no_such_mode", "mode"):
                 mode = found.choose_mode(wanted.mode)
+            with refusing("too_many_dimensions", "dimensions"):
                 found.choose_dimensions(wanted.dimensions, mode, width)
-            return replace(target, found=found, mode=mode)
-        except InvalidArgument as error:
-            param, code = ("dimensions", "too_many_dimensions") if "dimensions" in str(error) else ("mode", "no_mode")
-            raise Rejected(400, code, str(error), param) from error
+        return replace(target, found=found, mode=mode)
 
     async def _run(self, record: Record, images: Images, target: Target) -> Embedding:
         """Decode and load side by side, then queue and run."""
@@ -242,6 +241,15 @@ class Server:
                 400, "invalid_timeout", f"X-Timeout-Ms {text[:32]!r} is not a number of milliseconds", "X-Timeout-Ms"
             )
         return min(self.settings.timeout_ms, int(text)) / 1e3
+
+
+@contextmanager
+def refusing(code: str, param: str) -> Iterator[None]:
+    """Name the parameter that an argument came from: 400."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise Rejected(400, code, str(error), param) from error
 
 
 async def until_gone(request: Request, work: Awaitable[T]) -> T:

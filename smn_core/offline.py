@@ -88,11 +88,16 @@ def first(embed: Embed, dimensions: int | None, width: int) -> tuple[Embed, int]
     Raises:
         InvalidArgument: more than there are, or none.
     """
+    require_dimensions(dimensions, width)
     if dimensions is None:
         return embed, width
-    if not 1 <= dimensions <= width:
-        raise InvalidArgument(f"dimensions {dimensions}: an embedding has {width}")
     return (lambda x: embed(x)[:, :dimensions]), dimensions
+
+
+def require_dimensions(dimensions: int | None, width: int) -> None:
+    """Raise InvalidArgument unless an embedding has so many components."""
+    if dimensions is not None and not 1 <= dimensions <= width:
+        raise InvalidArgument(f"dimensions {dimensions}: an embedding has {width}")
 
 
 def embed_batches(

@@ -105,7 +105,8 @@ def build(request: CascadeRequest, bar: Bar, say: Callable[[str], None]) -> Casc
         say(f"warning: skipped {skipped}")
     _require_enough(request, len(found.z), engine.backbone.n_features)
     clusters = _split(request, found) if request.experts else None
-    shutil.copyfile(request.root, request.out / "root.smn")
+    if request.root.resolve() != (request.out / "root.smn").resolve():
+        shutil.copyfile(request.root, request.out / "root.smn")
     if clusters is not None:
         _train_experts(request, clusters, found, bar)
     experts = [read_mask(_expert(request, j), engine.backbone.layout) for j in range(request.experts)]
@@ -150,7 +151,12 @@ def _prepare_folder(request: CascadeRequest, root: TaskMask, images: ImageSet) -
             )
         return
     # A start that found its clusters too small has left no more than these.
-    begun = request.out.is_dir() and {p.name for p in request.out.iterdir()} - {PLAN, EMBEDDINGS, "root.smn"}
+    begun = request.out.is_dir() and {p.name for p in request.out.iterdir()} - {
+        PLAN,
+        EMBEDDINGS,
+        "root.smn",
+        "root.run",
+    }
     if begun and not request.overwrite:
         raise InvalidArgument(f"{request.out} is not empty: continue it with --resume, or say --overwrite")
     try:
@@ -238,7 +244,7 @@ def _fuse(
         fusion=fusion,
         mode=request.mode,
         router=router if CONDITIONAL in request.modes else None,
-        metadata={"dataset": Path(request.data).name, "split": request.split_by, "seeds": str(request.seed)},
+        metadata={"dataset": Path(request.data).name, "split": request.split_by, "split_seed": str(request.seed)},
     )
     return write_cascade(cascade, request.out / FILE_NAME)
 

@@ -82,7 +82,8 @@ def compare(
     yield row("root, whitened", whitened, UNCONDITIONAL)
     if not cascade.experts:
         return
-    yield row("concatenated", replace(cascade, fusion=Fusion("concat"), router=None, mode=UNCONDITIONAL), UNCONDITIONAL)
+    bare = replace(cascade, fusion=Fusion("concat"), router=None, mode=UNCONDITIONAL, digest=None)
+    yield row("concatenated", bare, UNCONDITIONAL)
     modes = [UNCONDITIONAL, *([CONDITIONAL] if cascade.router is not None else [])]
     for mode in cascade.modes:
         yield row(f"{mode} as stored ({cascade.fusion.kind})", cascade, mode)

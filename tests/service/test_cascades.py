@@ -342,7 +342,7 @@ REQUESTS = {
     "mask and cascade": ({"cascade": "c", "mask": "m"}, 400, "mask_and_cascade", "one of them"),
     "a mode without a cascade": ({"mode": "conditional"}, 400, "mode_without_cascade", "for a cascade"),
     "an unknown mode": ({"cascade": "c", "mode": "sideways"}, 400, "invalid_request", "mode"),
-    "a mode that is not there": ({"cascade": "one", "mode": "conditional"}, 400, "no_mode", "no conditional mode"),
+    "a mode that is not there": ({"cascade": "one", "mode": "conditional"}, 400, "no_such_mode", "no conditional mode"),
     "an unknown cascade": ({"cascade": "cc"}, 404, "not_found", "near it: c"),
     "a mask's name": ({"cascade": "c.root"}, 404, "not_found", "no cascade is named c.root"),
     "no name": ({"cascade": "C"}, 400, "invalid_argument", "not a name"),

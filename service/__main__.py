@@ -13,7 +13,7 @@ from smn_core.errors import InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from service.client import Client
+    from service.client import Client, Kind
 
 app = typer.Typer()
 
@@ -72,7 +72,7 @@ def serve(
 
 @app.command()
 def push(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A mask file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE_OR_DIR", help="A mask file, or the folder of a cascade.")],
     name: Annotated[str, typer.Option(help="Its name on the server.")],
     server: Server = LOCAL,
     key: KeyOption = None,
@@ -80,26 +80,36 @@ def push(
     if_absent: Annotated[bool, typer.Option("--if-absent", help="Only as a new name.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Upload a mask as the new current version of a name."""
+    """Upload a mask, or a cascade with its masks as NAME.root, NAME.expert-1 ..., as the new version of a name."""
     with _client(server, key) as client:
-        done = client.push(name, file, if_match=if_match, if_absent=if_absent)
+        push = client.push_cascade if file.is_dir() else client.push
+        done = push(name, file, if_match=if_match, if_absent=if_absent)
     _written(done, as_json=as_json)
 
 
 @app.command()
 def pull(
-    reference: Annotated[str, typer.Argument(metavar="REF", help="name or name@version.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="[default: NAME.smn]")] = None,
+    reference: Annotated[str, typer.Argument(metavar="REF", help="name, name@version, or cascade:name.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE_OR_DIR", help="[default: NAME.smn, of a cascade the folder NAME]")
+    ] = None,
     server: Server = LOCAL,
     key: KeyOption = None,
 ) -> None:
-    """Download a mask file."""
+    """Download a mask file, or a cascade with its masks."""
     from smn_core.files import write_bytes
     from smn_core.show import note
 
-    name, _, version = reference.partition("@")
-    if version and not version.isdigit():
-        raise InvalidArgument(f"{reference!r}: pull takes name or name@version")
+    kind, name = _kind_of(reference)
+    name, _, version = name.partition("@")
+    if version and (kind == "cascades" or not version.isdigit()):
+        raise InvalidArgument(f"{reference!r}: pull takes name, name@version, or cascade:name")
+    if kind == "cascades":
+        folder = out or Path(name)
+        with _client(server, key) as client:
+            client.pull_cascade(name, folder)
+        note(f"cascade {name} in {folder}")
+        return
     with _client(server, key) as client:
         data = client.pull(name, int(version) if version else None)
     path = out or Path(f"{name}.smn")
@@ -108,12 +118,17 @@ def pull(
 
 
 @app.command("list")
-def list_masks(server: Server = LOCAL, key: KeyOption = None, as_json: Json = False) -> None:
-    """List the masks of a server."""
+def list_masks(
+    cascades: Annotated[bool, typer.Option("--cascades", help="The cascades instead.")] = False,
+    server: Server = LOCAL,
+    key: KeyOption = None,
+    as_json: Json = False,
+) -> None:
+    """List the masks, or the cascades, of a server."""
     from smn_core import show
 
     with _client(server, key) as client:
-        found = client.masks()
+        found = client.names("cascades" if cascades else "masks")
     if as_json:
         show.as_json(found)
         return
@@ -123,28 +138,30 @@ def list_masks(server: Server = LOCAL, key: KeyOption = None, as_json: Json = Fa
 
 @app.command()
 def rollback(
-    name: Annotated[str, typer.Argument(help="A mask's name.")],
+    name: Annotated[str, typer.Argument(help="A mask's name, or cascade:name.")],
     version: Annotated[int, typer.Argument(help="The version to make current.")],
     server: Server = LOCAL,
     key: KeyOption = None,
     as_json: Json = False,
 ) -> None:
     """Make an earlier or later version the current one."""
+    kind, name = _kind_of(name)
     with _client(server, key) as client:
-        done = client.rollback(name, version)
+        done = client.rollback(name, version, kind)
     _written(done, as_json=as_json)
 
 
 @app.command()
 def delete(
-    name: Annotated[str, typer.Argument(help="A mask's name.")],
+    name: Annotated[str, typer.Argument(help="A mask's name, or cascade:name.")],
     version: Annotated[int | None, typer.Option(help="Only this version.")] = None,
     server: Server = LOCAL,
     key: KeyOption = None,
 ) -> None:
-    """Delete a mask, or one of its versions."""
+    """Delete a mask or cascade, or one of its versions. A cascade's masks stay."""
+    kind, name = _kind_of(name)
     with _client(server, key) as client:
-        client.delete(name, version)
+        client.delete(name, version, kind)
 
 
 @app.command()
@@ -169,6 +186,12 @@ def gc(
         show.as_json(gone)
     else:
         show.note(f"{len(gone)} blobs deleted")
+
+
+def _kind_of(reference: str) -> tuple[Kind, str]:
+    """`cascade:name` -> cascades, everything else -> masks."""
+    before, colon, name = reference.partition(":")
+    return ("cascades", name) if colon and before == "cascade" else ("masks", reference)
 
 
 @contextmanager

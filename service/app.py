@@ -11,7 +11,7 @@ from opentelemetry.trace import TracerProvider
 
 from service import errors, tracing
 from service.registry.base import Registry
-from service.routes import embed, masks, openai, status
+from service.routes import cascades, embed, masks, openai, status
 from service.schemas import ErrorBody
 from service.security import guard_of
 from service.settings import Settings
@@ -64,7 +64,7 @@ def create_app(
     )
     app.state.server, app.state.guard = server, guard
     errors.install(app)
-    for routes in (embed, openai, masks, status):
+    for routes in (embed, openai, masks, cascades, status):
         app.include_router(routes.router)
     app.add_middleware(Observed, metrics=server.metrics)
     return app

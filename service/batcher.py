@@ -5,6 +5,9 @@ and the engine's capacity of distinct masks, grouped into segments. Tags are tho
 et al., 1996): `tag = max(now, last tag of the mask + 1)` where now is the tag of the newest image taken. An image of a
 quiet mask is tagged with the present, the n-th waiting image of a flood n places into the future, so a flood on one
 mask waits for itself; where nobody floods it is first come, first served.
+
+A cascade's jobs are enqueued together, so an unconditional one is one mixed batch where it fits. The second pass of a
+conditional one takes the places that its first pass had: it is as old as that.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import asyncio
 import heapq
 import threading
 import time
+from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -40,6 +44,10 @@ class EngineFailed(SMNError):
     code = "engine_failed"
 
 
+Place = tuple[float, int]
+"""(tag, arrival) of a row: its place in the queue."""
+
+
 @dataclass
 class Job:
     """One request's images through one mask. Its future gets the embeddings once the last row is done."""
@@ -51,20 +59,41 @@ class Job:
     out: Float32[ndarray, "n d"]
     entered: float = field(default_factory=time.perf_counter)
     left: int = 0
+    places: Sequence[Place] = ()
     first_taken: float = 0.0
-    swap_s: float = 0.0
-    forward_s: float = 0.0
+    batches: dict[int, tuple[float, float]] = field(default_factory=dict)
     cancelled: bool = False
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Embeddings of a job, and the seconds it waited, and that its batches took to swap and to run."""
+    """Embeddings of a job, the seconds it waited, and by batch the seconds that swapping and running took.
+
+    `places` are where its rows stood in the queue.
+    """
 
     embeddings: Float32[ndarray, "n d"]
     queue_s: float
-    swap_s: float
-    forward_s: float
+    batches: Mapping[int, tuple[float, float]]
+    places: Sequence[Place]
+
+    @property
+    def swap_s(self) -> float:
+        return sum(swap_s for swap_s, _ in self.batches.values())
+
+    @property
+    def forward_s(self) -> float:
+        return sum(forward_s for _, forward_s in self.batches.values())
+
+
+def together(timings: Sequence[Timing]) -> Timing:
+    """Of several jobs: all their embeddings below each other, the longest wait, every batch once."""
+    return Timing(
+        np.concatenate([timing.embeddings for timing in timings]),
+        max(timing.queue_s for timing in timings),
+        {number: taken for timing in timings for number, taken in timing.batches.items()},
+        [place for timing in timings for place in timing.places],
+    )
 
 
 @dataclass(frozen=True)
@@ -80,6 +109,9 @@ class BatchDone:
 
 Row = tuple[float, int, Job, int]
 """(tag, arrival, job, row of the job)"""
+
+Work = tuple[str | None, Float32[Tensor, "n 3 h w"], Sequence[Place]]
+"""A mask, its images, and the places that an earlier pass of them had; () at the end of the queue."""
 
 
 class Batcher:
@@ -101,6 +133,7 @@ class Batcher:
         self._last_tag: dict[str | None, float] = {}
         self._now = 0.0
         self._arrivals = 0
+        self._batches = 0
         self._waiting = 0
         self._stopping = False
         self._wake = threading.Condition()
@@ -138,18 +171,29 @@ class Batcher:
         Raises:
             EngineFailed: the forward raised.
         """
+        return (await self.embed_all([(mask, x, ())]))[0]
+
+    async def embed_all(self, works: Sequence[Work]) -> list[Timing]:
+        """Several of these at once, of one request: what fits goes into one batch.
+
+        Raises:
+            EngineFailed: a forward raised; the others are dropped.
+        """
         loop = asyncio.get_running_loop()
-        n = x.shape[0]
-        job = Job(
-            mask, x, loop.create_future(), loop, np.empty((n, self._engine.backbone.n_features), np.float32), left=n
-        )
+        width = self._engine.backbone.n_features
+        jobs = [
+            Job(mask, x, loop.create_future(), loop, np.empty((len(x), width), np.float32), left=len(x), places=places)
+            for mask, x, places in works
+        ]
         with self._wake:
-            self._enqueue(job)
+            for job in jobs:
+                self._enqueue(job)
             self._wake.notify()
         try:
-            return await job.done
-        except asyncio.CancelledError:
-            job.cancelled = True
+            return await asyncio.gather(*(job.done for job in jobs))
+        except BaseException:
+            for job in jobs:
+                job.cancelled = True
             raise
 
     def stop(self) -> None:
@@ -165,12 +209,16 @@ class Batcher:
 
     def _enqueue(self, job: Job) -> None:
         queue = self._queues.setdefault(job.mask, deque())
-        tag = max(self._now, self._last_tag.get(job.mask, -1.0) + 1)
-        for row in range(len(job.x)):
-            queue.append((tag + row, self._arrivals, job, row))
-            self._arrivals += 1
-        self._last_tag[job.mask] = tag + len(job.x) - 1
         self._waiting += len(job.x)
+        if job.places:
+            for row, place in enumerate(job.places):
+                insort(queue, (*place, job, row), key=_place_of)
+            return
+        tag = max(self._now, self._last_tag.get(job.mask, -1.0) + 1)
+        job.places = [(tag + row, self._arrivals + row) for row in range(len(job.x))]
+        queue.extend((*place, job, row) for row, place in enumerate(job.places))
+        self._arrivals += len(job.x)
+        self._last_tag[job.mask] = tag + len(job.x) - 1
 
     def _run(self) -> None:
         while True:
@@ -233,13 +281,17 @@ class Batcher:
         embeddings = done.embeddings.numpy()
         for position, (_, _, job, of_job) in enumerate(ordered):
             job.out[of_job] = embeddings[position]
+        self._batches += 1
         for job in {id(row[2]): row[2] for row in ordered}.values():
             job.first_taken = job.first_taken or began
-            job.swap_s += done.swap_s
-            job.forward_s += done.forward_s
+            job.batches[self._batches] = done.swap_s, done.forward_s
             job.left -= sum(row[2] is job for row in ordered)
             if job.left == 0:
-                _settle(job, Timing(job.out, job.first_taken - job.entered, job.swap_s, job.forward_s))
+                _settle(job, Timing(job.out, job.first_taken - job.entered, job.batches, job.places))
+
+
+def _place_of(row: Row) -> Place:
+    return row[:2]
 
 
 def _gather(rows: list[Row]) -> Float32[Tensor, "n 3 h w"]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import numpy as np
@@ -22,8 +22,10 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from smn_core.errors import InvalidArgument, SMNError
+from smn_core.files import write_bytes
 
 NPY = "application/x-npy"
+Kind = Literal["masks", "cascades"]
 RETRIED = (429, 503)
 ATTEMPTS = 5
 LONGEST_WAIT_S = 10.0
@@ -46,7 +48,7 @@ class ServerAway(SMNError):
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings in the order of the images; `digest` is the mask that made them, "root" without one."""
+    """Embeddings in the order of the images; `digest` is the mask or cascade that made them, "root" without."""
 
     embeddings: Float32[ndarray, "n d"]
     digest: str
@@ -67,11 +69,18 @@ class Call:
 
 
 def embed_call(
-    images: Sequence[Image] | Float32[ndarray, "n 3 h w"], mask: str | None, *, normalize: bool, dimensions: int | None
+    images: Sequence[Image] | Float32[ndarray, "n 3 h w"],
+    mask: str | None,
+    *,
+    cascade: str | None = None,
+    mode: str | None = None,
+    normalize: bool,
+    dimensions: int | None,
 ) -> Call:
     """Images as multipart, or an array of normalised inputs as npy; the answer as npy."""
     params = {"normalize": "true"} if normalize else {}
-    params |= {"mask": mask} if mask is not None else {}
+    given = {"mask": mask, "cascade": cascade, "mode": mode}
+    params |= {name: value for name, value in given.items() if value is not None}
     params |= {"dimensions": str(dimensions)} if dimensions is not None else {}
     headers = {"Accept": NPY}
     if isinstance(images, ndarray):
@@ -82,12 +91,12 @@ def embed_call(
     return Call("POST", "/embed", params, files=files, headers=headers)
 
 
-def push_call(name: str, mask: Image, if_match: str | None, *, if_absent: bool) -> Call:
-    """A mask file as the next version of a name."""
+def push_call(name: str, mask: Image, if_match: str | None, *, if_absent: bool, kind: Kind = "masks") -> Call:
+    """A mask or cascade file as the next version of a name."""
     headers = {"Content-Type": "application/octet-stream"}
     headers |= {"If-Match": f'"{if_match}"'} if if_match is not None else {}
     headers |= {"If-None-Match": "*"} if if_absent else {}
-    return Call("PUT", f"/masks/{name}", content=_bytes_of(mask), headers=headers)
+    return Call("PUT", f"/{kind}/{name}", content=_bytes_of(mask), headers=headers)
 
 
 def _bytes_of(image: Image) -> bytes:
@@ -152,43 +161,107 @@ class Client:
         images: Sequence[Image] | Float32[ndarray, "n 3 h w"],
         mask: str | None = None,
         *,
+        cascade: str | None = None,
+        mode: str | None = None,
         normalize: bool = False,
         dimensions: int | None = None,
     ) -> Embeddings:
-        """Embeddings of image files, or of normalised inputs, through a mask or the untouched backbone."""
-        return _embeddings_of(self._send(embed_call(images, mask, normalize=normalize, dimensions=dimensions)))
+        """Embeddings of image files, or of normalised inputs, through a mask, a cascade or the untouched backbone."""
+        call = embed_call(images, mask, cascade=cascade, mode=mode, normalize=normalize, dimensions=dimensions)
+        return _embeddings_of(self._send(call))
 
-    def push(self, name: str, mask: Image, *, if_match: str | None = None, if_absent: bool = False) -> dict[str, Any]:
-        """Upload a mask file; the written version."""
-        return dict(self._send(push_call(name, mask, if_match, if_absent=if_absent)).json())
+    def push(
+        self,
+        name: str,
+        mask: Image,
+        *,
+        if_match: str | None = None,
+        if_absent: bool = False,
+        kind: Kind = "masks",
+    ) -> dict[str, Any]:
+        """Upload a mask or cascade file; the written version."""
+        return dict(self._send(push_call(name, mask, if_match, if_absent=if_absent, kind=kind)).json())
 
-    def pull(self, name: str, version: int | None = None) -> bytes:
-        """A mask file."""
+    def push_cascade(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        if_match: str | None = None,
+        if_absent: bool = False,
+    ) -> dict[str, Any]:
+        """Upload what `smn cascade` wrote: its masks as `NAME.root`, `NAME.expert-1` ..., then the cascade.
+
+        Readers see all of it or nothing: the cascade is published last, and only where all its masks are there.
+
+        Raises:
+            InvalidCascade: the folder has no whole cascade.
+        """
+        from smn_core.cascadefile import FILE_NAME, open_folder
+
+        found = open_folder(folder)
+        data = (folder / FILE_NAME).read_bytes()
+        names = [f"{name}.root", *(f"{name}.expert-{i}" for i in range(1, len(found.files)))]
+        for mask_name, file in zip(names, found.files, strict=True):
+            self.push(mask_name, file)
+        return self.push(name, data, if_match=if_match, if_absent=if_absent, kind="cascades")
+
+    def pull(self, name: str, version: int | None = None, kind: Kind = "masks") -> bytes:
+        """A mask or cascade file."""
         params = {"version": str(version)} if version is not None else None
-        return self._send(Call("GET", f"/masks/{name}/file", params)).content
+        return self._send(Call("GET", f"/{kind}/{name}/file", params)).content
+
+    def pull_cascade(self, name: str, folder: Path) -> None:
+        """Download the current version of a cascade and its masks to a folder, as `smn cascade` would write them.
+
+        Raises:
+            InvalidArgument: a mask that the key may not see, or a folder that cannot be written.
+        """
+        from smn_core.cascadefile import FILE_NAME
+
+        places = self.cascade(name)["masks"]
+        hidden = [place["digest"] for place in places if place["name"] is None]
+        if hidden:
+            raise InvalidArgument(f"cascade {name}: no mask that this key may see is {', '.join(hidden)}")
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InvalidArgument(f"cannot make {folder}: {error.strerror}") from error
+        for number, place in enumerate(places):
+            file = folder / (f"expert-{number}.smn" if number else "root.smn")
+            write_bytes(file, self.pull(place["name"], place["version"]))
+        write_bytes(folder / FILE_NAME, self.pull(name, kind="cascades"))
+
+    def cascade(self, name: str) -> dict[str, Any]:
+        """Versions, masks, fusion and modes of a cascade."""
+        return dict(self._send(Call("GET", f"/cascades/{name}")).json())
 
     def mask(self, name: str) -> dict[str, Any]:
         """Versions, metadata and density of a mask."""
         return dict(self._send(Call("GET", f"/masks/{name}")).json())
 
-    def masks(self) -> list[dict[str, Any]]:
-        """All masks, in order of names."""
+    def names(self, kind: Kind) -> list[dict[str, Any]]:
+        """All masks or cascades, in order of names."""
         found: list[dict[str, Any]] = []
         after: str | None = ""
         while after is not None:
-            page = self._send(Call("GET", "/masks", {"limit": "1000", "after": after})).json()
+            page = self._send(Call("GET", f"/{kind}", {"limit": "1000", "after": after})).json()
             found += page["data"]
             after = page["next"]
         return found
 
-    def rollback(self, name: str, version: int) -> dict[str, Any]:
-        """Make an earlier (or later) version the current one."""
-        return dict(self._send(Call("PUT", f"/masks/{name}/current", json={"version": version})).json())
+    def masks(self) -> list[dict[str, Any]]:
+        """All masks, in order of names."""
+        return self.names("masks")
 
-    def delete(self, name: str, version: int | None = None) -> None:
+    def rollback(self, name: str, version: int, kind: Kind = "masks") -> dict[str, Any]:
+        """Make an earlier (or later) version the current one."""
+        return dict(self._send(Call("PUT", f"/{kind}/{name}/current", json={"version": version})).json())
+
+    def delete(self, name: str, version: int | None = None, kind: Kind = "masks") -> None:
         """Delete one version, or the name."""
         params = {"version": str(version)} if version is not None else None
-        self._send(Call("DELETE", f"/masks/{name}", params))
+        self._send(Call("DELETE", f"/{kind}/{name}", params))
 
     def info(self) -> dict[str, Any]:
         """What the server is."""
@@ -226,11 +299,14 @@ class AsyncClient:
         images: Sequence[Image] | Float32[ndarray, "n 3 h w"],
         mask: str | None = None,
         *,
+        cascade: str | None = None,
+        mode: str | None = None,
         normalize: bool = False,
         dimensions: int | None = None,
     ) -> Embeddings:
         """As `Client.embed`."""
-        return _embeddings_of(await self._send(embed_call(images, mask, normalize=normalize, dimensions=dimensions)))
+        call = embed_call(images, mask, cascade=cascade, mode=mode, normalize=normalize, dimensions=dimensions)
+        return _embeddings_of(await self._send(call))
 
     async def push(
         self, name: str, mask: Image, *, if_match: str | None = None, if_absent: bool = False

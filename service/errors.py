@@ -27,10 +27,12 @@ class Rejected(errors.SMNError):
 STATUS: tuple[tuple[type[errors.SMNError], int], ...] = (
     (errors.InvalidArgument, 400),
     (errors.NotFound, 404),
+    (errors.MissingMasks, 422),
     (errors.Conflict, 409),
     (errors.PreconditionFailed, 412),
     (errors.InvalidImage, 422),
     (errors.InvalidMask, 422),
+    (errors.InvalidCascade, 422),
     (errors.UnknownModel, 422),
     (QueueFull, 429),
     (errors.Unavailable, 503),

@@ -1,28 +1,30 @@
-"""Registry -> verified masks in host memory: loaded once however many ask, within a byte budget.
+"""Registry -> verified masks and cascades in host memory: loaded once however many ask, within a byte budget.
 
-A mask is absent, fetching, ready or failed. Requests hold the digest they resolved while they use it; what nobody holds
-and nobody pinned goes out least recently used first.
+Each is absent, fetching, ready or failed. Requests hold the digests they use while they use them; what nobody holds and
+nobody pinned goes out least recently used first.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from service.registry.base import Registry
+from smn_core import cascadefile
+from smn_core.cascade import Cascade
 from smn_core.engine import Engine
-from smn_core.mask import TaskMask
 from smn_core.maskfile import from_bytes
 
 
 @dataclass
 class Shelf:
-    """One mask in host memory, or on its way there."""
+    """One mask, or one cascade's router and fusion, in host memory or on its way there."""
 
+    cascade: Cascade | None = None
     loading: asyncio.Task[None] | None = None
     bytes: int = 0
     holders: int = 0
@@ -30,8 +32,12 @@ class Shelf:
     warnings: list[str] = field(default_factory=list)
 
 
+Fetch = Callable[[str, Shelf], None]
+"""Fills the shelf of a digest, in a thread."""
+
+
 class Library:
-    """Masks of the engine's backbone by digest. Lives on one event loop; blobs are fetched and checked in threads.
+    """Masks and cascades of the engine's backbone by digest. Lives on one event loop; threads fetch and check blobs.
 
     Args:
         budget_bytes: for masks in host memory; those in use may exceed it.
@@ -55,36 +61,59 @@ class Library:
         return len(self._shelves)
 
     @asynccontextmanager
-    async def hold(self, digest: str) -> AsyncIterator[list[str]]:
-        """Ready inside the block, and not evicted; yields the mask's warnings.
+    async def hold(self, *digests: str) -> AsyncIterator[list[str]]:
+        """Masks, ready inside the block and not evicted; loaded side by side. Yields their warnings, each once.
 
         Raises:
             NotFound, Unavailable: as the registry.
             InvalidMask: what the registry holds is no mask of this backbone.
         """
-        shelf = self._shelves.setdefault(digest, Shelf())
-        shelf.holders += 1
-        self._shelves.move_to_end(digest)
-        try:
-            if not self._engine.ready(digest):
-                await self._load(digest, shelf)
-            yield shelf.warnings
-        finally:
-            shelf.holders -= 1
-            self._tidy(digest, shelf)
+        async with self._held(digests, self._prepare) as shelves:
+            yield list(dict.fromkeys(warning for shelf in shelves for warning in shelf.warnings))
 
-    async def pin(self, digest: str) -> None:
-        """Load a mask and keep it whatever the budget."""
-        async with self.hold(digest):
-            self._shelves[digest].pinned = True
+    @asynccontextmanager
+    async def hold_cascade(self, digest: str) -> AsyncIterator[Cascade]:
+        """A cascade, without its masks, inside the block.
+
+        Raises:
+            NotFound, Unavailable: as the registry.
+            InvalidCascade, WrongBackbone: what the registry holds is no cascade of this backbone.
+        """
+        async with self._held([digest], self._read_cascade) as (shelf,):
+            assert shelf.cascade is not None
+            yield shelf.cascade
+
+    @asynccontextmanager
+    async def _held(self, digests: Sequence[str], fetch: Fetch) -> AsyncIterator[list[Shelf]]:
+        shelves = {digest: self._shelves.setdefault(digest, Shelf()) for digest in digests}
+        for digest, shelf in shelves.items():
+            shelf.holders += 1
+            self._shelves.move_to_end(digest)
+        try:
+            absent = {digest: shelf for digest, shelf in shelves.items() if not self._is_ready(digest, shelf)}
+            await asyncio.gather(*(self._load(digest, shelf, fetch) for digest, shelf in absent.items()))
+            yield list(shelves.values())
+        finally:
+            for digest, shelf in shelves.items():
+                shelf.holders -= 1
+                self._tidy(digest, shelf)
+
+    def _is_ready(self, digest: str, shelf: Shelf) -> bool:
+        return shelf.cascade is not None or self._engine.ready(digest)
+
+    async def pin(self, *digests: str) -> None:
+        """Load masks and keep them whatever the budget."""
+        async with self.hold(*digests):
+            for digest in digests:
+                self._shelves[digest].pinned = True
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _load(self, digest: str, shelf: Shelf) -> None:
+    async def _load(self, digest: str, shelf: Shelf, fetch: Fetch) -> None:
         """Load once for all who wait; one of them hanging up does not stop it for the others."""
         if shelf.loading is None:
-            shelf.loading = asyncio.create_task(self._fetch(digest, shelf))
+            shelf.loading = asyncio.create_task(self._fetch(digest, shelf, fetch))
             shelf.loading.add_done_callback(lambda _: self._loaded(digest, shelf))
         await asyncio.shield(shelf.loading)
 
@@ -94,20 +123,25 @@ class Library:
 
     def _tidy(self, digest: str, shelf: Shelf) -> None:
         """Take away the shelf of a load that failed; a load that goes on without waiters keeps its shelf."""
-        if shelf.holders == 0 and shelf.loading is None and not self._engine.ready(digest):
+        if shelf.holders == 0 and shelf.loading is None and not self._is_ready(digest, shelf):
             self._shelves.pop(digest, None)
         self._evict()
 
-    async def _fetch(self, digest: str, shelf: Shelf) -> None:
+    async def _fetch(self, digest: str, shelf: Shelf, fetch: Fetch) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        mask, shelf.warnings = await loop.run_in_executor(self._threads, self._prepare, digest)
-        shelf.bytes = mask.packed.nbytes + sum(values.nbytes for values in mask.state.values())
+        await loop.run_in_executor(self._threads, fetch, digest, shelf)
         self._heard(loop.time() - began)
 
-    def _prepare(self, digest: str) -> tuple[TaskMask, list[str]]:
+    def _prepare(self, digest: str, shelf: Shelf) -> None:
         mask = from_bytes(self._registry.blob(digest), self._engine.backbone.layout)
-        return mask, self._engine.prepare(mask)
+        shelf.warnings = self._engine.prepare(mask)
+        shelf.bytes = mask.packed.nbytes + sum(values.nbytes for values in mask.state.values())
+
+    def _read_cascade(self, digest: str, shelf: Shelf) -> None:
+        cascade = cascadefile.from_bytes(self._registry.blob(digest))
+        cascadefile.check_fits(cascade, self._engine.backbone)
+        shelf.bytes, shelf.cascade = cascade.nbytes, cascade
 
     def _evict(self) -> None:
         total = self.bytes
@@ -115,6 +149,7 @@ class Library:
             if total <= self._budget:
                 return
             if shelf.holders == 0 and not shelf.pinned and shelf.loading is None:
-                self._engine.release(digest)
+                if shelf.cascade is None:
+                    self._engine.release(digest)
                 del self._shelves[digest]
                 total -= shelf.bytes

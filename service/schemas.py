@@ -28,6 +28,13 @@ class MaskUsed(BaseModel):
     digest: str
 
 
+class CascadeUsed(MaskUsed):
+    """Likewise of a cascade; `experts` are the picked ones of every row, from 1, null where all ran."""
+
+    mode: str
+    experts: list[int] | None
+
+
 class EmbedJson(BaseModel):
     """Images as base64 or data URIs."""
 
@@ -37,11 +44,11 @@ class EmbedJson(BaseModel):
 
 
 class EmbedAnswer(BaseModel):
-    """Pooled, unnormalised features of every image, in order."""
+    """Pooled, unnormalised features of every image, in order; fused ones of a cascade."""
 
     model: str
     mask: MaskUsed | None
-    cascade: None = None
+    cascade: CascadeUsed | None
     dimensions: int
     embeddings: list[list[float]]
     warnings: list[str] = []
@@ -77,6 +84,30 @@ class MaskInfo(BaseModel):
     versions: list[VersionInfo]
     metadata: dict[str, Any]
     density: dict[str, float]
+
+
+class MaskPlace(BaseModel):
+    """A mask of a cascade and a version that holds it; no name where the caller's key may not see it."""
+
+    digest: str
+    name: str | None
+    version: int | None
+
+
+class CascadeInfo(BaseModel):
+    """One cascade; everything but the versions is the current one's. `masks` are the root, then the experts.
+
+    `modes` are those it can run in, with the components of their embeddings.
+    """
+
+    name: str
+    current: CurrentVersion
+    versions: list[VersionInfo]
+    metadata: dict[str, Any]
+    masks: list[MaskPlace]
+    fusion: str
+    mode: str
+    modes: dict[str, int]
 
 
 class MaskItem(BaseModel):

@@ -1,6 +1,6 @@
 """The path of a request through the server: admit, resolve, decode beside loading, queue, run; with its deadline.
 
-`routes -> work -> (images | library) -> batcher -> engine`
+`routes -> work -> (images | library) -> (passes ->) batcher -> engine`
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fastapi import Request
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
@@ -23,25 +23,62 @@ from service.batcher import Batcher
 from service.bodies import Images, to_inputs
 from service.errors import Rejected
 from service.library import Library
+from service.passes import Passes
 from service.registry.base import Registry, Resolved
 from service.settings import Settings
 from service.telemetry import Metrics, Record
+from smn_core.cascade import Cascade
 from smn_core.engine import Engine
-from smn_core.errors import Unavailable
+from smn_core.errors import InvalidArgument, Unavailable
 from smn_core.images import ImageReader
+from smn_core.offline import require_dimensions
 
 T = TypeVar("T")
 CLERKS = 4
+CASCADE = "cascade:"
+"""What a reference begins with where masks and cascades are named alike."""
 MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a request asks for: a mask, or a cascade in a mode, or neither; and how many components of it."""
+
+    mask: str | None = None
+    cascade: str | None = None
+    mode: str | None = None
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the references of a request meant; a cascade with its file's contents and the mode to run in."""
+
+    mask: Resolved | None = None
+    cascade: Resolved | None = None
+    found: Cascade | None = None
+    mode: str = ""
+
+
+@dataclass(frozen=True)
 class Embedding:
-    """Embeddings of a request, the mask they went through, and that mask's warnings."""
+    """Embeddings of a request, what they went through, and the masks' warnings.
+
+    `chosen` are the experts that a conditional cascade picked, from 0, None for everything else.
+    """
 
     z: Float32[ndarray, "n d"]
     mask: Resolved | None
     warnings: list[str]
+    cascade: Resolved | None = None
+    mode: str | None = None
+    chosen: Int64[ndarray, "n"] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of the mask or the cascade; "root" of neither."""
+        used = self.cascade or self.mask
+        return used.digest if used is not None else "root"
 
 
 class Server:
@@ -52,6 +89,7 @@ class Server:
         self.metrics = Metrics()
         self.library = Library(registry, engine, settings.cache_bytes, self.metrics.load_seconds.observe)
         self.batcher = Batcher(engine, settings.batch_size, settings.queue_images, self.metrics.batch)
+        self.passes = Passes(self.library, self.batcher, self.metrics.queue_seconds.observe)
         self.reader = ImageReader(engine.backbone.preprocess, settings.max_pixels)
         self.decoders = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="smn-decode")
         # Its own threads: a registry that hangs must not keep images from being decoded.
@@ -64,13 +102,21 @@ class Server:
         """Warm up, and load what is to be resident; ready afterwards."""
         await self.warm_up()
         for reference in dict.fromkeys([*self.settings.preload, *self.settings.pin]):
-            digest = self.registry.resolve("masks", reference).digest
+            digests = await self._masks_of(reference)
             if reference in self.settings.pin:
-                await self.library.pin(digest)
+                await self.library.pin(*digests)
             else:
-                async with self.library.hold(digest):
+                async with self.library.hold(*digests):
                     pass
         self.ready = True
+
+    async def _masks_of(self, reference: str) -> tuple[str, ...]:
+        """The masks of a reference; those of `cascade:REF` are root and experts."""
+        if not reference.startswith(CASCADE):
+            return (self.registry.resolve("masks", reference).digest,)
+        resolved = self.registry.resolve("cascades", reference.removeprefix(CASCADE))
+        async with self.library.hold_cascade(resolved.digest) as cascade:
+            return cascade.masks
 
     async def warm_up(self) -> None:
         """One forward through the root: what is slow the first time is slow before anyone waits."""
@@ -80,6 +126,7 @@ class Server:
 
     def close(self) -> None:
         self.batcher.stop()
+        self.passes.close()
         self.library.close()
         self.decoders.shutdown(wait=False, cancel_futures=True)
         self.clerks.shutdown(wait=False, cancel_futures=True)
@@ -102,46 +149,66 @@ class Server:
         finally:
             self.in_flight -= 1
 
-    async def embed(self, request: Request, read: Callable[[], Awaitable[Images]], reference: str | None) -> Embedding:
-        """Embed what `read` finds in the request, through the mask that `reference` means now.
+    async def embed(self, request: Request, read: Callable[[], Awaitable[Images]], wanted: Wanted) -> Embedding:
+        """Embed what `read` finds in the request, through what its references mean now.
 
         Raises:
-            Rejected: 504 past the deadline, 499 where the client hung up; and what `read` raises.
-            QueueFull, NotFound, Unavailable, InvalidImage, InvalidMask: as their sources.
+            Rejected: 400 more dimensions than there are, 504 past the deadline, 499 where the client hung up; and what
+                `read` raises.
+            QueueFull, NotFound, Unavailable, InvalidImage, InvalidMask, InvalidCascade: as their sources.
         """
         record: Record = request.state.record
         limit_s = self.deadline_s(request)
         async with self.working():
-            resolved = self.registry.resolve("masks", reference) if reference is not None else None
+            target = self._resolve(wanted)
             # One place before anything is read; the others once it is known how many images there are.
             with self.batcher.admit(1):
+                target = await self._in_time(record, limit_s, self._check(target, wanted))
                 images = await self._in_time(record, limit_s, read())
                 n_more = max(0, images.count - 1)
                 with self.batcher.admit(n_more):
-                    return await self._in_time(
-                        record, limit_s, until_gone(request, self._run(record, images, resolved))
-                    )
+                    return await self._in_time(record, limit_s, until_gone(request, self._run(record, images, target)))
 
-    async def _run(self, record: Record, images: Images, resolved: Resolved | None) -> Embedding:
+    def _resolve(self, wanted: Wanted) -> Target:
+        if wanted.cascade is not None:
+            return Target(cascade=self.registry.resolve("cascades", wanted.cascade))
+        return Target(mask=self.registry.resolve("masks", wanted.mask) if wanted.mask is not None else None)
+
+    async def _check(self, target: Target, wanted: Wanted) -> Target:
+        """Whether it can be embedded as it is wanted, before anything of it is read; loads a cascade, not its masks."""
+        width = self.engine.backbone.n_features
+        if target.cascade is None:
+            with refusing("too_many_dimensions", "dimensions"):
+                require_dimensions(wanted.dimensions, width)
+            return target
+        async with self.library.hold_cascade(target.cascade.digest) as found:
+            with refusing("no_such_mode", "mode"):
+                mode = found.choose_mode(wanted.mode)
+            with refusing("too_many_dimensions", "dimensions"):
+                found.choose_dimensions(wanted.dimensions, mode, width)
+        return replace(target, found=found, mode=mode)
+
+    async def _run(self, record: Record, images: Images, target: Target) -> Embedding:
         """Decode and load side by side, then queue and run."""
-        digest = resolved.digest if resolved is not None else None
-        record.facts |= {"images": images.count, "digest": digest}
-        if digest is None:
-            x, warnings = await self._decode(record, images), []
-            timing = await self.batcher.embed(None, x)
-        else:
-            decoding = asyncio.create_task(self._decode(record, images))
-            try:
+        used = target.cascade or target.mask
+        record.facts |= {"images": images.count, "digest": used.digest if used is not None else None}
+        decoding = asyncio.create_task(self._decode(record, images))
+        try:
+            if target.found is not None:
+                done = await self.passes.run(record, target.found, target.mode, decoding)
+                return Embedding(done.z, None, done.warnings, target.cascade, target.mode, done.chosen)
+            if target.mask is None:
+                timing, warnings = await self.batcher.embed(None, await decoding), list[str]()
+            else:
                 began = time.perf_counter()
-                async with self.library.hold(digest) as warnings:
+                async with self.library.hold(target.mask.digest) as warnings:
                     record.stages["load"] = time.perf_counter() - began
-                    x = await decoding
-                    timing = await self.batcher.embed(digest, x)
-            finally:
-                decoding.cancel()
+                    timing = await self.batcher.embed(target.mask.digest, await decoding)
+        finally:
+            decoding.cancel()
         record.stages |= {"queue": timing.queue_s, "swap": timing.swap_s, "forward": timing.forward_s}
         self.metrics.queue_seconds.observe(timing.queue_s)
-        return Embedding(timing.embeddings, resolved, warnings)
+        return Embedding(timing.embeddings, target.mask, warnings)
 
     async def _decode(self, record: Record, images: Images) -> Float32[Tensor, "n 3 h w"]:
         began = time.perf_counter()
@@ -174,6 +241,15 @@ class Server:
                 400, "invalid_timeout", f"X-Timeout-Ms {text[:32]!r} is not a number of milliseconds", "X-Timeout-Ms"
             )
         return min(self.settings.timeout_ms, int(text)) / 1e3
+
+
+@contextmanager
+def refusing(code: str, param: str) -> Iterator[None]:
+    """Name the parameter that an argument came from: 400."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise Rejected(400, code, str(error), param) from error
 
 
 async def until_gone(request: Request, work: Awaitable[T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,14 +12,18 @@ from smn_core.errors import InvalidArgument
 from smn_core.options import as_trained, model_options
 from smn_core.spec import BackboneSpec
 
+if TYPE_CHECKING:
+    from smn_core.offline import Embed
+
 app = typer.Typer()
 
 MaskFile = Annotated[Path, typer.Argument(metavar="FILE", help="A mask file (smn-mask/1).")]
+FileOrCascade = Annotated[Path, typer.Argument(metavar="FILE", help="A mask file, a cascade file, or its folder.")]
 
 
 @app.command()
 def inspect(
-    file: MaskFile,
+    file: FileOrCascade,
     other: Annotated[
         Path | None, typer.Argument(metavar="[OTHER]", help="A second mask: say how it differs from the first.")
     ] = None,
@@ -28,12 +32,21 @@ def inspect(
         Path | None, typer.Option(metavar="FILE", help="Draw the density of every tensor (.png, .svg, .pdf).")
     ] = None,
 ) -> None:
-    """Show what a mask file is: backbone, density by tensor and stage, bytes. Needs no weights."""
+    """Show what a mask file or a cascade is: backbone, density or parts, bytes. Needs no weights."""
     from smn_core import show
     from smn_core.maskfile import read_mask
     from smn_core.plots import density_plot
-    from smn_core.report import describe, difference
+    from smn_core.report import describe, describe_cascade, difference, is_cascade
 
+    if is_cascade(file):
+        if other is not None or plot is not None:
+            raise InvalidArgument(f"{file} is a cascade: --plot and a second file are for its masks")
+        parts = describe_cascade(file)
+        if as_json:
+            show.as_json(parts)
+        else:
+            show.cascade(parts)
+        return
     found: dict[str, Any] = describe(file)
     if other is not None:
         found["difference"] = {"other": str(other), **difference(read_mask(file), read_mask(other))}
@@ -56,22 +69,37 @@ def embed(
     mask: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Mask to wear. Default: the untouched backbone.")
     ] = None,
+    cascade: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A cascade of `smn cascade`, instead of a mask.")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Of the cascade: unconditional or conditional. Default: its own.")
+    ] = None,
+    dimensions: Annotated[int | None, typer.Option(help="Keep the first components.")] = None,
     split: Annotated[str | None, typer.Option(metavar="NAME", help="train, test: of an .npz, or a subfolder.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 32,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 2,
 ) -> None:
-    """Embed a folder or an .npz of images through a mask, without a server."""
+    """Embed a folder or an .npz of images through a mask or a cascade, without a server."""
     from smn_core.imageset import open_images
-    from smn_core.offline import embed_to_file
+    from smn_core.offline import embed_to_file, first, through
     from smn_core.show import images_progress, note
 
     if out.suffix != ".npy":
         raise InvalidArgument(f"--out {out}: embeddings are written as .npy")
+    if mask is not None and cascade is not None:
+        raise InvalidArgument("--mask and --cascade: give one of them")
+    if mode is not None and cascade is None:
+        raise InvalidArgument("--mode is for a --cascade")
     images = open_images(data, split)
-    engine, digest = _engine(spec, mask)
+    if cascade is not None:
+        engine, run, width = _cascade_engine(spec, cascade, mode, dimensions)
+    else:
+        engine, digest = _engine(spec, mask)
+        run, width = first(through(engine, digest), dimensions, engine.backbone.n_features)
     with images_progress(len(images.names)) as progress:
-        embed_to_file(images, engine, digest, out, batch_size=batch_size, workers=workers, progress=progress)
-    note(f"{len(images.names)} embeddings of {engine.backbone.n_features} features in {out}")
+        embed_to_file(images, engine, run, width, out, batch_size=batch_size, workers=workers, progress=progress)
+    note(f"{len(images.names)} embeddings of {width} features in {out}")
 
 
 @app.command()
@@ -107,6 +135,33 @@ def _engine(spec: BackboneSpec, mask: Path | None) -> tuple[Any, str | None]:
         for warning in engine.prepare(task):
             note(f"warning: {warning}")
     return engine, task.digest if task else None
+
+
+def _cascade_engine(
+    spec: BackboneSpec, folder: Path, mode: str | None, dimensions: int | None
+) -> tuple[Any, Embed, int]:
+    """An engine with the masks of a cascade prepared, the function that embeds through it, and how wide that is."""
+    import torch
+
+    from smn_core.backbone import load_backbone
+    from smn_core.cascade import embed
+    from smn_core.cascadefile import check_fits, open_folder
+    from smn_core.engine import Engine
+    from smn_core.offline import first
+    from smn_core.show import note
+
+    found = open_folder(folder)
+    cascade, masks = found.cascade, found.masks()
+    chosen = cascade.choose_mode(mode)
+    backbone = load_backbone(as_trained(spec, masks[0]))
+    check_fits(cascade, backbone)
+    engine = Engine(backbone, slots=len(masks))
+    warnings = {warning: None for mask in masks for warning in engine.prepare(mask)}
+    for warning in warnings:
+        note(f"warning: {warning}")
+    width = cascade.choose_dimensions(dimensions, chosen, backbone.n_features)
+    run, _ = first(lambda x: torch.from_numpy(embed(engine, cascade, chosen, x).embeddings), width, width)
+    return engine, run, width
 
 
 def _backbone_and_mask(spec: BackboneSpec, mask: Path | None) -> tuple[Any, Any]:

@@ -63,6 +63,12 @@ class WrongBackbone(InvalidMask):
     code = "wrong_backbone"
 
 
+class InvalidCascade(SMNError):
+    """A cascade or cascade file that breaks a rule of smn-cascade/1, or whose masks are not beside it."""
+
+    code = "invalid_cascade"
+
+
 class NotReady(SMNError):
     """A mask that the engine does not hold: `prepare` it first."""
 
@@ -85,6 +91,12 @@ class Conflict(SMNError):
     """The registry's state forbids it: the current version alone, or one that a cascade still needs."""
 
     code = "conflict"
+
+
+class MissingMasks(Conflict):
+    """A cascade whose masks the registry does not hold; the message lists them."""
+
+    code = "missing_masks"
 
 
 class PreconditionFailed(SMNError):

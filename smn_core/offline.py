@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from smn_core.engine import Engine, Segment
-from smn_core.errors import InvalidImage
+from smn_core.errors import InvalidArgument, InvalidImage
 from smn_core.files import replacing, write_bytes
 from smn_core.images import ImageReader, draft_side_px
 from smn_core.imageset import FolderSet, ImageSet
@@ -25,6 +25,9 @@ Progress = Callable[[int], None]
 
 Load = Callable[[int], Float32[Tensor, "3 h w"]]
 """The model input of the image with this index."""
+
+Embed = Callable[[Float32[Tensor, "n 3 h w"]], Float32[Tensor, "n d"]]
+"""Embeddings of a batch of model inputs."""
 
 
 def silent(_: int) -> None:
@@ -74,38 +77,62 @@ def batches(
                 yield kept, torch.stack(inputs)
 
 
+def through(engine: Engine, digest: str | None) -> Embed:
+    """Embedding through one mask that the engine has prepared; None is the untouched backbone."""
+    return lambda x: engine.embed(x, [Segment(digest, 0, x.shape[0])]).embeddings
+
+
+def first(embed: Embed, dimensions: int | None, width: int) -> tuple[Embed, int]:
+    """The same with the first `dimensions` of `width` components, and how many those are.
+
+    Raises:
+        InvalidArgument: more than there are, or none.
+    """
+    require_dimensions(dimensions, width)
+    if dimensions is None:
+        return embed, width
+    return (lambda x: embed(x)[:, :dimensions]), dimensions
+
+
+def require_dimensions(dimensions: int | None, width: int) -> None:
+    """Raise InvalidArgument unless an embedding has so many components."""
+    if dimensions is not None and not 1 <= dimensions <= width:
+        raise InvalidArgument(f"dimensions {dimensions}: an embedding has {width}")
+
+
 def embed_batches(
-    engine: Engine, digest: str | None, inputs: Iterator[tuple[list[int], Tensor]]
+    embed: Embed, inputs: Iterator[tuple[list[int], Tensor]]
 ) -> Iterator[tuple[list[int], Float32[Tensor, "n d"]]]:
-    """Indices and embeddings of every batch through one mask."""
+    """Indices and embeddings of every batch."""
     for indices, x in inputs:
-        yield indices, engine.embed(x, [Segment(digest, 0, len(indices))]).embeddings
+        yield indices, embed(x)
 
 
 def embed_to_file(
     images: ImageSet,
     engine: Engine,
-    digest: str | None,
+    embed: Embed,
+    width: int,
     out: Path,
     *,
     batch_size: int = 32,
     workers: int = 2,
     progress: Progress = silent,
 ) -> None:
-    """Write float32 [N,D] to `out` (`.npy`) through one mask, and a folder's relative paths to `out` with `.txt`.
+    """Write float32 [N,width] to `out` (`.npy`), and a folder's relative paths to `out` with `.txt`.
 
     Raises:
         InvalidImage: an image cannot be decoded; nothing is written.
         InvalidArgument: `out` cannot be written.
     """
-    n_images, n_features = len(images.names), engine.backbone.n_features
+    n_images = len(images.names)
     inputs = batches(n_images, loader(images, engine), batch_size, workers)
     with replacing(out) as temporary:
         # Written row by row: a memory map of a file that outgrows its disk ends the process with SIGBUS.
         with temporary.open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (n_images, n_features)}
+            header = {"descr": "<f4", "fortran_order": False, "shape": (n_images, width)}
             np.lib.format.write_array_header_1_0(file, header)
-            for indices, z in embed_batches(engine, digest, inputs):
+            for indices, z in embed_batches(embed, inputs):
                 file.write(z.numpy().astype("<f4").tobytes())
                 progress(len(indices))
         if isinstance(images, FolderSet):

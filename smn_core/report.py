@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smn_core import bits, tensorfile
+from smn_core import bits, cascadefile, tensorfile
 from smn_core.errors import InvalidMask
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
@@ -110,3 +110,49 @@ def difference(a: TaskMask, b: TaskMask) -> dict[str, Any]:
         "fraction": total / a.layout.n_weights,
         "tensors": tensors,
     }
+
+
+def is_cascade(path: Path) -> bool:
+    """Whether a path is a cascade file, or a folder that should have one."""
+    if path.is_dir():
+        return True
+    try:
+        return tensorfile.from_bytes(path.read_bytes()).metadata.get("format") == cascadefile.FORMAT
+    except (OSError, tensorfile.InvalidTensorFile):
+        return False  # what it is instead, reading it as a mask tells
+
+
+def describe_cascade(path: Path) -> dict[str, Any]:
+    """A cascade file as plain data, and where its folder is given the bytes of its masks too.
+
+    Raises:
+        InvalidCascade: as `read_cascade` and `open_folder`.
+    """
+    files = cascadefile.open_folder(path).files if path.is_dir() else None
+    cascade = cascadefile.read_cascade(path)
+    file_bytes = (path / cascadefile.FILE_NAME if path.is_dir() else path).stat().st_size
+    found: dict[str, Any] = {
+        "file": str(path),
+        "digest": cascade.digest,
+        "fingerprint": cascade.fingerprint,
+        "root": cascade.root,
+        "experts": list(cascade.experts),
+        "features": cascade.n_features,
+        "fusion": cascade.fusion.kind,
+        "mode": cascade.mode,
+        "modes": {
+            mode: {name: f"{array.dtype} {list(array.shape)}" for name, array in sorted(tensors.items())}
+            for mode, tensors in ((m, cascade.fusion.tensors.get(m, {})) for m in cascade.modes)
+        },
+        "router": {name: list(array.shape) for name, array in cascade.router.tensors().items()}
+        if cascade.router
+        else None,
+        "metadata": dict(cascade.metadata),
+        "file_bytes": file_bytes,
+        "fusion_bytes": cascade.fusion.nbytes,
+        "router_bytes": cascade.router.nbytes if cascade.router else 0,
+    }
+    if files is not None:
+        sizes = {file.name: file.stat().st_size for file in files}
+        found |= {"mask_bytes": sizes, "total_bytes": file_bytes + sum(sizes.values())}
+    return found

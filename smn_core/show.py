@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -28,9 +28,14 @@ def _console() -> Console:
     return Console(markup=False, emoji=False)
 
 
-@contextmanager
-def images_progress(total: int | None) -> Iterator[Callable[[int], None]]:
+def images_progress(total: int | None) -> AbstractContextManager[Callable[[int], None]]:
     """A progress bar on stderr that counts images; without a total it only counts."""
+    return progress("images", total)
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; yields a function that is called with how many more are done."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -41,7 +46,7 @@ def images_progress(total: int | None) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     # An error after it is one line: the bar goes when it is done, and a log never sees it.
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("images", total=total)
+        task = bar.add_task(what, total=total)
         yield lambda n: bar.advance(task, n)
 
 
@@ -76,6 +81,22 @@ def mask(found: dict[str, Any]) -> None:
     console.print(_densities("tensor", found["tensors"]))
     if "difference" in found:
         _difference(console, found["difference"])
+
+
+def cascade(found: dict[str, Any]) -> None:
+    """What `smn inspect` says of a cascade."""
+    rows = {key: str(found[key]) for key in ("file", "digest", "fingerprint", "root")}
+    rows |= {f"expert {number}": digest for number, digest in enumerate(found["experts"], 1)}
+    rows |= {"fusion": found["fusion"], "default mode": found["mode"]}
+    for mode, tensors in found["modes"].items():
+        rows[mode] = ", ".join(f"{name} {what}" for name, what in tensors.items()) or "as it is"
+    rows["router"] = ", ".join(f"{name} {shape}" for name, shape in (found["router"] or {}).items()) or "none"
+    rows["bytes"] = f"{found['file_bytes']:,}: fusion {found['fusion_bytes']:,}, router {found['router_bytes']:,}" + (
+        f"; with masks {found['total_bytes']:,}" if "total_bytes" in found else ""
+    )
+    for name, size in found.get("mask_bytes", {}).items():
+        rows[name] = f"{size:,} bytes"
+    _console().print(_pairs("cascade", rows | found["metadata"]))
 
 
 def _identity(found: dict[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The verbs of learning: train, evaluate."""
+"""The verbs of learning: train, cascade, evaluate."""
 
 from __future__ import annotations
 
@@ -86,10 +86,94 @@ def train(
 
 @app.command()
 @model_options
+def cascade(
+    data: Annotated[str, typer.Option(metavar="DATA", help="Image folder, .npz, or torchvision:NAME.")],
+    root: Annotated[Path, typer.Option(metavar="FILE.smn", help="The root mask, its FILE.run/ beside it.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="root.smn, expert-1.smn ..., cascade.safetensors.")],
+    spec: BackboneSpec,
+    experts: Annotated[int, typer.Option(min=0, max=64, help="0 only whitens the root.")] = 5,
+    split_by: Annotated[
+        str, typer.Option("--split", help="mixture: clusters of root embeddings; random: the control.")
+    ] = "mixture",
+    fusion: Annotated[
+        str,
+        typer.Option(metavar="KIND[:COMPONENTS[:PRECISION[:RANK]]]", help="concat, pca, random or low-rank."),
+    ] = "pca",
+    modes: Annotated[
+        str | None, typer.Option(help="Modes to fit. Default: both, without experts the unconditional one.")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="The cascade's default mode. Default: the first fitted.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Of every expert, on its own images. Default: the root's.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change one setting of the root's recipe; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and the experts.")] = 0,
+    train_split: Annotated[str, typer.Option(help="Split of the data to learn from.")] = "train",
+    processes: Annotated[int, typer.Option(min=0, help="Experts at once; 0: one a core or GPU.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="torch's threads of each; 0: shares the cores out.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes of each expert that decode and augment.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward where nothing is learned.")] = 32,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on; what is finished is kept.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop an earlier cascade of this name.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as one JSON object.")] = False,
+) -> None:
+    """Make a cascade of a root mask: clusters, an expert for each, a fusion. Needs no labels."""
+    from dataclasses import replace
+
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    from smn_core import show
+    from smn_core.fusion import MODES, UNCONDITIONAL
+    from smn_core.maskfile import read_mask
+    from training.cascades import CascadeRequest, build
+    from training.fusion import parse_plan
+    from training.processes import default_processes
+    from training.recipes import override
+    from training.starts import config_of
+
+    config = None
+    if experts:
+        # The root's head is trained already: no step of an expert is for the head alone.
+        config = override(replace(config_of(root), head_steps=0), setting or [])
+        config = replace(config, epochs=epochs, steps=None) if epochs is not None else config
+    fitted = modes.split(",") if modes else list(MODES) if experts else [UNCONDITIONAL]
+    if threads:
+        torch.set_num_threads(threads)
+        threadpool_limits(threads)  # scikit-learn's and numpy's, which crawl where others want the cores
+    request = CascadeRequest(
+        as_trained(spec, read_mask(root)), data, root, config, out, experts=experts, split_by=split_by,
+        fusion=parse_plan(fusion, seed), modes=fitted, mode=mode or fitted[0], split=train_split, seed=seed,
+        resume=resume, overwrite=overwrite, workers=workers, threads=threads, batch_size=batch_size,
+        processes=processes or default_processes(experts, spec.device), command=["smn", *sys.argv[1:]],
+    )  # fmt: skip
+    made = build(request, show.progress, show.note)
+    if as_json:
+        show.as_json({"digest": made.cascade.digest, "sizes": made.sizes, "purity": made.purity, "bytes": made.bytes})
+        return
+    pure = f", purity {made.purity['all']:.3f}" if made.purity else ""
+    show.note(f"{out}: clusters {made.sizes}{pure}, {sum(made.bytes.values()):,} bytes, {made.cascade.digest}")
+
+
+@app.command()
+@model_options
 def evaluate(
     data: Annotated[str, typer.Option(metavar="DATA", help="Image folder, .npz, or torchvision:NAME.")],
     spec: BackboneSpec,
     mask: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A mask; may be repeated.")] = None,
+    cascade: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="A cascade, with its controls; may be repeated.")
+    ] = None,
+    fusion: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND[:COMPONENTS[:PRECISION[:RANK]]]",
+            help="Another fusion of the cascades, as pca:64:int8 or low-rank::int8:32; may be repeated.",
+        ),
+    ] = None,
     probe: Annotated[str, typer.Option(help="knn, linear or both; none: signs without labels only.")] = "knn,linear",
     labels: Annotated[
         list[float] | None, typer.Option(help="Low-shot: a fraction, or a number per class; may be repeated.")
@@ -107,15 +191,18 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
 ) -> None:
-    """Compare masks with the untouched backbone: signs without labels, kNN, linear probe, low-shot."""
+    """Compare masks and cascades with the untouched backbone: signs without labels, kNN, linear probe, low-shot."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     from smn_core import show
     from smn_core.backbone import load_backbone
+    from smn_core.cascadefile import open_folder
     from smn_core.engine import Engine
     from smn_core.maskfile import read_mask
     from training.evaluate import Plan
     from training.evaluate import evaluate as run
+    from training.fusion import parse_plan
     from training.tables import results
 
     plan = Plan(
@@ -124,11 +211,16 @@ def evaluate(
     )  # fmt: skip
     if threads:
         torch.set_num_threads(threads)
+        threadpool_limits(threads)  # scikit-learn's and numpy's, which crawl where others want the cores
+    fusions = [parse_plan(text) for text in fusion or []]
+    if fusions and not cascade:
+        raise InvalidArgument("--fusion is for a --cascade")
     masks = [(path.stem, read_mask(path)) for path in mask or []]
-    spec = as_trained(spec, masks[0][1] if masks else None)
-    backbone = load_backbone(spec)
+    folders = [(path.name, open_folder(path)) for path in cascade or []]
+    first = masks[0][1] if masks else read_mask(folders[0][1].files[0]) if folders else None
+    backbone = load_backbone(as_trained(spec, first))
     with show.images_progress(None) as progress:
-        found = run(Engine(backbone, slots=1), masks, plan, progress)
+        found = run(Engine(backbone, slots=1), masks, plan, progress, folders, fusions)
     if plot is not None:
         from training.plots import low_shot_plot
 

@@ -1,13 +1,39 @@
-"""Writing a checkpoint so that the one before it stays until the new one is whole."""
+"""Checkpoints of runs: where they are, how they are read, and written so that none is ever half there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
+from smn_core.errors import InvalidWeights
 from smn_core.files import replacing
+
+CHECKPOINT = "last.ckpt"
+
+
+def folder_of(out: Path) -> Path:
+    """Where the run that writes `out` keeps its checkpoint, curve and plots."""
+    return out.with_name(f"{out.stem}.run")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of `smn train`; `smn` says what run it is of, `global_step` how far it came.
+
+    Raises:
+        InvalidWeights: it is not there, damaged, or no checkpoint of ours.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        int(checkpoint["global_step"])
+        dict(checkpoint["smn"])
+    except FileNotFoundError as error:
+        raise InvalidWeights(f"there is no checkpoint {path}") from error
+    except Exception as error:  # unpickling damaged bytes raises anything
+        raise InvalidWeights(f"{path} is not a checkpoint of smn train: {str(error).splitlines()[0]}") from error
+    return checkpoint
 
 
 class WholeCheckpoints(TorchCheckpointIO):

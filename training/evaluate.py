@@ -8,40 +8,25 @@ for choosing settings, and the test split stays unopened.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
-from numpy import ndarray
 from sklearn.model_selection import StratifiedKFold
-from torch import Tensor
 
+from smn_core.cascadefile import CascadeFolder
 from smn_core.engine import Engine
 from smn_core.errors import InvalidArgument, InvalidData
-from smn_core.images import draft_side_px
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
-from smn_core.offline import Progress, batches, embed_batches, loader, silent
+from smn_core.offline import Progress, silent
 from training import probes, signs
-from training.data import Subset, has_split, open_split, pick_labels, seeded
-from training.supervised import transform_for
-
-VIEW_IMAGES = 500
-VIEW_SCALE = (0.4, 1.0)
-VIEW_SEEDS = 1_000_003
-DECODE_THREADS = 2
-
-
-@dataclass(frozen=True)
-class Features:
-    """Embeddings of one split through one mask; rows of unreadable images are left out of all three."""
-
-    z: Float32[ndarray, "n d"]
-    labels: Int64[ndarray, "n"] | None
-    skipped: tuple[str, ...]
+from training.compare import compare
+from training.data import has_split, open_split, pick_labels
+from training.features import EMBEDDINGS, Cache, Features, embed_view
+from training.fusion import FusionPlan
 
 
 @dataclass(frozen=True)
@@ -72,9 +57,14 @@ class Plan:
 
 
 def evaluate(
-    engine: Engine, masks: Sequence[tuple[str, TaskMask]], plan: Plan, progress: Progress = silent
+    engine: Engine,
+    masks: Sequence[tuple[str, TaskMask]],
+    plan: Plan,
+    progress: Progress = silent,
+    cascades: Sequence[tuple[str, CascadeFolder]] = (),
+    fusions: Sequence[FusionPlan] = (),
 ) -> dict[str, Any]:
-    """Rows of results, the untouched backbone first, as plain data.
+    """Rows of results, the untouched backbone first, as plain data; those of a cascade with its controls last.
 
     Raises:
         InvalidData: no such split, no readable image, a split without the labels that the other has.
@@ -83,12 +73,21 @@ def evaluate(
     train, test = open_split(plan.data, plan.train_split), _test_images(plan)
     for _, task in masks:
         engine.prepare(task)
+    cache = Cache([folder.folder / EMBEDDINGS for _, folder in cascades])
+
+    def through(digest: str | None, images: ImageSet) -> Features:
+        return cache.embed(engine, digest, images, plan.batch_size, progress)
+
+    def scored(bank: Features, tested: Features | None) -> dict[str, Any]:
+        found = _fold_scores(bank, plan) if plan.folds else _scores(bank, tested, plan) if tested is not None else {}
+        return found | {"skipped": len(bank.skipped)}
+
     rows: list[dict[str, Any]] = []
-    frozen: Features | None = None
+    frozen = through(None, train)
     everything: list[tuple[str, TaskMask | None]] = [("frozen", None), *masks]
     for name, mask in everything:
         digest = mask.digest if mask is not None else None
-        bank = embed(engine, digest, train, plan.batch_size, progress)
+        bank = through(digest, train) if mask is not None else frozen
         row: dict[str, Any] = {"name": name, "digest": digest}
         if mask is not None:
             row["density"] = mask.density
@@ -96,16 +95,17 @@ def evaluate(
         row["signs"] = {
             "effective_rank": signs.effective_rank(bank.z),
             "view_agreement": signs.view_agreement(*views),
-            "neighbours_kept": signs.neighbours_kept(bank.z, (frozen or bank).z),
+            "neighbours_kept": signs.neighbours_kept(bank.z, frozen.z),
             **_losses(mask),
         }
-        frozen = frozen or bank
-        if plan.folds:
-            row |= _fold_scores(bank, plan)
-        elif test is not None:
-            row |= _scores(bank, embed(engine, digest, test, plan.batch_size, progress), plan)
-        row["skipped"] = len(bank.skipped)
-        rows.append(row)
+        rows.append(row | scored(bank, through(digest, test) if test is not None else None))
+    for name, folder in cascades:
+        for facts, bank, tested in compare(engine, name, folder, fusions, through, train, test):
+            facts["signs"] = {
+                "effective_rank": signs.effective_rank(bank.z),
+                "neighbours_kept": signs.neighbours_kept(bank.z, frozen.z),
+            }
+            rows.append(facts | scored(bank, tested))
     return {
         "data": Path(plan.data).name,
         "train_images": len(train.names),
@@ -126,59 +126,6 @@ def _losses(mask: TaskMask | None) -> dict[str, float]:
         return {name: float(values[name]) for name in ("loss_before", "loss_after") if name in values}
     except (ValueError, TypeError):  # free text, from other programs
         return {}
-
-
-def embed(
-    engine: Engine, digest: str | None, images: ImageSet, batch_size: int, progress: Progress = silent
-) -> Features:
-    """Embeddings of every readable image, in order.
-
-    Raises:
-        InvalidData: none can be read.
-    """
-    skipped: list[str] = []
-    inputs = batches(len(images.names), loader(images, engine), batch_size, DECODE_THREADS, skipped)
-    return _collect(engine, digest, images, inputs, skipped, progress)
-
-
-def embed_view(
-    engine: Engine, digest: str | None, images: ImageSet, seed: int, batch_size: int
-) -> Float32[ndarray, "n d"]:
-    """Embeddings of one random crop of up to `VIEW_IMAGES` images; crops depend on (seed, image) alone."""
-    preprocess = dict(engine.backbone.preprocess)
-    transform, draft_px = transform_for(VIEW_SCALE, preprocess), draft_side_px(preprocess)
-    picked = np.random.default_rng(0).permutation(len(images.names))[:VIEW_IMAGES]
-    subset = Subset(images, np.sort(picked))
-
-    def load(index: int) -> Tensor:
-        image = subset.image(index, draft_px)
-        with seeded(VIEW_SEEDS * (seed + 1) + index):
-            return transform(image)
-
-    skipped: list[str] = []
-    # One thread: the crops draw from global generators.
-    inputs = batches(len(subset.names), load, batch_size, 1, skipped)
-    return _collect(engine, digest, subset, inputs, skipped, silent).z
-
-
-def _collect(
-    engine: Engine,
-    digest: str | None,
-    images: ImageSet,
-    inputs: Iterator[tuple[list[int], Tensor]],
-    skipped: list[str],
-    progress: Progress,
-) -> Features:
-    kept: list[int] = []
-    rows: list[ndarray] = []
-    for indices, z in embed_batches(engine, digest, inputs):
-        kept += indices
-        rows.append(z.numpy())
-        progress(len(indices))
-    if not rows:
-        raise InvalidData(f"none of the {len(images.names)} images can be read; the first: {skipped[0]}")
-    labels = images.labels[kept] if images.labels is not None else None
-    return Features(np.concatenate(rows), labels, tuple(skipped))
 
 
 def _test_images(plan: Plan) -> ImageSet | None:

@@ -37,6 +37,7 @@ class Learner(pl.LightningModule):
         world_size: processes that share a batch.
         seed: of the run; a checkpoint is resumed with the same one.
         images: digest of what the run learns from, likewise.
+        start: digest of the mask that the run goes on from, likewise; "" for none.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class Learner(pl.LightningModule):
         world_size: int = 1,
         seed: int = 0,
         images: str = "",
+        start: str = "",
     ) -> None:
         super().__init__()
         self.config, self.total_steps, self.world_size = config, total_steps, world_size
-        self.seed, self.images, self.fingerprint = seed, images, backbone.fingerprint
+        self.seed, self.images, self.start, self.fingerprint = seed, images, start, backbone.fingerprint
         self.model = backbone.model
         accept_any_size(self.model)
         self.learns_mask = config.objective in MASKS
@@ -165,6 +167,7 @@ class Learner(pl.LightningModule):
             "steps": str(self.total_steps),
             "seed": str(self.seed),
             "images": self.images,
+            **({"start": self.start} if self.start else {}),
         }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from numpy import ndarray
 
 from smn_core.errors import InvalidArgument
 from smn_core.files import replacing
@@ -51,5 +52,21 @@ def low_shot_plot(found: dict[str, Any], out: Path) -> None:
     axes.set_ylabel("linear probe, top-1")
     axes.set_title(found["data"], fontsize=10)
     axes.legend(fontsize=8)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def clusters_plot(u: ndarray, clusters: ndarray, n_clusters: int, out: Path, title: str) -> None:
+    """Images in the first two whitened coordinates of the router, coloured by cluster; sizes in the legend."""
+    figure = Figure(figsize=(6, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for j in range(n_clusters):
+        rows = u[clusters == j]
+        second = rows[:, 1] if u.shape[1] > 1 else rows[:, 0] * 0
+        axes.scatter(rows[:, 0], second, s=5, alpha=0.6, color=f"C{j % 10}", label=f"expert {j + 1}: {len(rows)}")
+    axes.set_xlabel("first principal component, whitened")
+    axes.set_ylabel("second")
+    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.legend(fontsize=8, markerscale=3)
     with replacing(out) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -224,6 +224,30 @@ def find_recipe(name: str) -> Config:
     if name not in RECIPES:
         raise InvalidArgument(f"unknown recipe {name!r}: choose {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def config_from(table: dict[str, Any]) -> Config:
+    """The configuration whose `dataclasses.asdict` went through JSON: checkpoints hold it so.
+
+    Raises:
+        InvalidArgument: it has settings that this version does not know.
+    """
+    return cast("Config", _from_table(Config(""), table))
+
+
+def _from_table(default: Any, table: dict[str, Any]) -> Any:
+    """`default` with the fields of a table; lists become tuples where the default has one."""
+    known = {f.name for f in dataclasses.fields(default)}
+    if unknown := sorted(set(table) - known):
+        raise InvalidArgument(f"a recipe with the setting {unknown[0]!r}, which this version does not know")
+    values = {}
+    for name, value in table.items():
+        present = getattr(default, name)
+        if dataclasses.is_dataclass(present):
+            values[name] = _from_table(present, value)
+        else:
+            values[name] = tuple(value) if isinstance(present, tuple) else value
+    return dataclasses.replace(default, **values)
 
 
 def override(config: Config, settings: list[str]) -> Config:

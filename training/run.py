@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,21 +32,24 @@ from smn_core.plots import density_plot
 from smn_core.precision import slow_on_cpu
 from smn_core.show import note
 from smn_core.spec import BackboneSpec
-from training import export, supervised, swav
-from training.checkpoints import WholeCheckpoints
+from training import export, starts, supervised, swav
+from training.checkpoints import CHECKPOINT, WholeCheckpoints, folder_of, read_checkpoint
 from training.data import StepLoader, StepSampler, Subset, Views, collate, open_split, pick_labels
 from training.learner import MASKS, Learner
 from training.plots import curve_plot
 from training.recipes import PRECISIONS, Config
-from training.watch import Curve, StopCleanly, StuckAtUniform
+from training.watch import Curve, Steps, StopCleanly, StuckAtUniform
 
 CENTRE_IMAGES = 512
-CHECKPOINT = "last.ckpt"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks of a run. `labels`: a fraction or a number per class, None for all."""
+    """What a user asks of a run. `labels`: a fraction or a number per class, None for all.
+
+    `start` is a mask file whose run (checkpoint) lies beside it: scores, head, prototypes and normalisation state go on
+    from there instead of from the untouched backbone. `only` are the images of the split to learn from, all if None.
+    """
 
     spec: BackboneSpec
     data: str
@@ -59,10 +62,12 @@ class Request:
     overwrite: bool = False
     workers: int = 1
     command: Sequence[str] = ()
+    start: Path | None = None
+    only: tuple[int, ...] | None = None
 
     @property
     def folder(self) -> Path:
-        return self.out.with_name(f"{self.out.stem}.run")
+        return folder_of(self.out)
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,10 @@ class Result:
     warning: str | None
 
 
-def train(request: Request) -> Result:
+def train(request: Request, heard: Callable[[int], None] | None = None) -> Result:
     """Run, or resume, and write the result. Under torchrun every process calls it; process 0 writes.
+
+    `heard` is called with the number of steps done, and takes the place of the progress bar.
 
     Raises:
         SMNError: anything about the request that cannot work, before the first step.
@@ -102,14 +109,17 @@ def train(request: Request) -> Result:
         first_step = _require_same_run(checkpoint, learner)
     else:
         first_step = 0
-        if request.config.swav.centre and learner.swav is not None:
+        if request.start is not None:
+            starts.load(learner, backbone, request.start, root_state)
+        elif request.config.swav.centre and learner.swav is not None:
             _set_centre(learner, backbone, images)
     loader = _loader_of(request, learner, backbone, images, first_step, rank, world)
     request.folder.mkdir(parents=True, exist_ok=True)
     curve, stuck = Curve(), StuckAtUniform()
-    trainer = _trainer_of(request, learner, backbone, world, [curve, stuck])
+    watchers: list[pl.Callback] = [curve, stuck, *([Steps(heard)] if heard is not None else [])]
+    trainer = _trainer_of(request, learner, backbone, world, watchers, shows=heard is None)
     began = time.perf_counter()
-    _fit(trainer, learner, loader, checkpoint)
+    _fit(trainer, learner, loader, checkpoint, request.folder / CHECKPOINT)
     seconds = time.perf_counter() - began
     result = Result(
         request.out,
@@ -150,6 +160,8 @@ def _checkpoint_of(request: Request) -> Path | None:
 
 def _images_of(request: Request) -> ImageSet:
     images = open_split(request.data, request.split)
+    if request.only is not None:
+        images = Subset(images, np.array(request.only, np.int64))
     config = request.config
     if config.objective in ("supervised", "finetune"):
         labels = images.labels
@@ -164,7 +176,8 @@ def _images_of(request: Request) -> ImageSet:
     n_images = len(images.names)
     if n_images < config.batch_size:
         raise InvalidData(f"{n_images} images do not fill one batch of {config.batch_size}: --set batch_size=...")
-    if config.objective in ("swav", "swav-finetune") and n_images < config.swav.prototypes:
+    # A run that goes on from another has its prototypes, however few images it has of its own.
+    if request.start is None and config.objective in ("swav", "swav-finetune") and n_images < config.swav.prototypes:
         raise InvalidData(
             f"{n_images} images are fewer than {config.swav.prototypes} prototypes: --set swav.prototypes=..."
         )
@@ -176,7 +189,8 @@ def _learner_of(request: Request, backbone: Backbone, images: ImageSet, world: i
         raise InvalidArgument(f"a batch of {request.config.batch_size} cannot be shared by {world} processes")
     total = request.config.total_steps(len(images.names))
     seen = tensorfile.digest_of("\n".join(images.names).encode())
-    return Learner(backbone, request.config, total, len(images.classes), world, request.seed, seen)
+    start = tensorfile.digest_of(request.start.read_bytes()) if request.start is not None else ""
+    return Learner(backbone, request.config, total, len(images.classes), world, request.seed, seen, start)
 
 
 def _require_same_run(path: Path, learner: Learner) -> int:
@@ -185,11 +199,8 @@ def _require_same_run(path: Path, learner: Learner) -> int:
     Raises:
         InvalidWeights: it is damaged, or of another backbone, recipe, length, seed or set of images.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        theirs, step = checkpoint["smn"], int(checkpoint["global_step"])
-    except Exception as error:  # unpickling damaged bytes raises anything
-        raise InvalidWeights(f"{path} is not a checkpoint of smn train: {str(error).splitlines()[0]}") from error
+    checkpoint = read_checkpoint(path)
+    theirs, step = checkpoint["smn"], int(checkpoint["global_step"])
     for key, ours in learner.identity().items():
         if theirs.get(key) != ours:
             raise InvalidWeights(
@@ -241,9 +252,15 @@ def _loader_of(
 
 
 def _trainer_of(
-    request: Request, learner: Learner, backbone: Backbone, world: int, watchers: list[pl.Callback]
+    request: Request,
+    learner: Learner,
+    backbone: Backbone,
+    world: int,
+    watchers: list[pl.Callback],
+    *,
+    shows: bool = True,
 ) -> pl.Trainer:
-    on_gpu, shows = backbone.device.type == "cuda", sys.stderr.isatty()
+    on_gpu, shows = backbone.device.type == "cuda", shows and sys.stderr.isatty()
     # On CPUs Lightning asks for one device a process, whatever the nodes.
     devices = min(torch.cuda.device_count(), world) if on_gpu else world
     saver = ModelCheckpoint(
@@ -279,9 +296,11 @@ def _trainer_of(
     )
 
 
-def _fit(trainer: pl.Trainer, learner: Learner, loader: StepLoader, checkpoint: Path | None) -> None:
+def _fit(trainer: pl.Trainer, learner: Learner, loader: StepLoader, checkpoint: Path | None, last: Path) -> None:
     try:
         trainer.fit(learner, loader, ckpt_path=checkpoint, weights_only=True)
+        if learner.total_steps % learner.config.checkpoint_steps:
+            trainer.save_checkpoint(last)  # what goes on from this run goes on from its end
     except SystemExit as stopped:  # Lightning turns ctrl-C into exit code 1
         raise KeyboardInterrupt from stopped
     finally:
@@ -302,6 +321,7 @@ def _write_output(
         write_bytes(request.out, tensorfile.to_bytes(weights, {"format": "pt", "model": backbone.model_json}))
         return None
     recipe = {**asdict(request.config), "seed": request.seed, "total_steps": learner.total_steps}
+    recipe |= {"start": learner.start} if learner.start else {}
     metadata = {
         "objective": request.config.objective,
         "dataset": Path(request.data).name,

@@ -22,7 +22,8 @@ def results(found: dict[str, Any]) -> None:
         table.add_column(headings[name], justify="right")
     for amount in low:
         table.add_column(f"{amount} labels", justify="right")
-    for heading in ("density", "rank", "agreement", "kept", "loss"):
+    counts = any("bytes" in row for row in rows)
+    for heading in ("density", "rank", "agreement", "kept", "loss", *(["bytes"] if counts else [])):
         table.add_column(heading, justify="right")
     for row in rows:
         few = [f"{row['low_shot'][a]['mean']:.3f} ± {row['low_shot'][a]['deviation']:.3f}" for a in low]
@@ -33,9 +34,10 @@ def results(found: dict[str, Any]) -> None:
             *few,
             f"{row['density']:.6f}" if "density" in row else "",
             f"{sign['effective_rank']:.1f}",
-            f"{sign['view_agreement']:.3f}",
+            f"{sign['view_agreement']:.3f}" if "view_agreement" in sign else "",
             f"{sign['neighbours_kept']:.3f}",
             " -> ".join(f"{sign[name]:.3f}" for name in ("loss_before", "loss_after") if name in sign),
+            *([f"{row['bytes']['total']:,}" if "bytes" in row else ""] if counts else []),
         )
     console.print(table)
     skipped = max(row["skipped"] for row in rows)

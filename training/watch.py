@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -62,6 +63,21 @@ class Curve(pl.Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_bytes(path, text.getvalue().encode())
+
+
+class Steps(pl.Callback):
+    """Tells how many steps are done, first those of a run that is resumed."""
+
+    def __init__(self, heard: Callable[[int], None]) -> None:
+        self._heard = heard
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._heard(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._heard(trainer.global_step)
 
 
 class StuckAtUniform(pl.Callback):

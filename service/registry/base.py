@@ -101,7 +101,7 @@ class Registry(Protocol):
 
         Raises:
             PreconditionFailed: the current digest is not `if_match`; or `if_absent` and the name exists.
-            Conflict: a digest of `needs` is not in the registry (any more).
+            MissingMasks: a digest of `needs` is not in the registry (any more).
         """
 
     def set_current(self, kind: Kind, name: str, version: int) -> Version:

@@ -41,7 +41,7 @@ from service.registry.base import (
     parse_reference,
     pick,
 )
-from smn_core.errors import Conflict, InvalidArgument, PreconditionFailed, Unavailable
+from smn_core.errors import Conflict, InvalidArgument, MissingMasks, PreconditionFailed, Unavailable
 from smn_core.tensorfile import digest_of
 
 Stamp = tuple[int, int, int]
@@ -245,7 +245,7 @@ class DirectoryRegistry:
         if needs:
             held = {version.digest for mask in self._entries("masks") for version in mask.versions}
             if missing := [digest for digest in needs if digest not in held]:
-                raise Conflict(f"{kind[:-1]} {name} needs masks that are not in the registry: {', '.join(missing)}")
+                raise MissingMasks(f"{kind[:-1]} {name} needs masks that are not in the registry: {', '.join(missing)}")
         return record
 
     def _refuse_needed(self, name: str, gone: set[str]) -> None:

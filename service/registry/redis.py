@@ -35,7 +35,7 @@ from service.registry.base import (
 )
 from service.registry.connect import ERRORS, Client, connector, disconnect, unavailable, where
 from service.registry.table import Table
-from smn_core.errors import Conflict, NotFound, PreconditionFailed, Unavailable
+from smn_core.errors import Conflict, MissingMasks, NotFound, PreconditionFailed, Unavailable
 from smn_core.tensorfile import digest_of
 
 KEYS = ("masks", "cascades", "last", "refs", "blobs", "changed", "changes")
@@ -281,7 +281,7 @@ def _entry(name: str, text: bytes | None) -> Entry | None:
 
 def _refuse_publish(kind: Kind, name: str, word: bytes, answer: list[str], if_match: str | None) -> NoReturn:
     if word == b"missing":
-        raise Conflict(f"{kind[:-1]} {name} needs masks that are not in the registry: {', '.join(answer)}")
+        raise MissingMasks(f"{kind[:-1]} {name} needs masks that are not in the registry: {', '.join(answer)}")
     if word == b"exists":
         raise PreconditionFailed(f"{kind[:-1]} {name} exists, its current digest is {answer[0]}")
     found = f"its current digest is {answer[0]}" if answer[0] else "it does not exist"

@@ -1,8 +1,8 @@
-"""POST /embed: images in, embeddings out, through the mask that the request names."""
+"""POST /embed: images in, embeddings out, through the mask or cascade that the request names."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
@@ -12,7 +12,7 @@ from service.errors import Rejected
 from service.registry.base import parse_reference
 from service.schemas import EmbedAnswer, EmbedJson
 from service.security import Caller, may_read
-from service.work import Embedding, Server
+from service.work import Embedding, Server, Wanted
 
 router = APIRouter(tags=["embed"])
 
@@ -46,26 +46,24 @@ async def embed(
         str | None, Query(description="name, name@3 or name@sha256:...; none: the untouched backbone")
     ] = None,
     cascade: Annotated[str | None, Query(description="A cascade, instead of a mask.")] = None,
+    mode: Annotated[
+        Literal["unconditional", "conditional"] | None, Query(description="Of the cascade; none: its default.")
+    ] = None,
     dimensions: Annotated[int | None, Query(ge=1, description="Keep the first components.")] = None,
     normalize: Annotated[bool, Query(description="Unit length, after the cut.")] = False,
 ) -> Response:
     """Embed one or more images: raw bytes, multipart, JSON with base64, or an `.npy` of normalised inputs."""
     server: Server = request.app.state.server
-    if cascade is not None:
-        raise Rejected(400, "no_cascades", "cascades are not served by this version", "cascade")
-    if mask is not None:
-        caller.require_name(parse_reference(mask)[0])
-    check_dimensions(dimensions, server)
-    limits = server.settings
-    found = await server.embed(request, lambda: read_images(request, limits.max_body_bytes, limits.max_images), mask)
+    if mask is not None and cascade is not None:
+        raise Rejected(400, "mask_and_cascade", "mask and cascade: send one of them", "cascade")
+    if mode is not None and cascade is None:
+        raise Rejected(400, "mode_without_cascade", "mode is for a cascade", "mode")
+    for reference in (mask, cascade):
+        if reference is not None:
+            caller.require_name(parse_reference(reference)[0])
+    limits, wanted = server.settings, Wanted(mask, cascade, mode, dimensions)
+    found = await server.embed(request, lambda: read_images(request, limits.max_body_bytes, limits.max_images), wanted)
     return _answer(request, server, found, dimensions, normalize=normalize)
-
-
-def check_dimensions(dimensions: int | None, server: Server) -> None:
-    """Raise 400 where more components are asked for than there are."""
-    width = server.engine.backbone.n_features
-    if dimensions is not None and dimensions > width:
-        raise Rejected(400, "too_many_dimensions", f"dimensions {dimensions}: an embedding has {width}", "dimensions")
 
 
 def _answer(request: Request, server: Server, found: Embedding, dimensions: int | None, *, normalize: bool) -> Response:
@@ -76,14 +74,22 @@ def _answer(request: Request, server: Server, found: Embedding, dimensions: int 
         body: dict[str, Any] = {
             "model": server.engine.backbone.architecture,
             "mask": vars(found.mask) if found.mask is not None else None,
-            "cascade": None,
+            "cascade": _cascade_used(found),
             "dimensions": z.shape[1],
             "embeddings": z,
             "warnings": found.warnings,
         }
         answer = respond.as_json(body)
-    answer.headers["X-SMN-Digest"] = found.mask.digest if found.mask is not None else "root"
+    answer.headers["X-SMN-Digest"] = found.digest
     return answer
+
+
+def _cascade_used(found: Embedding) -> dict[str, Any] | None:
+    """Experts count from 1, as `NAME.expert-1` does."""
+    if found.cascade is None:
+        return None
+    experts = (found.chosen + 1).tolist() if found.chosen is not None else None
+    return {**vars(found.cascade), "mode": found.mode, "experts": experts}
 
 
 def wants_npy(request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""OpenAI's shapes: the official client works unchanged, `model` is a mask reference or the backbone's name."""
+"""OpenAI's shapes: the official client works unchanged, `model` is a mask reference, `cascade:REF` or the backbone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from pydantic import ValidationError
 
 from service import respond
 from service.bodies import Images, decode_text, read_body, require_count
-from service.errors import Rejected
-from service.registry.base import parse_reference
-from service.routes.embed import check_dimensions
+from service.registry.base import Kind, parse_reference
 from service.schemas import OpenAIAnswer, OpenAIModels, OpenAIRequest
 from service.security import Caller, may_read
-from service.work import Server
+from service.work import CASCADE, Server, Wanted
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 MODELS_LISTED = 1000
@@ -31,15 +29,15 @@ async def embeddings(request: Request, caller: Annotated[Caller, Depends(may_rea
     body = await _body_of(request, server.settings.max_body_bytes)
     texts = [body.input] if isinstance(body.input, str) else body.input
     require_count(len(texts), server.settings.max_images)
-    check_dimensions(body.dimensions, server)
-    reference = _reference(body.model, server)
-    if reference is not None:
-        caller.require_name(parse_reference(reference)[0])
+    wanted = _wanted(body, server)
+    for reference in (wanted.mask, wanted.cascade):
+        if reference is not None:
+            caller.require_name(parse_reference(reference)[0])
 
     async def read() -> Images:
         return Images([decode_text(text, f"input[{i}]") for i, text in enumerate(texts)])
 
-    found = await server.embed(request, read, reference)
+    found = await server.embed(request, read, wanted)
     z = respond.shape(found.z, body.dimensions, normalize=False)
     data = [
         {
@@ -51,17 +49,19 @@ async def embeddings(request: Request, caller: Annotated[Caller, Depends(may_rea
     ]
     usage = {"prompt_tokens": len(z), "total_tokens": len(z)}
     answer = respond.as_json({"object": "list", "data": data, "model": body.model, "usage": usage})
-    answer.headers["X-SMN-Digest"] = found.mask.digest if found.mask is not None else "root"
+    answer.headers["X-SMN-Digest"] = found.digest
     return answer
 
 
 @router.get("/models", response_model=OpenAIModels)
 async def models(request: Request, caller: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
-    """The backbone and every mask as models."""
+    """The backbone, every mask and every cascade as models."""
     server: Server = request.app.state.server
-    entries = server.registry.names("masks", MODELS_LISTED, caller.after(""))
-    names = [entry.name for entry in entries if entry.name.startswith(caller.prefix)]
-    ids = [server.engine.backbone.architecture, *names]
+    ids = [server.engine.backbone.architecture]
+    kinds: tuple[tuple[Kind, str], ...] = (("masks", ""), ("cascades", CASCADE))
+    for kind, before in kinds:
+        entries = server.registry.names(kind, MODELS_LISTED, caller.after(""))
+        ids += [before + entry.name for entry in entries if entry.name.startswith(caller.prefix)]
     return {
         "object": "list",
         "data": [{"id": name, "object": "model", "created": 0, "owned_by": "smn"} for name in ids],
@@ -76,8 +76,9 @@ async def _body_of(request: Request, limit_bytes: int) -> OpenAIRequest:
         raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from error
 
 
-def _reference(model: str, server: Server) -> str | None:
-    """The mask that OpenAI's `model` means; None is the root."""
-    if model.startswith("cascade:"):
-        raise Rejected(400, "no_cascades", "cascades are not served by this version", "model")
-    return None if model == server.engine.backbone.architecture else model
+def _wanted(body: OpenAIRequest, server: Server) -> Wanted:
+    """What OpenAI's `model` means; a cascade runs in its default mode."""
+    if body.model.startswith(CASCADE):
+        return Wanted(cascade=body.model.removeprefix(CASCADE), dimensions=body.dimensions)
+    mask = None if body.model == server.engine.backbone.architecture else body.model
+    return Wanted(mask=mask, dimensions=body.dimensions)

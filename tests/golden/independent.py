@@ -8,13 +8,14 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import safetensors
 import torch
 import zstandard
 
-DTYPES = {"U8": np.uint8, "F32": np.float32, "F16": np.float16, "F64": np.float64, "I64": np.int64}
+DTYPES = {"U8": np.uint8, "I8": np.int8, "F32": np.float32, "F16": np.float16, "F64": np.float64, "I64": np.int64}
 BLOCK_LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 Tensors = Mapping[str, np.ndarray]
@@ -172,3 +173,82 @@ def hand_masked_state_dict(model: torch.nn.Module, bits: Tensors, state: Tensors
     for name, value in state.items():
         weights[name] = torch.from_numpy(value.copy())
     return weights
+
+
+def write_cascade(
+    fingerprint: str,
+    root: str,
+    experts: list[str],
+    fusion: str,
+    mode: str = "unconditional",
+    modes: Mapping[str, Tensors] | None = None,
+    router: Tensors | None = None,
+    **texts: str,
+) -> bytes:
+    """The smn-cascade/1 file of these digests and arrays; `modes` are the fusion's tensors by mode."""
+    tensors = {f"fusion.{m}.{name}": array for m, group in (modes or {}).items() for name, array in group.items()}
+    tensors |= {f"router.{name}": array for name, array in (router or {}).items()}
+    metadata = {
+        "format": "smn-cascade/1",
+        "root": root,
+        "experts": canonical(experts),
+        "fingerprint": fingerprint,
+        "fusion": fusion,
+        "mode": mode,
+        **texts,
+    }
+    return container(metadata | {"content": content(metadata, tensors)}, tensors)
+
+
+def read_cascade(data: bytes) -> dict[str, Any]:
+    """{"metadata", "experts", "modes": {mode: {name: array}}, "router": {name: array}} of a sound file."""
+    metadata, tensors = parse(data)
+    assert metadata["format"] == "smn-cascade/1" and metadata["content"] == content(metadata, tensors)
+    modes: dict[str, dict[str, np.ndarray]] = {}
+    for name in tensors:
+        if name.startswith("fusion."):
+            _, mode, short = name.split(".")
+            modes.setdefault(mode, {})[short] = tensors[name]
+    router = {name.removeprefix("router."): tensors[name] for name in tensors if name.startswith("router.")}
+    return {"metadata": metadata, "experts": json.loads(metadata["experts"]), "modes": modes, "router": router}
+
+
+def route(cascade: Mapping[str, Any], root: np.ndarray) -> np.ndarray:
+    """The expert of every root embedding, by scikit-learn itself."""
+    from sklearn.mixture import GaussianMixture
+
+    router = {name: array.astype(np.float64) for name, array in cascade["router"].items()}
+    mixture = GaussianMixture(len(router["weights"]), covariance_type="full")
+    mixture.weights_, mixture.means_ = router["weights"], router["means"]
+    mixture.precisions_cholesky_ = router["precisions_cholesky"]
+    unit = root / np.linalg.norm(root, axis=1, keepdims=True)
+    return mixture.predict((unit - router["mean"]) @ router["components"].T * router["scale"])
+
+
+def fuse(
+    cascade: Mapping[str, Any], mode: str, embeddings: list[np.ndarray], chosen: np.ndarray | None = None
+) -> np.ndarray:
+    """Fused embeddings of the root's and every expert's; `chosen` names the expert that counts in conditional mode."""
+    parts = [z.astype(np.float64) for z in embeddings]
+    if mode == "conditional":
+        parts = [parts[0], *(z * (chosen == i)[:, None] for i, z in enumerate(parts[1:]))]
+    x = np.concatenate(parts, axis=1)
+    t = {name: array.astype(np.float64) for name, array in cascade["modes"].get(mode, {}).items()}
+    for name in ("components", "parts"):
+        if f"{name}_scale" in t:
+            t[name] = t[name] * t[f"{name}_scale"][..., None]
+    kind = cascade["metadata"]["fusion"]
+    if kind == "concat":
+        return x
+    if kind == "random":
+        rows = []
+        for i in range(len(t["mean"])):
+            text = f"smn-cascade/1 random {cascade['metadata']['seed']} {i}".encode()
+            stream = np.frombuffer(hashlib.shake_256(text).digest(-(-x.shape[1] // 8)), np.uint8)
+            rows.append(2.0 * np.unpackbits(stream, bitorder="little")[: x.shape[1]] - 1)
+        x = x @ (np.array(rows) / np.sqrt(x.shape[1])).T
+    x = x - t["mean"]
+    if kind == "low-rank":
+        pieces = np.split(x, len(parts), axis=1)
+        x = np.concatenate([piece @ matrix.T for piece, matrix in zip(pieces, t["parts"], strict=True)], axis=1)
+    return (x @ t["components"].T) * t["scale"]

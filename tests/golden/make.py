@@ -4,6 +4,7 @@ Weights, bits, state and head come from numpy alone, so the fingerprint does not
 Write them again only when the format itself changes, and then under a new name.
 """
 
+import hashlib
 from pathlib import Path
 
 import independent
@@ -59,6 +60,46 @@ def head(model: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
     return weight, np.array([-1.0, 0.0, 1.0], np.float32)
 
 
+def cascade(theta: torch.nn.Module, root: bytes, expert: bytes) -> bytes:
+    """Two experts, both modes: int8 components in one, float16 in the other; numbers without any meaning."""
+    rng = np.random.Generator(np.random.PCG64(2410))
+    width, n_reduced, n_components = theta.num_features, 3, 4
+
+    def uniform(*shape: int) -> np.ndarray:
+        return (rng.random(shape) - 0.5).astype(np.float32)
+
+    router = {
+        "mean": uniform(width),
+        "components": uniform(n_reduced, width),
+        "scale": 1 + uniform(n_reduced),
+        "weights": np.array([0.25, 0.75], np.float32),
+        "means": uniform(2, n_reduced),
+        "precisions_cholesky": np.triu(uniform(2, n_reduced, n_reduced)) + 2 * np.eye(n_reduced, dtype=np.float32),
+    }
+    whole = {
+        "mean": uniform(3 * width),
+        "components": rng.integers(-127, 128, (n_components, 3 * width)).astype(np.int8),
+        "components_scale": (1 + uniform(n_components)) / 128,
+        "scale": 1 + uniform(n_components),
+    }
+    picked = {
+        "mean": uniform(3 * width),
+        "components": uniform(n_components, 3 * width).astype(np.float16),
+        "scale": 1 + uniform(n_components),
+    }
+    names = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in (root, expert)]
+    return independent.write_cascade(
+        independent.fingerprint(theta, MODEL_JSON),
+        names[0],
+        [names[1], names[0]],
+        "pca",
+        "conditional",
+        {"unconditional": whole, "conditional": picked},
+        router,
+        dataset="flowers of the field",
+    )
+
+
 def files() -> dict[str, bytes]:
     """Every golden file by name: the same bits under both codecs, what is optional in one of them alone."""
     theta = model()
@@ -70,10 +111,12 @@ def files() -> dict[str, bytes]:
         "preprocess": independent.canonical(PREPROCESS),
         "classes": independent.canonical(list(CLASSES)),
     }
-    return {
-        "raw.smn": independent.write(theta, MODEL_JSON, on, codec="raw", state=state(theta), head=head(theta), **texts),
-        "zstd.smn": independent.write(theta, MODEL_JSON, on, codec="zstd"),
-    }
+    raw = independent.write(theta, MODEL_JSON, on, codec="raw", state=state(theta), head=head(theta), **texts)
+    # Another version of the compressor may make another frame: the cascade names the file that is kept.
+    zstd = independent.write(theta, MODEL_JSON, on, codec="zstd")
+    kept = HERE / "zstd.smn"
+    beside = cascade(theta, raw, kept.read_bytes() if kept.exists() else zstd)
+    return {"raw.smn": raw, "zstd.smn": zstd, "cascade.safetensors": beside}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from smn_core.images import ImageReader
 from smn_core.mask import TaskMask
 from tests.training.builders import World, digits
 from training.data import open_split
-from training.evaluate import Plan, embed, embed_view, evaluate
+from training.evaluate import Plan, evaluate
+from training.features import embed, embed_view
 from training.probes import accuracy, knn, linear
 from training.tables import results
 

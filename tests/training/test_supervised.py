@@ -12,7 +12,7 @@ from smn_core.engine import Engine
 from smn_core.maskfile import read_mask
 from tests.training.builders import World, config, run
 from training.data import open_split
-from training.evaluate import embed
+from training.features import embed
 from training.masking import MaskRule
 from training.supervised import Classifier
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from registry_helpers import FINGERPRINT, eventually
 
 from service.registry.base import Published, Registry, Resolved
-from smn_core.errors import Conflict, InvalidArgument, NotFound, PreconditionFailed, SMNError, Unavailable
+from smn_core.errors import Conflict, InvalidArgument, MissingMasks, NotFound, PreconditionFailed, SMNError, Unavailable
 from smn_core.tensorfile import digest_of
 
 NOWHERE = "sha256:" + "0" * 64
@@ -259,7 +259,7 @@ def test_a_cascade_whose_masks_are_not_there_is_refused_with_their_digests(regis
     lost, gone = digest_of(b"never"), digest_of(b"gone")
     registry.publish("masks", "gone", b"gone")
     registry.delete("masks", "gone")  # its blob is still there, but nothing holds it
-    with pytest.raises(Conflict) as refusal:
+    with pytest.raises(MissingMasks) as refusal:
         registry.publish("cascades", "c", b"cascade", needs=[digest_of(b"root"), lost, gone, lost])
     assert str(refusal.value).count(lost) == 1
     assert gone in str(refusal.value)

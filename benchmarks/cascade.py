@@ -1,0 +1,175 @@
+"""What a cascade costs: one image through six masks against one plain timm forward, in turn; and fusions by bytes.
+
+    .venv/bin/python -m benchmarks.cascade [--quick] [--model NAME] [--out benchmarks/results/cascade.jsonl]
+    .venv/bin/python -m benchmarks.cascade --storage DIR --data DATA [--probe knn] [--out ...]
+
+The first is on random weights and masks of density .99 with every mask resident; its cost depends on sizes alone. The
+second compares every fusion of FUSIONS with the full float32 PCA on a cascade that `smn cascade` made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+from benchmarks.rows import row
+from smn_core import bits, cascadefile, maskfile
+from smn_core.backbone import Backbone, load_backbone, wrap
+from smn_core.cascade import Cascade, fuse, picked, side_by_side
+from smn_core.engine import Engine, Segment
+from smn_core.fusion import CONDITIONAL, MODES, UNCONDITIONAL, Fusion, quantise
+from smn_core.mask import TaskMask
+from smn_core.maskfile import read_mask
+from smn_core.options import as_trained
+from smn_core.router import Router, route
+from smn_core.spec import BackboneSpec
+
+MODELS = ("vit_tiny_patch16_224", "resnet50")
+EXPERTS, DENSITY = 5, 0.99
+LIMITS = {UNCONDITIONAL: 6.6, CONDITIONAL: 2.3}
+# By share of D and of the rank: near a tenth of the bytes of float32, and below.
+FUSIONS = ("pca::int8", "pca:{half}:int8", "pca:{third}:int8", "low-rank::int8:{sixth}", "random::int8:{double}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="7 turns instead of 31")
+    parser.add_argument("--model", help="only this one")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads")
+    parser.add_argument("--storage", type=Path, help="a folder of smn cascade: compare fusions instead")
+    parser.add_argument("--data", help="labelled images for --storage")
+    parser.add_argument("--weights", type=Path, help="the backbone's, for --storage")
+    parser.add_argument("--probe", default="knn,linear", help="for --storage")
+    parser.add_argument("--out", type=Path, help="append the rows to this file too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.storage is not None:
+        storage(args.storage, args.data, args.weights, args.probe.split(","), args.out)
+        return
+    for name in [args.model] if args.model else MODELS:
+        cost(name, turns=7 if args.quick else 31, threads=args.threads, out=args.out)
+
+
+@torch.inference_mode()
+def cost(name: str, turns: int, threads: int, out: Path | None) -> None:
+    """Milliseconds of one image, and the ratio to the plain forward of the same turn."""
+    model = timm.create_model(name, num_classes=0).eval()
+    plain = timm.create_model(name, num_classes=0).eval()
+    plain.load_state_dict(model.state_dict())
+    backbone = wrap(model, name, BackboneSpec(name))
+    masks = [_random_mask(backbone, seed) for seed in range(1 + EXPERTS)]
+    engine = Engine(backbone, slots=1 + EXPERTS, threads=threads)
+    for mask in masks:
+        engine.prepare(mask)
+    cascade = _cascade(backbone, masks)
+    x = torch.randn(1, *backbone.preprocess["input_size"])
+    variants: dict[str, Callable[[], Any]] = {
+        "plain timm": partial(plain, x),
+        "one mask": partial(engine.embed, x, [Segment(masks[0].digest, 0, 1)]),
+        UNCONDITIONAL: partial(_unconditional, engine, cascade, x),
+        CONDITIONAL: partial(_conditional, engine, cascade, x),
+    }
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    for turn in range(turns + 2):
+        for variant, run in variants.items():
+            began = time.perf_counter()
+            run()
+            if turn >= 2:
+                seconds[variant].append(time.perf_counter() - began)
+    params = {"model": name, "masks": 1 + EXPERTS, "density": DENSITY, "images": 1, "threads": threads}
+    floor = np.array(seconds["plain timm"])
+    for variant, taken in seconds.items():
+        values = np.array(taken)
+        row("cascade", variant, params, "time", "ms", values * 1e3, out=out)
+        if variant != "plain timm":
+            limit = {"limit": LIMITS[variant]} if variant in LIMITS else {}
+            row("cascade", variant, params | limit, "ratio to plain", "x", values / floor, out=out)
+
+
+def _unconditional(engine: Engine, cascade: Cascade, x: torch.Tensor) -> np.ndarray:
+    """As the service runs it: one batch of segments, then the fusion."""
+    segments = [Segment(digest, i, i + 1) for i, digest in enumerate(cascade.masks)]
+    z = engine.embed(x.expand(len(segments), -1, -1, -1), segments).embeddings.numpy()
+    return fuse(cascade, UNCONDITIONAL, side_by_side(list(z[:, None])))
+
+
+def _conditional(engine: Engine, cascade: Cascade, x: torch.Tensor) -> np.ndarray:
+    """Two passes: the root, the router, then the expert."""
+    assert cascade.router is not None
+    root = engine.embed(x, [Segment(cascade.root, 0, 1)]).embeddings.numpy()
+    chosen = route(cascade.router, root)
+    expert = engine.embed(x, [Segment(cascade.experts[chosen[0]], 0, 1)]).embeddings.numpy()
+    return fuse(cascade, CONDITIONAL, picked(root, expert, chosen, len(cascade.experts)))
+
+
+def _random_mask(backbone: Backbone, seed: int) -> TaskMask:
+    rng = np.random.default_rng(seed)
+    packed = np.concatenate([bits.pack(rng.random(t.n_weights) < DENSITY) for t in backbone.layout])
+    mask = TaskMask(backbone.layout, backbone.model_json, backbone.fingerprint, packed)
+    return maskfile.from_bytes(maskfile.to_bytes(mask, "raw"), backbone.layout)
+
+
+def _cascade(backbone: Backbone, masks: list[TaskMask]) -> Cascade:
+    rng, d, r = np.random.default_rng(0), backbone.n_features, 20
+    f = (1 + EXPERTS) * d
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    tensors = {"mean": normal(f), **quantise("components", normal(d, f), "int8"), "scale": np.ones(d, np.float32)}
+    upper = np.triu(normal(EXPERTS, r, r)) * (1 - np.eye(r, dtype=np.float32)) + np.eye(r, dtype=np.float32)
+    weights = np.full(EXPERTS, 1 / EXPERTS, np.float32)
+    router = Router(normal(d), normal(r, d), np.ones(r, np.float32), weights, normal(EXPERTS, r), upper)
+    digests = [str(mask.digest) for mask in masks]
+    fusion = Fusion("pca", dict.fromkeys(MODES, tensors))
+    return Cascade(backbone.fingerprint, digests[0], tuple(digests[1:]), fusion, router=router)
+
+
+def storage(folder: Path, data: str, weights: Path | None, probes: list[str], out: Path | None) -> None:
+    """Bytes and scores of the fusions, and the whole cascade against a 16-bit copy of the backbone."""
+    from training.evaluate import Plan, evaluate
+    from training.fusion import parse_plan
+
+    found = cascadefile.open_folder(folder)
+    backbone = load_backbone(as_trained(BackboneSpec("", weights=weights), read_mask(found.files[0])))
+    d = backbone.n_features
+    sizes = {"half": d // 2, "third": d // 3, "sixth": max(1, d // 6), "double": 2 * d}
+    plans = [parse_plan(text.format(**sizes)) for text in FUSIONS]
+    plan = Plan(data, tuple(probes))
+    scores = evaluate(Engine(backbone, slots=1), [], plan, cascades=[(folder.name, found)], fusions=plans)
+    rows = {r["name"].partition(": ")[2]: r for r in scores["rows"] if "bytes" in r}
+    params = {"cascade": folder.name, "data": scores["data"], "model": backbone.architecture}
+    copy_bytes = 2 * sum(p.numel() for p in backbone.model.state_dict().values() if p.is_floating_point())
+    for label, found_row in rows.items():
+        mode = label.partition(" ")[0]
+        full = next((r for name, r in rows.items() if name.startswith(mode) and name.endswith(":float32")), None)
+        row("fusion", label, params, "fusion bytes", "B", [found_row["bytes"]["fusion"]], out=out)
+        row(
+            "fusion",
+            label,
+            params | {"copy_16_bit": copy_bytes},
+            "total bytes",
+            "B",
+            [found_row["bytes"]["total"]],
+            out=out,
+        )
+        for probe in probes:
+            row("fusion", label, params, probe, "top-1", [found_row[probe]], out=out)
+            if full is not None:
+                points = 100 * (found_row[probe] - full[probe])
+                row("fusion", label, params, f"{probe} against float32", "points", [points], out=out)
+        if full is not None:
+            share = found_row["bytes"]["fusion"] / full["bytes"]["fusion"]
+            row("fusion", label, params, "fusion bytes against float32", "x", [share], out=out)
+
+
+if __name__ == "__main__":
+    main()

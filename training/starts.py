@@ -1,0 +1,57 @@
+"""Go on from the end of another run: its scores, head, prototypes, normalisation state; the schedule is new."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from smn_core.backbone import Backbone
+from smn_core.errors import InvalidWeights
+from smn_core.maskfile import read_mask
+from training import export
+from training.checkpoints import CHECKPOINT, folder_of, read_checkpoint
+from training.learner import Learner
+from training.recipes import Config, config_from
+
+QUEUE = ("swav.queue", "swav.queued")
+
+
+def config_of(root: Path) -> Config:
+    """The configuration that a mask was learned with, from its run's checkpoint.
+
+    Raises:
+        InvalidWeights: the run is not beside the mask, or damaged.
+    """
+    found = read_checkpoint(folder_of(root) / CHECKPOINT)
+    return config_from(json.loads(found["smn"]["recipe"]))
+
+
+def load(learner: Learner, backbone: Backbone, root: Path, root_state: Mapping[str, Tensor]) -> None:
+    """Give a fresh learner the state at the end of the run that wrote the mask `root`.
+
+    The queue of earlier projections stays empty: it is of the other run's images.
+
+    Raises:
+        InvalidWeights: the run is not beside the mask, is of another backbone or shape, or did not end with this mask.
+    """
+    path = folder_of(root) / CHECKPOINT
+    checkpoint = read_checkpoint(path)
+    if checkpoint["smn"].get("fingerprint") != learner.fingerprint:
+        raise InvalidWeights(f"{path} was written by a run on another backbone")
+    state = {name: value for name, value in checkpoint["state_dict"].items() if name not in QUEUE}
+    try:
+        missing, extra = learner.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # sizes that differ
+        raise InvalidWeights(f"{path} does not fit this recipe: {str(error).splitlines()[-1].strip()}") from error
+    if odd := [*extra, *(name for name in missing if name not in QUEUE)]:
+        raise InvalidWeights(f"{path} does not fit this recipe: {odd[0]}")
+    mask, ended = read_mask(root, backbone.layout), export.to_mask(backbone, learner.model, root_state, {})
+    same_state = mask.state.keys() == ended.state.keys() and all(
+        np.array_equal(values, ended.state[name]) for name, values in mask.state.items()
+    )
+    if not np.array_equal(mask.packed, ended.packed) or not same_state:
+        raise InvalidWeights(f"{path} is not the end of the run that wrote {root}: finish it with smn train --resume")

@@ -31,6 +31,7 @@ from training.data import open_split
 from training.learner import Learner
 from training.masking import MaskRule, attached
 from training.recipes import Config
+from training.request import Request
 from training.swav import Crops, SwavConfig
 
 SETTINGS = ((50.0, 1.0, 0.0), (100.0, 2.0, 0.0), (100.0, 2.5, 0.5), (50.0, 2.0, 1.0), (100.0, 1.0, 0.0))
@@ -77,7 +78,7 @@ def learn(folder: Path, setting: tuple[float, float, float], steps: int) -> Watc
     config = Config("theorems", steps=steps, batch_size=16, lr=lr, mask=rule, swav=swav)
     data, weights = inputs(folder)
     spec = BackboneSpec("test_vit", weights, ARGS, 32, device="cpu")
-    request = run.Request(spec, str(data), config, folder / "mask.smn", overwrite=True, workers=0)
+    request = Request(spec, str(data), config, folder / "mask.smn", overwrite=True, workers=0)
     watch = Watch()
     backbone, images = load_backbone(spec), open_split(str(data), "train")
     seed_everything(0, verbose=False)

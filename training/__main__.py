@@ -50,7 +50,7 @@ def train(
 
     from smn_core.show import note
     from training.recipes import OBJECTIVES, find_recipe, override
-    from training.run import Request
+    from training.request import Request
     from training.run import train as run
 
     config = find_recipe(recipe)

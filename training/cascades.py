@@ -38,7 +38,7 @@ from training.learner import MASKS
 from training.plots import clusters_plot
 from training.processes import train_all
 from training.recipes import Config
-from training.run import Request
+from training.request import Request
 from training.split import Split, purity, split
 
 PLAN = "plan.json"

@@ -25,7 +25,8 @@ from smn_core.spec import BackboneSpec
 from smn_core.tensorfile import canonical_json, digest_of
 from training.evaluate import Plan, evaluate
 from training.recipes import Config
-from training.run import Request, train
+from training.request import Request
+from training.run import train
 from training.swav import Crops, SwavConfig
 
 ARCHITECTURE = "test_resnet"

@@ -16,7 +16,8 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from smn_core.errors import InvalidArgument, SMNError
-from training.run import Request, train
+from training.request import Request
+from training.run import train
 
 Heard = Callable[[int, int], None]
 """Called with the number of a run and its steps done."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,58 +26,18 @@ from smn_core.images import ImageReader, draft_side_px
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import write_mask
-from smn_core.plots import density_plot
 from smn_core.precision import slow_on_cpu
 from smn_core.show import note
-from smn_core.spec import BackboneSpec
 from training import export, starts, supervised, swav
-from training.checkpoints import CHECKPOINT, WholeCheckpoints, folder_of, read_checkpoint
+from training.checkpoints import CHECKPOINT, WholeCheckpoints, read_checkpoint
 from training.data import StepLoader, StepSampler, Subset, Views, collate, open_split, pick_labels
+from training.folder import write_folder
 from training.learner import MASKS, Learner
-from training.plots import curve_plot
-from training.recipes import PRECISIONS, Config
+from training.recipes import PRECISIONS
+from training.request import Request, Result
 from training.watch import Curve, Steps, StopCleanly, StuckAtUniform
 
 CENTRE_IMAGES = 512
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a user asks of a run. `labels`: a fraction or a number per class, None for all.
-
-    `start` is a mask file whose run (checkpoint) lies beside it: scores, head, prototypes and normalisation state go on
-    from there instead of from the untouched backbone. `only` are the images of the split to learn from, all if None.
-    """
-
-    spec: BackboneSpec
-    data: str
-    config: Config
-    out: Path
-    split: str = "train"
-    seed: int = 0
-    labels: float | None = None
-    resume: bool = False
-    overwrite: bool = False
-    workers: int = 1
-    command: Sequence[str] = ()
-    start: Path | None = None
-    only: tuple[int, ...] | None = None
-
-    @property
-    def folder(self) -> Path:
-        return folder_of(self.out)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run left: its output, the mask if it learned one, how long it took, what it had to say."""
-
-    out: Path
-    mask: TaskMask | None
-    seconds: float
-    final_loss: float
-    skipped: tuple[str, ...]
-    warning: str | None
 
 
 def train(request: Request, heard: Callable[[int], None] | None = None) -> Result:
@@ -130,7 +88,7 @@ def train(request: Request, heard: Callable[[int], None] | None = None) -> Resul
         stuck.message,
     )
     if rank == 0:
-        _write_folder(request, learner, curve, result)
+        write_folder(request, learner, curve, result)
     return result
 
 
@@ -332,40 +290,6 @@ def _write_output(
         backbone, learner.model, root_state, metadata, learner.classifier, tuple(str(c) for c in images.classes)
     )
     return write_mask(mask, request.out)
-
-
-def _write_folder(request: Request, learner: Learner, curve: Curve, result: Result) -> None:
-    folder = request.folder
-    curve.write(folder / "curve.csv")
-    curve_plot(curve.rows, folder / "curve.png", request.out.stem)
-    if result.mask is not None:
-        density_plot(result.mask, folder / "density.png", request.out.stem)
-    write_bytes(folder / "README.md", _readme(request, learner, result).encode())
-
-
-def _readme(request: Request, learner: Learner, result: Result) -> str:
-    lines = [f"# {request.out.name}", "", "```sh", shlex.join(request.command), "```", ""]
-    facts = {
-        "objective": request.config.objective,
-        "recipe": request.config.name,
-        "backbone": f"{request.spec.name}, fingerprint {learner.fingerprint}",
-        "data": f"{request.data}, split {request.split}",
-        "seed": request.seed,
-        "steps": learner.total_steps,
-        "time": f"{result.seconds:.0f} s",
-        "last loss": f"{result.final_loss:.4f}",
-        "torch": torch.__version__,
-    }
-    if result.mask is not None:
-        facts["density"] = f"{result.mask.density:.6f} ({result.mask.n_off} of {result.mask.layout.n_weights} OFF)"
-        facts["digest"] = result.mask.digest
-    facts["skipped images"] = len(result.skipped)
-    lines += [f"- {key}: {value}" for key, value in facts.items()]
-    lines += [f"  - {name}" for name in result.skipped]
-    if result.warning:
-        lines += ["", f"**Warning:** {result.warning}"]
-    lines += ["", "Configuration:", "", "```json", json.dumps(asdict(request.config), indent=2), "```", ""]
-    return "\n".join(lines)
 
 
 def _quieten() -> None:

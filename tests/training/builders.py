@@ -20,7 +20,8 @@ from smn_core.mask import TaskMask
 from smn_core.spec import BackboneSpec
 from training.masking import MaskRule
 from training.recipes import Config
-from training.run import Request, Result, train
+from training.request import Request, Result
+from training.run import train
 from training.swav import Crops, SwavConfig
 
 REPOSITORY = Path(smn.__file__).parent

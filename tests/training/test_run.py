@@ -20,7 +20,7 @@ from smn_core.maskfile import read_mask
 from tests.training.builders import ARGS, REPOSITORY, SWAV, World, config, digits, mask_bits, plain_lr, python, run
 from tests.training.builders import train_command as command
 from training import watch
-from training.run import CHECKPOINT
+from training.checkpoints import CHECKPOINT
 from training.watch import StopCleanly
 
 RECIPE = plain_lr(1, 0, 100, swav=replace(SWAV, queue=32, queue_from=0.25, frozen_steps=2, centre=True))

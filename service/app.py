@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import torch
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from service import errors
+from service.connection import Lingering
 from service.registry.base import Registry
 from service.routes import embed, masks, openai, status
 from service.schemas import ErrorBody
-from service.security import guard_of
+from service.security import guard_of, known_query
 from service.settings import Settings
 from service.telemetry import Observed
 from service.work import Server
@@ -51,11 +52,14 @@ def create_app(settings: Settings, backbone: Backbone | None = None, registry: R
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,
     )
     app.state.server, app.state.guard = server, guard
     errors.install(app)
-    for routes in (embed, openai, masks, status):
-        app.include_router(routes.router)
+    for routes in (embed, openai, masks):
+        app.include_router(routes.router, dependencies=[Depends(known_query)])
+    app.include_router(status.router)
+    app.add_middleware(Lingering)
     app.add_middleware(Observed, metrics=server.metrics)
     return app
 

@@ -95,7 +95,7 @@ class MaskList(BaseModel):
 class SetCurrent(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": 1}]})
 
-    version: int = Field(ge=1, le=999_999_999)
+    version: int = Field(ge=1, le=999_999_999, strict=True)
 
 
 class OpenAIRequest(BaseModel):

@@ -97,6 +97,21 @@ def may_change(request: Request) -> Caller:
     return caller
 
 
+def known_query(request: Request) -> None:
+    """Dependency: a query has the route's parameters, each once.
+
+    `?masks=flowers` would otherwise be answered by the untouched backbone, and of two masks one would win.
+    """
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in dict.fromkeys(given):
+        if name not in known:
+            takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+            raise Rejected(400, "unknown_parameter", f"{name[:64]!r} is no parameter here: {takes}", name[:64])
+        if given.count(name) > 1:
+            raise Rejected(400, "repeated_parameter", f"{name} is given {given.count(name)} times", name)
+
+
 def _key(text: str, *, admin: bool) -> Key:
     secret, _, prefix = text.partition("=")
     if not secret:

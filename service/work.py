@@ -110,17 +110,14 @@ class Server:
             QueueFull, NotFound, Unavailable, InvalidImage, InvalidMask: as their sources.
         """
         record: Record = request.state.record
-        limit_s = self.deadline_s(request)
+        self.deadline_s(request)  # one that cannot be read is refused before anything else
         async with self.working():
             resolved = self.registry.resolve("masks", reference) if reference is not None else None
             # One place before anything is read; the others once it is known how many images there are.
             with self.batcher.admit(1):
-                images = await self._in_time(record, limit_s, read())
-                n_more = max(0, images.count - 1)
-                with self.batcher.admit(n_more):
-                    return await self._in_time(
-                        record, limit_s, until_gone(request, self._run(record, images, resolved))
-                    )
+                images = await self.in_time(request, read)
+                with self.batcher.admit(max(0, images.count - 1)):
+                    return await self.in_time(request, lambda: until_gone(request, self._run(record, images, resolved)))
 
     async def _run(self, record: Record, images: Images, resolved: Resolved | None) -> Embedding:
         """Decode and load side by side, then queue and run."""
@@ -151,12 +148,17 @@ class Server:
         self.metrics.decode_seconds.observe(record.stages["decode"])
         return x
 
-    async def _in_time(self, record: Record, limit_s: float, work: Awaitable[T]) -> T:
-        """Wait for work until the request is `limit_s` old."""
-        left_s = limit_s - (time.perf_counter() - record.began)
+    async def in_time(self, request: Request, work: Callable[[], Awaitable[T]]) -> T:
+        """Wait for work until the request is as old as it may become.
+
+        Raises:
+            Rejected: 504; 400, a deadline that cannot be read.
+        """
+        record: Record = request.state.record
         try:
-            async with asyncio.timeout(max(0.0, left_s)):
-                return await work
+            limit_s = self.deadline_s(request)
+            async with asyncio.timeout(max(0.0, limit_s - (time.perf_counter() - record.began))):
+                return await work()
         except TimeoutError as error:
             raise Rejected(504, "deadline", f"no answer within {1e3 * limit_s:.0f} ms") from error
 
@@ -169,6 +171,7 @@ class Server:
         text = request.headers.get("x-timeout-ms")
         if text is None:
             return self.settings.timeout_ms / 1e3
+        text = text.strip()
         if not MILLISECONDS.fullmatch(text):
             raise Rejected(
                 400, "invalid_timeout", f"X-Timeout-Ms {text[:32]!r} is not a number of milliseconds", "X-Timeout-Ms"

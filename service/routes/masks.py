@@ -8,9 +8,9 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
-from service.bodies import read_body
+from service.bodies import read_body, read_json
 from service.errors import Rejected
-from service.registry.base import Entry, Version, check_name
+from service.registry.base import DIGEST, Entry, Version, check_name
 from service.schemas import MaskInfo, MaskList, SetCurrent, Written
 from service.security import Caller, may_change, may_read
 from service.work import Server
@@ -20,6 +20,7 @@ router = APIRouter(prefix="/masks", tags=["masks"])
 
 Name = Annotated[str, Path(description="[a-z0-9][a-z0-9._-]*, at most 128 characters")]
 T = TypeVar("T")
+CURRENT = {"required": True, "content": {"application/json": {"schema": SetCurrent.model_json_schema()}}}
 VersionNumber = Annotated[int | None, Query(ge=1, description="Default: the current one.")]
 
 
@@ -39,7 +40,7 @@ async def upload(
     guard, absent = _guards(if_match, if_none_match)
     async with server.working():
         limit = min(server.settings.max_body_bytes, max_file_bytes(server.engine.backbone.layout))
-        data = await read_body(request, limit)
+        data = await server.in_time(request, lambda: read_body(request, limit))
         warnings = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
         done = await _in_thread(
             server, lambda: server.registry.publish("masks", name, data, if_match=guard, if_absent=absent)
@@ -106,19 +107,19 @@ async def file(
     reference = name if version is None else f"{name}@{version}"
     digest = server.registry.resolve("masks", reference).digest
     etag = f'"{digest}"'
-    if request.headers.get("if-none-match") == etag:
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if etag in known or "*" in known:
         return Response(status_code=304, headers={"ETag": etag})
     data = await _in_thread(server, lambda: server.registry.blob(digest))
     return Response(data, media_type="application/octet-stream", headers={"ETag": etag, "X-SMN-Digest": digest})
 
 
-@router.put("/{name}/current", response_model=Written)
-async def roll(
-    name: Name, body: SetCurrent, request: Request, caller: Annotated[Caller, Depends(may_change)]
-) -> dict[str, Any]:
+@router.put("/{name}/current", response_model=Written, openapi_extra={"requestBody": CURRENT})
+async def roll(name: Name, request: Request, caller: Annotated[Caller, Depends(may_change)]) -> dict[str, Any]:
     """Roll back, or forward again."""
     server: Server = request.app.state.server
     caller.require_name(name)
+    body = await server.in_time(request, lambda: read_json(request, SetCurrent))
     async with server.working():
         version = await _in_thread(server, lambda: server.registry.set_current("masks", name, body.version))
     return _written(name, version, [])
@@ -164,7 +165,7 @@ def _guards(if_match: str | None, if_none_match: str | None) -> tuple[str | None
     if if_match is None:
         return None, if_none_match is not None
     digest = if_match.strip().strip('"')
-    if if_match.strip() != f'"{digest}"' or not digest.startswith("sha256:"):
+    if if_match.strip() != f'"{digest}"' or not DIGEST.fullmatch(digest):
         raise Rejected(400, "invalid_guard", 'If-Match takes one "sha256:..." in quotes', "If-Match")
     return digest, if_none_match is not None
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from service.registry.base import Registry
 from smn_core.engine import Engine
+from smn_core.errors import SMNError
 from smn_core.mask import TaskMask
 from smn_core.maskfile import from_bytes
 
@@ -26,7 +27,6 @@ class Shelf:
     loading: asyncio.Task[None] | None = None
     bytes: int = 0
     holders: int = 0
-    pinned: bool = False
     warnings: list[str] = field(default_factory=list)
 
 
@@ -34,7 +34,7 @@ class Library:
     """Masks of the engine's backbone by digest. Lives on one event loop; blobs are fetched and checked in threads.
 
     Args:
-        budget_bytes: for masks in host memory; those in use may exceed it.
+        budget_bytes: for masks in host memory; those in use and those pinned may exceed it.
         heard: called with the seconds that each load took.
     """
 
@@ -43,6 +43,7 @@ class Library:
     ) -> None:
         self._registry, self._engine, self._budget, self._heard = registry, engine, budget_bytes, heard
         self._shelves: OrderedDict[str, Shelf] = OrderedDict()
+        self._pins: Mapping[str, str] = {}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="smn-load")
 
     @property
@@ -73,10 +74,27 @@ class Library:
             shelf.holders -= 1
             self._tidy(digest, shelf)
 
-    async def pin(self, digest: str) -> None:
-        """Load a mask and keep it whatever the budget."""
-        async with self.hold(digest):
-            self._shelves[digest].pinned = True
+    async def pin(self, references: Sequence[str]) -> None:
+        """Load what these references mean now, and keep it whatever the budget; in place of what was pinned before.
+
+        A reference whose name is gone, or whose blob cannot be had, keeps what it meant last, if it is still here.
+
+        Raises:
+            SMNError: one of them could not be loaded; the others are.
+        """
+        failed: SMNError | None = None
+        pins = dict(self._pins)
+        for reference in references:
+            try:
+                digest = self._registry.resolve("masks", reference).digest
+                async with self.hold(digest):
+                    pins[reference] = digest
+                    self._pins = pins
+            except SMNError as error:
+                failed = error
+        self._evict()
+        if failed is not None:
+            raise failed
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -110,11 +128,11 @@ class Library:
         return mask, self._engine.prepare(mask)
 
     def _evict(self) -> None:
-        total = self.bytes
+        total, pinned = self.bytes, set(self._pins.values())
         for digest, shelf in list(self._shelves.items()):
             if total <= self._budget:
                 return
-            if shelf.holders == 0 and not shelf.pinned and shelf.loading is None:
+            if shelf.holders == 0 and digest not in pinned and shelf.loading is None:
                 self._engine.release(digest)
                 del self._shelves[digest]
                 total -= shelf.bytes

@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+import structlog
+import torch
 from fastapi import Request
 from jaxtyping import Float32
 from numpy import ndarray
@@ -27,9 +29,10 @@ from service.registry.base import Registry, Resolved
 from service.settings import Settings
 from service.telemetry import Metrics, Record
 from smn_core.engine import Engine
-from smn_core.errors import Unavailable
+from smn_core.errors import SMNError, Unavailable
 from smn_core.images import ImageReader
 
+log = structlog.get_logger("smn.work")
 T = TypeVar("T")
 CLERKS = 4
 MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
@@ -59,26 +62,41 @@ class Server:
         self.draining = False
         self.ready = False
         self.in_flight = 0
+        self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Warm up, and load what is to be resident; ready afterwards."""
         await self.warm_up()
-        for reference in dict.fromkeys([*self.settings.preload, *self.settings.pin]):
-            digest = self.registry.resolve("masks", reference).digest
-            if reference in self.settings.pin:
-                await self.library.pin(digest)
-            else:
-                async with self.library.hold(digest):
-                    pass
+        for reference in self.settings.preload:
+            async with self.library.hold(self.registry.resolve("masks", reference).digest):
+                pass
+        await self.library.pin(self.settings.pin)
+        if self.settings.pin:
+            self._following = asyncio.create_task(self._follow_pins())
         self.ready = True
 
     async def warm_up(self) -> None:
-        """One forward through the root: what is slow the first time is slow before anyone waits."""
-        import torch
-
+        """One forward on the engine's own thread. That of `load_backbone` ran on another, and a GPU's libraries keep
+        their handles by thread; and an engine that cannot run is found before the server says it is ready.
+        """
         await self.batcher.embed(None, torch.zeros(1, 3, *self.reader.input_px))
 
+    async def _follow_pins(self) -> None:
+        """A pinned name stays pinned through uploads and rollbacks: whenever names change, load what it means now."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        self.registry.listen(lambda: loop.call_soon_threadsafe(changed.set))
+        while True:
+            await changed.wait()
+            changed.clear()
+            try:
+                await self.library.pin(self.settings.pin)
+            except SMNError as error:
+                log.warning("pin", error=str(error))
+
     def close(self) -> None:
+        if self._following is not None:
+            self.registry.listen(lambda: None)
+            self._following.cancel()
         self.batcher.stop()
         self.library.close()
         self.decoders.shutdown(wait=False, cancel_futures=True)

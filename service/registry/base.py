@@ -11,7 +11,7 @@ import difflib
 import heapq
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -118,6 +118,12 @@ class Registry(Protocol):
         """Delete blobs that no version refers to; returns their digests.
 
         Only those that were uploaded, or lost their last version, longer ago than the grace period.
+        """
+
+    def listen(self, heard: Callable[[], None]) -> None:
+        """Call `heard`, on any thread, whenever a name may have changed.
+
+        A directory tells of this process's own changes alone: others' are noticed when somebody asks.
         """
 
     def check(self) -> None:

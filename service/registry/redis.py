@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha1
 from threading import Event, Lock, Thread
 from time import gmtime, monotonic, strftime
@@ -148,6 +148,9 @@ class RedisRegistry:
     def collect(self, grace_s: float = GRACE_S) -> Sequence[str]:
         found = [digest.decode() for digest in self._run(scripts.COLLECTABLE, grace_s)]
         return [d for d in sorted(found) if self._run(scripts.COLLECT, d, grace_s, digest=d)[0] == b"gone"]
+
+    def listen(self, heard: Callable[[], None]) -> None:
+        self._table.heard = heard
 
     def check(self) -> None:
         with unavailable(self._where):

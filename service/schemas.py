@@ -101,6 +101,10 @@ class SetCurrent(BaseModel):
 class OpenAIRequest(BaseModel):
     """OpenAI's embeddings request; `input` is one image or a list, as base64 or data URIs."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "flowers", "input": ["data:image/png;base64,iVBORw0KGgo..."]}]}
+    )
+
     model: str
     input: str | list[str]
     encoding_format: Literal["float", "base64"] = "float"

@@ -53,8 +53,8 @@ async def upload(
 async def listing(
     request: Request,
     caller: Annotated[Caller, Depends(may_read)],
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    after: Annotated[str, Query(max_length=128)] = "",
+    limit: Annotated[int, Query(ge=1, le=1000, description="Names a page.")] = 100,
+    after: Annotated[str, Query(max_length=128, description="`next` of the page before.")] = "",
 ) -> dict[str, Any]:
     """Masks in order of names, a page at a time; a key bound to a prefix sees its own."""
     server: Server = request.app.state.server

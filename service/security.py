@@ -82,22 +82,25 @@ def guard_of(settings: Settings) -> Guard:
     return Guard(keys)
 
 
-def may_read(request: Request) -> Caller:
+# Dependencies are coroutines although they wait for nothing: FastAPI runs plain functions in a thread each.
+
+
+async def may_read(request: Request) -> Caller:
     """Dependency: any known key."""
     caller: Caller = request.app.state.guard.caller(request)
     request.state.caller = caller
     return caller
 
 
-def may_change(request: Request) -> Caller:
+async def may_change(request: Request) -> Caller:
     """Dependency: a key that may change masks."""
-    caller = may_read(request)
+    caller = await may_read(request)
     if not caller.admin:
         raise Rejected(403, "read_only_key", "this key may embed and read, not change")
     return caller
 
 
-def known_query(request: Request) -> None:
+async def known_query(request: Request) -> None:
     """Dependency: a query has the route's parameters, each once.
 
     `?masks=flowers` would otherwise be answered by the untouched backbone, and of two masks one would win.

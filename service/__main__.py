@@ -64,6 +64,7 @@ def serve(
     from smn_core.show import note
 
     configure_logs(settings.log_format)
+    note(f"loading {settings.backbone}")
     application = create_app(settings)
     note(f"serving on http://{settings.host}:{settings.port} (docs at /docs, stop with ctrl-C)")
     run(application, settings.host, settings.port, settings.drain_s)

@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -248,7 +249,7 @@ def load(server: Running, quick: bool, out: Path | None) -> None:
 
 
 async def drive(
-    server: Running, order: Sequence[int], x: np.ndarray, rate: float | None, law: str, out: Path | None
+    server: Running, order: Sequence[int], x: NDArray[np.float32], rate: float | None, law: str, out: Path | None
 ) -> float:
     """Send the requests, `rate` a second or by clients that wait; rows of it; returns images a second."""
     waits_ms: list[float] = []
@@ -291,6 +292,7 @@ def requests_of(law: str, n: int, rng: np.random.Generator) -> list[int]:
     """The mask of each of n requests, in order of arrival."""
     some = ceil(sqrt(n))
     ranks = np.arange(1, some + 1)
+    weights: NDArray[np.floating[Any]]
     match law:
         case "identical":
             return [0] * n
@@ -320,7 +322,7 @@ def load_backbone_again(server: Running) -> Backbone:
     return load_backbone(spec)
 
 
-def pixels(server: Running, n: int) -> np.ndarray:
+def pixels(server: Running, n: int) -> NDArray[np.float32]:
     size = server.backbone.preprocess["input_size"]
     return np.random.default_rng(0).standard_normal((n, *size), dtype=np.float32)
 

@@ -120,7 +120,7 @@ class Registry(Protocol):
         Only those that were uploaded, or lost their last version, longer ago than the grace period.
         """
 
-    def listen(self, heard: Callable[[], None]) -> None:
+    def listen(self, heard: Callable[[], object]) -> None:
         """Call `heard`, on any thread, whenever a name may have changed.
 
         A directory tells of this process's own changes alone: others' are noticed when somebody asks.

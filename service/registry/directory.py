@@ -78,7 +78,7 @@ class DirectoryRegistry:
         self._folder = Path(root) / fingerprint[:16]
         self._blobs = self._folder / "blobs" / "sha256"
         self._cache: dict[tuple[Kind, str], tuple[Stamp, _Record]] = {}
-        self._heard: Callable[[], None] = lambda: None
+        self._heard: Callable[[], object] = lambda: None
         try:
             for folder in (self._blobs, *(self._folder / kind for kind in KINDS)):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ class DirectoryRegistry:
                     collected.append(digest)
         return collected
 
-    def listen(self, heard: Callable[[], None]) -> None:
+    def listen(self, heard: Callable[[], object]) -> None:
         self._heard = heard
 
     def check(self) -> None:

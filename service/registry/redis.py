@@ -149,7 +149,7 @@ class RedisRegistry:
         found = [digest.decode() for digest in self._run(scripts.COLLECTABLE, grace_s)]
         return [d for d in sorted(found) if self._run(scripts.COLLECT, d, grace_s, digest=d)[0] == b"gone"]
 
-    def listen(self, heard: Callable[[], None]) -> None:
+    def listen(self, heard: Callable[[], object]) -> None:
         self._table.heard = heard
 
     def check(self) -> None:

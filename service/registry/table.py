@@ -22,7 +22,7 @@ class Table:
 
     def __init__(self) -> None:
         self.loaded = False
-        self.heard: Callable[[], None] = lambda: None
+        self.heard: Callable[[], object] = lambda: None
         self._lock = Lock()
         self._rows: dict[Kind, dict[str, Entry]] = {kind: {} for kind in KINDS}
         self._order: dict[Kind, list[str] | None] = dict.fromkeys(KINDS)

@@ -189,15 +189,10 @@ def overhead(server: Running, quick: bool, out: Path | None) -> None:
         for stage in ("load", "queue", "decode", "swap", "forward", "total", "client"):
             row("http", "server", params, stage, "ms", [a[stage] for a in answers], out=out)
         for whole, metric in (("total", "beyond decode and forward"), ("client", "client's wait beyond them")):
-            row(
-                "http",
-                "server",
-                params,
-                metric,
-                "ms",
-                [a[whole] - a["decode"] - a["forward"] for a in answers],
-                out=out,
-            )
+            beyond = [a[whole] - a["decode"] - a["forward"] for a in answers]
+            row("http", "server", params, metric, "ms", beyond, out=out)
+        ready = [a["no processor"] for a in answers]
+        row("http", "server", params, "ready without a processor, all threads but the engine's", "ms", ready, out=out)
 
 
 def cold(server: Running, quick: bool, out: Path | None) -> None:

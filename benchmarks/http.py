@@ -180,7 +180,8 @@ def overhead(server: Running, quick: bool, out: Path | None) -> None:
                 answer = client.embed(images, "overhead")
                 waited = 1e3 * (time.perf_counter() - began)
                 after = server.waits_ns()
-                engine = max(after, key=lambda thread: after[thread])  # it ran longest; its waits are forward's
+                # The engine's thread is the one that ran longest; its waits are forward's.
+                engine = max(before, key=lambda thread: after[thread][0] - before[thread][0])
                 ready = sum(after[thread][1] - before[thread][1] for thread in before if thread != engine)
                 if turn >= 5:
                     found[form].append(stages(answer.server_timing) | {"client": waited, "no processor": 1e-6 * ready})

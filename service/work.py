@@ -85,6 +85,7 @@ class Server:
         """A pinned name stays pinned through uploads and rollbacks: whenever names change, load what it means now."""
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         self.registry.listen(lambda: loop.call_soon_threadsafe(changed.set))
+        changed.set()  # what changed before this listened
         while True:
             await changed.wait()
             changed.clear()

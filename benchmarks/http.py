@@ -192,8 +192,8 @@ def overhead(server: Running, quick: bool, out: Path | None) -> None:
         for whole, metric in (("total", "beyond decode and forward"), ("client", "client's wait beyond them")):
             beyond = [a[whole] - a["decode"] - a["forward"] for a in answers]
             row("http", "server", params, metric, "ms", beyond, out=out)
-        ready = [a["no processor"] for a in answers]
-        row("http", "server", params, "ready without a processor, all threads but the engine's", "ms", ready, out=out)
+        starved = [a["no processor"] for a in answers]
+        row("http", "server", params, "ready without a processor, all threads but the engine's", "ms", starved, out=out)
 
 
 def cold(server: Running, quick: bool, out: Path | None) -> None:

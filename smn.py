@@ -37,7 +37,7 @@ def demo(
     ] = Path("~/.cache/smn/demo"),
     prepare_only: Annotated[bool, typer.Option("--prepare-only", help="Train and show, do not serve.")] = False,
 ) -> None:
-    """Train a small backbone and two masks on digits, show what they gain, serve them: two minutes, no download."""
+    """Train a small backbone and two masks on digits, show their gain, serve them: two minutes, no download."""
     from smn_core.show import note, table
     from training.demo import prepare
 
@@ -45,7 +45,7 @@ def demo(
     made = prepare(folder, note)
     rows = [
         (row["domain"], *(f"{row[which][probe]:.3f}" for probe in ("knn", "linear") for which in ("frozen", "mask")),
-         f"{row['mask']['density']:.4f}", f"{row['bytes']:,}")
+         f"{row['mask']['density']:.6f}", f"{row['bytes']:,}")
         for row in made.scores
     ]  # fmt: skip
     table(("digits", "kNN frozen", "kNN mask", "probe frozen", "probe mask", "density", "bytes"), rows)

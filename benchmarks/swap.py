@@ -43,7 +43,7 @@ def measure(name: str, density: float, turns: int, out: Path | None) -> None:
         layout = layout_of(timm.create_model(name, num_classes=0))
     rng = np.random.default_rng(0)
     theta = torch.from_numpy(rng.standard_normal(layout.n_elements, dtype=np.float32))
-    mask, slot = _random_mask(layout, density, rng), torch.zeros_like(theta)
+    mask, slot = random_mask(layout, density, rng), torch.zeros_like(theta)
     variants: dict[str, Callable[[], object]] = {"copy": lambda: np.copyto(slot.numpy(), theta.numpy())}
     for threads in (1, 2):
         applier = applier_for(theta, layout, threads)
@@ -64,7 +64,8 @@ def measure(name: str, density: float, turns: int, out: Path | None) -> None:
             row("swap", variant, params, "ratio to copy", "x", values / copy, out=out)
 
 
-def _random_mask(layout: Layout, density: float, rng: np.random.Generator) -> TaskMask:
+def random_mask(layout: Layout, density: float, rng: np.random.Generator) -> TaskMask:
+    """A mask of independent bits, of no backbone in particular."""
     packed = np.concatenate([bits.pack(rng.random(t.n_weights) < density) for t in layout])
     return TaskMask(layout, model="", fingerprint="", packed=packed)
 

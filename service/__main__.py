@@ -25,37 +25,37 @@ LOCAL = "http://127.0.0.1:8000"
 
 @app.command()
 def serve(
-    registry: Annotated[str | None, typer.Option(metavar="DIR_OR_URL", help="[default: registry]")] = None,
-    host: Annotated[str | None, typer.Option(help="Address. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port. [default: 8000]")] = None,
+    registry: Annotated[str | None, typer.Option(metavar="DIR_OR_URL", help="Default: registry.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port. Default: 8000.")] = None,
     preload: Annotated[str | None, typer.Option(metavar="REF,...", help="Resident before the server is ready.")] = None,
     pin: Annotated[str | None, typer.Option(metavar="REF,...", help="Kept in memory whatever the budget.")] = None,
-    backbone: Annotated[str | None, typer.Option(metavar="NAME", help="timm model name. [default: resnet50]")] = None,
+    backbone: Annotated[str | None, typer.Option(metavar="NAME", help="timm model name. Default: resnet50.")] = None,
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Checkpoint; else timm's own.")] = None,
     model_arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="create_model argument.")] = None,
     image_size: Annotated[int | None, typer.Option(metavar="PX", help="Side of the input.")] = None,
     mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Pixel mean.")] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Pixel deviation.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, auto.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Masks resident at once. [default: 16]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a forward. [default: 32]")] = None,
-    threads: Annotated[int | None, typer.Option(help="torch's threads; 0: torch's default.")] = None,
-    decode_workers: Annotated[int | None, typer.Option(help="Threads that decode. [default: 2]")] = None,
-    cache_bytes: Annotated[int | None, typer.Option(help="Host memory for masks. [default: 1 GiB]")] = None,
-    queue_images: Annotated[int | None, typer.Option(help="Images admitted at once. [default: 512]")] = None,
-    max_body_bytes: Annotated[int | None, typer.Option(help="Largest body. [default: 64 MiB]")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of an image. [default: 51 million]")] = None,
-    max_images: Annotated[int | None, typer.Option(help="Most images of a request. [default: 64]")] = None,
-    timeout_ms: Annotated[int | None, typer.Option(help="Deadline of a request. [default: 30000]")] = None,
-    drain_s: Annotated[float | None, typer.Option(help="Longest drain after SIGTERM. [default: 20]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: a GPU where there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Masks resident at once. Default: 16.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a forward. Default: 32.")] = None,
+    threads: Annotated[int | None, typer.Option(help="torch's threads. Default: 0, as many as torch takes.")] = None,
+    decode_workers: Annotated[int | None, typer.Option(help="Threads that decode. Default: 2.")] = None,
+    cache_bytes: Annotated[int | None, typer.Option(help="Host memory for masks. Default: 1 GiB.")] = None,
+    queue_images: Annotated[int | None, typer.Option(help="Images admitted at once. Default: 512.")] = None,
+    max_body_bytes: Annotated[int | None, typer.Option(help="Largest body. Default: 64 MiB.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of an image. Default: 51 million.")] = None,
+    max_images: Annotated[int | None, typer.Option(help="Most images of a request. Default: 64.")] = None,
+    timeout_ms: Annotated[int | None, typer.Option(help="Deadline of a request. Default: 30000.")] = None,
+    drain_s: Annotated[float | None, typer.Option(help="Longest drain after SIGTERM. Default: 20.")] = None,
     api_keys: Annotated[str | None, typer.Option(metavar="KEY,...", help="May embed and read.")] = None,
     admin_keys: Annotated[str | None, typer.Option(metavar="KEY,...", help="May change masks.")] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Serve beyond loopback without keys.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="json or console.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="json or console. Default: json.")] = None,
     otlp_endpoint: Annotated[str | None, typer.Option(metavar="URL", help="Collector of traces, OTLP/HTTP.")] = None,
 ) -> None:  # fmt: skip
-    """Serve a backbone and the masks of a registry over HTTP. Every option has an SMN_ variable."""
+    """Serve a backbone and a registry's masks over HTTP. Options are variables too: --max-images, SMN_MAX_IMAGES."""
     given = {name: value for name, value in locals().items() if value is not None}
     settings = _settings(given)
 
@@ -65,6 +65,7 @@ def serve(
     from smn_core.show import note
 
     configure_logs(settings.log_format)
+    note(f"loading {settings.backbone}")
     application = create_app(settings)
     note(f"serving on http://{settings.host}:{settings.port} (docs at /docs, stop with ctrl-C)")
     run(application, settings.host, settings.port, settings.drain_s)
@@ -91,7 +92,7 @@ def push(
 def pull(
     reference: Annotated[str, typer.Argument(metavar="REF", help="name, name@version, or cascade:name.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE_OR_DIR", help="[default: NAME.smn, of a cascade the folder NAME]")
+        Path | None, typer.Option(metavar="FILE_OR_DIR", help="Default: NAME.smn, of a cascade the folder NAME.")
     ] = None,
     server: Server = LOCAL,
     key: KeyOption = None,
@@ -138,8 +139,8 @@ def list_masks(
 
 @app.command()
 def rollback(
-    name: Annotated[str, typer.Argument(help="A mask's name, or cascade:name.")],
-    version: Annotated[int, typer.Argument(help="The version to make current.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A mask's name, or cascade:name.")],
+    version: Annotated[int, typer.Argument(metavar="VERSION", help="The version to make current.")],
     server: Server = LOCAL,
     key: KeyOption = None,
     as_json: Json = False,
@@ -153,7 +154,7 @@ def rollback(
 
 @app.command()
 def delete(
-    name: Annotated[str, typer.Argument(help="A mask's name, or cascade:name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A mask's name, or cascade:name.")],
     version: Annotated[int | None, typer.Option(help="Only this version.")] = None,
     server: Server = LOCAL,
     key: KeyOption = None,
@@ -170,7 +171,9 @@ def gc(
     registry: Annotated[
         str, typer.Option(metavar="DIR_OR_URL", envvar="SMN_REGISTRY", help="The registry.")
     ] = "registry",
-    grace_s: Annotated[float, typer.Option(min=0, help="Leave blobs younger than this.")] = 3600.0,
+    grace_s: Annotated[
+        float, typer.Option(min=0, help="Leave blobs that are younger, or lost their last version later.")
+    ] = 3600.0,
     as_json: Json = False,
 ) -> None:
     """Delete what no version of a registry refers to any more."""

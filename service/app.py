@@ -6,14 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import torch
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from opentelemetry.trace import TracerProvider
 
 from service import errors, tracing
+from service.connection import Lingering
 from service.registry.base import Registry
 from service.routes import cascades, embed, masks, openai, status
 from service.schemas import ErrorBody
-from service.security import guard_of
+from service.security import guard_of, known_query
 from service.settings import Settings
 from service.telemetry import Observed
 from service.work import Server
@@ -21,7 +22,12 @@ from smn_core.backbone import Backbone, load_backbone
 from smn_core.engine import Engine
 
 DESCRIPTION = """One frozen vision backbone, hundreds of specialities: `POST /embed?mask=NAME` embeds images through a
-mask that was learned for their domain and uploaded with `PUT /masks/NAME`."""
+mask that was learned for their domain and uploaded with `PUT /masks/NAME`.
+
+Every call takes `X-Request-ID`, which comes back, and `X-Timeout-Ms`, a deadline below the server's own (then 504).
+Every answer with embeddings has `X-SMN-Digest`, the digest of the mask that made them or `root`, and `Server-Timing`:
+load, queue, decode, swap, forward and total in milliseconds. Every error is
+`{"error": {"message", "type", "param", "code"}}`; 429 and 503 come with `Retry-After`."""
 ERRORS = {code: {"model": ErrorBody} for code in (400, 401, 403, 404, 405, 409, 412, 413, 415, 422, 429, 500, 503, 504)}
 
 
@@ -60,12 +66,15 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,
         telemetry=tracing.config_of(tracer_provider or exporting),
     )
     app.state.server, app.state.guard = server, guard
     errors.install(app)
-    for routes in (embed, openai, masks, cascades, status):
-        app.include_router(routes.router)
+    for routes in (embed, openai, masks, cascades):
+        app.include_router(routes.router, dependencies=[Depends(known_query)])
+    app.include_router(status.router)
+    app.add_middleware(Lingering)
     app.add_middleware(Observed, metrics=server.metrics)
     return app
 

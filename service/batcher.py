@@ -29,7 +29,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from smn_core.engine import Engine, Segment
-from smn_core.errors import NotReady, SMNError
+from smn_core.errors import NotReady, SMNError, Unavailable
 
 
 class QueueFull(SMNError):
@@ -197,7 +197,7 @@ class Batcher:
             raise
 
     def stop(self) -> None:
-        """Finish the batch in hand and end the thread."""
+        """Finish the batch in hand, fail what waits, and end the thread."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -223,9 +223,10 @@ class Batcher:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (rows := self._take()) and not self._stopping:
+                while not self._stopping and not (rows := self._take()):
                     self._wake.wait()
-                if not rows:
+                if self._stopping:
+                    _fail([row for queue in self._queues.values() for row in queue], Unavailable("the server stopped"))
                     return
             self._run_batch(rows)
 

@@ -5,19 +5,22 @@ Everything is bounded before it is read; decoding happens later, in worker threa
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 import torch
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from jaxtyping import Float32
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from torch import Tensor
@@ -28,6 +31,10 @@ from smn_core.errors import InvalidImage
 from smn_core.images import ImageReader
 
 DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]+)*,", re.ASCII)
+MAX_FIELDS = 16
+MAX_SMALL_BYTES = 64 * 1024
+"""A JSON body that holds no image."""
+Model = TypeVar("Model", bound=BaseModel)
 MEDIA_TYPES = "image/*, multipart/form-data, application/json or application/x-npy"
 
 
@@ -79,11 +86,11 @@ async def read_images(request: Request, limit_bytes: int, max_images: int) -> Im
     Raises:
         Rejected: 400 malformed, 413 too large or too many, 415 another type, 422 no array.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(request)
     if kind == "multipart/form-data":
         found = await _from_multipart(request, limit_bytes, max_images)
     elif kind == "application/json":
-        found = _from_json(await read_body(request, limit_bytes))
+        found = await asyncio.to_thread(_from_json, await read_body(request, limit_bytes), max_images)
     elif kind.startswith("image/"):
         found = [await read_body(request, limit_bytes)]
     elif kind == NPY:
@@ -96,6 +103,28 @@ async def read_images(request: Request, limit_bytes: int, max_images: int) -> Im
         raise Rejected(415, "unsupported_type", f"content type {kind or 'missing'}: send {MEDIA_TYPES}")
     require_count(len(found), max_images)
     return Images(found)
+
+
+def media_type(request: Request) -> str:
+    """The content type without its parameters; empty where there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_json(request: Request, model: type[Model], limit_bytes: int = MAX_SMALL_BYTES) -> Model:
+    """A JSON body as a model. FastAPI itself would read one of any size.
+
+    Raises:
+        Rejected: 413 too large, 415 another content type.
+        RequestValidationError: 400, not JSON, or not the model's.
+    """
+    if media_type(request) != "application/json":
+        kind = media_type(request) or "missing"
+        raise Rejected(415, "unsupported_type", f"content type {kind}: send application/json", "Content-Type")
+    body = await read_body(request, limit_bytes)
+    try:
+        return await asyncio.to_thread(model.model_validate_json, body)
+    except ValidationError as error:
+        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from error
 
 
 def require_count(n_images: int, max_images: int) -> None:
@@ -173,21 +202,24 @@ async def _from_multipart(request: Request, limit_bytes: int, max_images: int) -
 
     request._receive = counted
     try:
-        async with request.form(max_files=max_images + 1, max_fields=16, max_part_size=limit_bytes) as form:
+        async with request.form(max_files=max_images + 1, max_fields=MAX_FIELDS, max_part_size=limit_bytes) as form:
             parts = form.getlist("image") + form.getlist("images")
             return [await p.read() if isinstance(p, UploadFile) else p.encode("latin-1", "replace") for p in parts]
     except HTTPException as error:  # what Starlette makes of its MultiPartException inside an application
         if "Too many files" in error.detail:
             raise Rejected(413, "too_many_images", f"more than {max_images} images in a request", "image") from error
+        if "Too many fields" in error.detail:
+            raise Rejected(413, "too_many_parts", f"more than {MAX_FIELDS} parts that are no files") from error
         raise Rejected(400, "invalid_multipart", f"the body is not multipart/form-data: {error.detail}") from error
     finally:
         request._receive = receive
 
 
-def _from_json(body: bytes) -> list[bytes]:
+def _from_json(body: bytes, max_images: int) -> list[bytes]:
     images = parse_json(body).get("images")
     if not isinstance(images, list):
         raise Rejected(400, "no_images", 'send {"images": [base64 or data URI, ...]}', "images")
+    require_count(len(images), max_images)
     return [decode_text(text, f"images[{i}]") for i, text in enumerate(images)]
 
 

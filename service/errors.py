@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from service.batcher import QueueFull
 from smn_core import errors
@@ -89,6 +90,10 @@ def install(app: FastAPI) -> None:
         if isinstance(error, errors.NotFound) and caller is not None and caller.prefix:
             message = message.partition("; near it:")[0]  # other customers' names
         return response_of(status_of(error), error.code, message, getattr(error, "param", None))
+
+    @app.exception_handler(ClientDisconnect)
+    async def _(_: Request, __: ClientDisconnect) -> JSONResponse:
+        return response_of(499, "client_gone", "the client hung up before its body was here")  # for the log alone
 
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, error: RequestValidationError) -> JSONResponse:

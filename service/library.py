@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from service.registry.base import Registry
+from service.registry.base import CASCADE, Registry
 from smn_core import cascadefile
 from smn_core.cascade import Cascade
 from smn_core.engine import Engine
+from smn_core.errors import SMNError
 from smn_core.maskfile import from_bytes
 
 
@@ -28,7 +29,6 @@ class Shelf:
     loading: asyncio.Task[None] | None = None
     bytes: int = 0
     holders: int = 0
-    pinned: bool = False
     warnings: list[str] = field(default_factory=list)
 
 
@@ -40,7 +40,7 @@ class Library:
     """Masks and cascades of the engine's backbone by digest. Lives on one event loop; threads fetch and check blobs.
 
     Args:
-        budget_bytes: for masks in host memory; those in use may exceed it.
+        budget_bytes: for masks in host memory; those in use and those pinned may exceed it.
         heard: called with the seconds that each load took.
     """
 
@@ -49,6 +49,7 @@ class Library:
     ) -> None:
         self._registry, self._engine, self._budget, self._heard = registry, engine, budget_bytes, heard
         self._shelves: OrderedDict[str, Shelf] = OrderedDict()
+        self._pins: Mapping[str, tuple[str, ...]] = {}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="smn-load")
 
     @property
@@ -101,11 +102,35 @@ class Library:
     def _is_ready(self, digest: str, shelf: Shelf) -> bool:
         return shelf.cascade is not None or self._engine.ready(digest)
 
-    async def pin(self, *digests: str) -> None:
-        """Load masks and keep them whatever the budget."""
-        async with self.hold(*digests):
-            for digest in digests:
-                self._shelves[digest].pinned = True
+    async def masks_of(self, reference: str) -> tuple[str, ...]:
+        """The masks that a reference means now; those of `cascade:REF` are root and experts."""
+        if not reference.startswith(CASCADE):
+            return (self._registry.resolve("masks", reference).digest,)
+        resolved = self._registry.resolve("cascades", reference.removeprefix(CASCADE))
+        async with self.hold_cascade(resolved.digest) as cascade:
+            return cascade.masks
+
+    async def pin(self, references: Sequence[str]) -> None:
+        """Load what these references mean now, and keep it whatever the budget; in place of what was pinned before.
+
+        A reference whose name is gone, or whose blob cannot be had, keeps what it meant last, if it is still here.
+
+        Raises:
+            SMNError: one of them could not be loaded; the others are.
+        """
+        failed: SMNError | None = None
+        pins = dict(self._pins)
+        for reference in references:
+            try:
+                digests = await self.masks_of(reference)
+                async with self.hold(*digests):
+                    pins[reference] = digests
+                    self._pins = pins
+            except SMNError as error:
+                failed = error
+        self._evict()
+        if failed is not None:
+            raise failed
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -144,11 +169,11 @@ class Library:
         shelf.bytes, shelf.cascade = cascade.nbytes, cascade
 
     def _evict(self) -> None:
-        total = self.bytes
+        total, pinned = self.bytes, {digest for digests in self._pins.values() for digest in digests}
         for digest, shelf in list(self._shelves.items()):
             if total <= self._budget:
                 return
-            if shelf.holders == 0 and not shelf.pinned and shelf.loading is None:
+            if shelf.holders == 0 and digest not in pinned and shelf.loading is None:
                 if shelf.cascade is None:
                     self._engine.release(digest)
                 del self._shelves[digest]

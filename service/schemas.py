@@ -126,11 +126,15 @@ class MaskList(BaseModel):
 class SetCurrent(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": 1}]})
 
-    version: int = Field(ge=1, le=999_999_999)
+    version: int = Field(ge=1, le=999_999_999, strict=True)
 
 
 class OpenAIRequest(BaseModel):
     """OpenAI's embeddings request; `input` is one image or a list, as base64 or data URIs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "flowers", "input": ["data:image/png;base64,iVBORw0KGgo..."]}]}
+    )
 
     model: str
     input: str | list[str]

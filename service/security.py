@@ -82,19 +82,37 @@ def guard_of(settings: Settings) -> Guard:
     return Guard(keys)
 
 
-def may_read(request: Request) -> Caller:
+# Dependencies are coroutines although they wait for nothing: FastAPI runs plain functions in a thread each.
+
+
+async def may_read(request: Request) -> Caller:
     """Dependency: any known key."""
     caller: Caller = request.app.state.guard.caller(request)
     request.state.caller = caller
     return caller
 
 
-def may_change(request: Request) -> Caller:
+async def may_change(request: Request) -> Caller:
     """Dependency: a key that may change masks."""
-    caller = may_read(request)
+    caller = await may_read(request)
     if not caller.admin:
         raise Rejected(403, "read_only_key", "this key may embed and read, not change")
     return caller
+
+
+async def known_query(request: Request) -> None:
+    """Dependency: a query has the route's parameters, each once.
+
+    `?masks=flowers` would otherwise be answered by the untouched backbone, and of two masks one would win.
+    """
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in dict.fromkeys(given):
+        if name not in known:
+            takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+            raise Rejected(400, "unknown_parameter", f"{name[:64]!r} is no parameter here: {takes}", name[:64])
+        if given.count(name) > 1:
+            raise Rejected(400, "repeated_parameter", f"{name} is given {given.count(name)} times", name)
 
 
 def _key(text: str, *, admin: bool) -> Key:

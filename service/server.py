@@ -11,6 +11,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from service.connection import BoundedProtocol
 from service.work import Server
 
 
@@ -43,6 +44,10 @@ class DrainingServer(uvicorn.Server):
         end = loop.time() + self._drain_s
         while self._server.in_flight and loop.time() < end:
             await asyncio.sleep(0.01)
+        if self._server.in_flight:  # the limit is reached: what waits for the engine gets its 503 while it can be sent
+            await asyncio.to_thread(self._server.batcher.stop)
+        # What is left of the limit is for answers on their way; a second at least, or none would get through.
+        self.config.timeout_graceful_shutdown = max(1, round(end - loop.time()))
         self.should_exit = True
 
 
@@ -55,11 +60,12 @@ def run(app: FastAPI, host: str, port: int, drain_s: float) -> None:
     """
     config = uvicorn.Config(
         app,
+        http=BoundedProtocol,
+        ws="none",
         log_config=None,
         lifespan="off",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(drain_s)),
     )
     server = DrainingServer(config, app, drain_s)
     assert threading.current_thread() is threading.main_thread()

@@ -24,7 +24,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     preload: Names = Field([], description="References that are resident before the server is ready.")
-    pin: Names = Field([], description="References that stay in host memory whatever the budget.")
+    pin: Names = Field(
+        [], description="References that stay in host memory whatever the budget; a name through uploads and rollbacks."
+    )
 
     backbone: str = Field("resnet50", description="timm model name.")
     weights: Path | None = Field(None, description="safetensors or weights_only checkpoint; timm's pretrained weights.")

@@ -138,7 +138,9 @@ class Observed:
 def configure_logs(log_format: str) -> None:
     """structlog to stdout, one line an event: JSON, or coloured text for people."""
     renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer()
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
     )
     structlog.configure(
         processors=[

@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import structlog
+import torch
 from fastapi import Request
 from jaxtyping import Float32, Int64
 from numpy import ndarray
@@ -29,14 +31,13 @@ from service.settings import Settings
 from service.telemetry import Metrics, Record
 from smn_core.cascade import Cascade
 from smn_core.engine import Engine
-from smn_core.errors import InvalidArgument, Unavailable
+from smn_core.errors import InvalidArgument, SMNError, Unavailable
 from smn_core.images import ImageReader
 from smn_core.offline import require_dimensions
 
+log = structlog.get_logger("smn.work")
 T = TypeVar("T")
 CLERKS = 4
-CASCADE = "cascade:"
-"""What a reference begins with where masks and cascades are named alike."""
 MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -97,34 +98,42 @@ class Server:
         self.draining = False
         self.ready = False
         self.in_flight = 0
+        self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Warm up, and load what is to be resident; ready afterwards."""
         await self.warm_up()
-        for reference in dict.fromkeys([*self.settings.preload, *self.settings.pin]):
-            digests = await self._masks_of(reference)
-            if reference in self.settings.pin:
-                await self.library.pin(*digests)
-            else:
-                async with self.library.hold(*digests):
-                    pass
+        for reference in self.settings.preload:
+            async with self.library.hold(*await self.library.masks_of(reference)):
+                pass
+        await self.library.pin(self.settings.pin)
+        if self.settings.pin:
+            self._following = asyncio.create_task(self._follow_pins())
         self.ready = True
 
-    async def _masks_of(self, reference: str) -> tuple[str, ...]:
-        """The masks of a reference; those of `cascade:REF` are root and experts."""
-        if not reference.startswith(CASCADE):
-            return (self.registry.resolve("masks", reference).digest,)
-        resolved = self.registry.resolve("cascades", reference.removeprefix(CASCADE))
-        async with self.library.hold_cascade(resolved.digest) as cascade:
-            return cascade.masks
-
     async def warm_up(self) -> None:
-        """One forward through the root: what is slow the first time is slow before anyone waits."""
-        import torch
-
+        """One forward on the engine's own thread. That of `load_backbone` ran on another, and a GPU's libraries keep
+        their handles by thread; and an engine that cannot run is found before the server says it is ready.
+        """
         await self.batcher.embed(None, torch.zeros(1, 3, *self.reader.input_px))
 
+    async def _follow_pins(self) -> None:
+        """A pinned name stays pinned through uploads and rollbacks: whenever names change, load what it means now."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        self.registry.listen(lambda: loop.call_soon_threadsafe(changed.set))
+        changed.set()  # what changed before this listened
+        while True:
+            await changed.wait()
+            changed.clear()
+            try:
+                await self.library.pin(self.settings.pin)
+            except SMNError as error:
+                log.warning("pin", error=str(error))
+
     def close(self) -> None:
+        if self._following is not None:
+            self.registry.listen(lambda: None)
+            self._following.cancel()
         self.batcher.stop()
         self.passes.close()
         self.library.close()
@@ -158,16 +167,14 @@ class Server:
             QueueFull, NotFound, Unavailable, InvalidImage, InvalidMask, InvalidCascade: as their sources.
         """
         record: Record = request.state.record
-        limit_s = self.deadline_s(request)
+        self.deadline_s(request)  # one that cannot be read is refused before anything else
         async with self.working():
-            target = self._resolve(wanted)
             # One place before anything is read; the others once it is known how many images there are.
             with self.batcher.admit(1):
-                target = await self._in_time(record, limit_s, self._check(target, wanted))
-                images = await self._in_time(record, limit_s, read())
-                n_more = max(0, images.count - 1)
-                with self.batcher.admit(n_more):
-                    return await self._in_time(record, limit_s, until_gone(request, self._run(record, images, target)))
+                target = await self.in_time(request, lambda: self._check(self._resolve(wanted), wanted))
+                images = await self.in_time(request, read)
+                with self.batcher.admit(max(0, images.count - 1)):
+                    return await self.in_time(request, lambda: until_gone(request, self._run(record, images, target)))
 
     def _resolve(self, wanted: Wanted) -> Target:
         if wanted.cascade is not None:
@@ -218,12 +225,17 @@ class Server:
         self.metrics.decode_seconds.observe(record.stages["decode"])
         return x
 
-    async def _in_time(self, record: Record, limit_s: float, work: Awaitable[T]) -> T:
-        """Wait for work until the request is `limit_s` old."""
-        left_s = limit_s - (time.perf_counter() - record.began)
+    async def in_time(self, request: Request, work: Callable[[], Awaitable[T]]) -> T:
+        """Wait for work until the request is as old as it may become.
+
+        Raises:
+            Rejected: 504; 400, a deadline that cannot be read.
+        """
+        record: Record = request.state.record
         try:
-            async with asyncio.timeout(max(0.0, left_s)):
-                return await work
+            limit_s = self.deadline_s(request)
+            async with asyncio.timeout(max(0.0, limit_s - (time.perf_counter() - record.began))):
+                return await work()
         except TimeoutError as error:
             raise Rejected(504, "deadline", f"no answer within {1e3 * limit_s:.0f} ms") from error
 
@@ -236,6 +248,7 @@ class Server:
         text = request.headers.get("x-timeout-ms")
         if text is None:
             return self.settings.timeout_ms / 1e3
+        text = text.strip()
         if not MILLISECONDS.fullmatch(text):
             raise Rejected(
                 400, "invalid_timeout", f"X-Timeout-Ms {text[:32]!r} is not a number of milliseconds", "X-Timeout-Ms"

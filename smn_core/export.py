@@ -9,9 +9,8 @@ from numpy import ndarray
 from timm.models import create_model
 
 from smn_core import tensorfile
-from smn_core.apply import inverse_alphas
+from smn_core.apply import reference
 from smn_core.backbone import Backbone
-from smn_core.bits import unpack
 from smn_core.errors import InvalidMask
 from smn_core.files import write_bytes
 from smn_core.mask import TaskMask
@@ -28,9 +27,12 @@ def masked_weights(backbone: Backbone, mask: TaskMask) -> dict[str, ndarray]:
     """
     check_fits(mask, backbone)
     weights = {name: tensor.numpy().copy() for name, tensor in backbone.model.state_dict().items()}
-    for tensor, scale in zip(mask.layout, inverse_alphas(mask), strict=True):
-        on = unpack(mask.packed[tensor.bytes], tensor.n_weights).reshape(tensor.shape)
-        weights[tensor.name] = weights[tensor.name] * on * scale
+    theta = np.zeros(mask.layout.n_elements, np.float32)
+    for tensor in mask.layout:
+        theta[tensor.elements] = weights[tensor.name].reshape(-1)
+    masked = reference(theta, mask)
+    for tensor in mask.layout:
+        weights[tensor.name] = masked[tensor.elements].reshape(tensor.shape)
     weights.update({name: np.ascontiguousarray(values) for name, values in mask.state.items()})
     return weights
 

@@ -84,11 +84,17 @@ def read_mask(path: Path | str, layout: Layout | None = None) -> TaskMask:
     Raises:
         InvalidMask: as `from_bytes`, or the file cannot be read.
     """
+    return read_file(path, layout)[1]
+
+
+def read_file(path: Path | str, layout: Layout | None = None) -> tuple[bytes, TaskMask]:
+    """As `read_mask`, with the bytes that the mask was read from."""
     path = Path(path)
     try:
         if layout is not None and path.stat().st_size > max_file_bytes(layout):
             raise InvalidMask(f"{path} has {path.stat().st_size} bytes, too many for a mask of this backbone")
-        return from_bytes(path.read_bytes(), layout)
+        data = path.read_bytes()
+        return data, from_bytes(data, layout)
     except OSError as error:
         raise InvalidMask(f"cannot read {path}: {error.strerror}") from error
     except InvalidMask as error:

@@ -9,7 +9,7 @@ from typing import Any
 from smn_core import bits, cascadefile, tensorfile
 from smn_core.errors import InvalidMask
 from smn_core.mask import TaskMask
-from smn_core.maskfile import read_mask
+from smn_core.maskfile import read_file
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         InvalidMask, UnknownModel: as `read_mask`.
     """
-    mask = read_mask(path)
+    data, mask = read_file(path)
     model = json.loads(mask.model)
     return {
         "file": str(path),
@@ -41,7 +41,7 @@ def describe(path: Path) -> dict[str, Any]:
             for t, on in zip(mask.layout, mask.on_counts, strict=True)
         ],
         "stages": stages(mask),
-        "sizes": sizes(path, mask),
+        "sizes": sizes(data, mask),
         "state": {name: list(values.shape) for name, values in mask.state.items()},
         "classes": list(mask.head.classes) if mask.head else None,
         "preprocess": mask.preprocess,
@@ -59,9 +59,8 @@ def stages(mask: TaskMask) -> list[dict[str, Any]]:
     return found
 
 
-def sizes(path: Path, mask: TaskMask) -> dict[str, Any]:
-    """Every byte of the file, and what it replaces: a copy of the maskable weights."""
-    data = path.read_bytes()
+def sizes(data: bytes, mask: TaskMask) -> dict[str, Any]:
+    """Every byte of a mask's file, and what it replaces: a copy of the maskable weights."""
     file = tensorfile.from_bytes(data)
     in_parts = {"bits": 0, "state": 0, "head": 0}
     for name, values in file.tensors.items():

@@ -11,7 +11,7 @@ import difflib
 import heapq
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -19,6 +19,8 @@ from smn_core.errors import InvalidArgument, NotFound
 
 Kind = Literal["masks", "cascades"]
 KINDS: tuple[Kind, ...] = ("masks", "cascades")
+CASCADE = "cascade:"
+"""What a reference begins with where masks and cascades are named alike."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 GRACE_S = 3600.0
@@ -118,6 +120,12 @@ class Registry(Protocol):
         """Delete blobs that no version refers to; returns their digests.
 
         Only those that were uploaded, or lost their last version, longer ago than the grace period.
+        """
+
+    def listen(self, heard: Callable[[], object]) -> None:
+        """Call `heard`, on any thread, whenever a name may have changed.
+
+        A directory tells of this process's own changes alone: others' are noticed when somebody asks.
         """
 
     def check(self) -> None:

@@ -21,7 +21,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -78,6 +78,7 @@ class DirectoryRegistry:
         self._folder = Path(root) / fingerprint[:16]
         self._blobs = self._folder / "blobs" / "sha256"
         self._cache: dict[tuple[Kind, str], tuple[Stamp, _Record]] = {}
+        self._heard: Callable[[], object] = lambda: None
         try:
             for folder in (self._blobs, *(self._folder / kind for kind in KINDS)):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -190,6 +191,9 @@ class DirectoryRegistry:
                     collected.append(digest)
         return collected
 
+    def listen(self, heard: Callable[[], object]) -> None:
+        self._heard = heard
+
     def check(self) -> None:
         try:
             os.listdir(self._folder)  # noqa: PTH208 - a listing that fails when it is made, not when it is read
@@ -262,6 +266,7 @@ class DirectoryRegistry:
         path = self._folder / kind / f"{name}.json"
         before = path.stat().st_mtime_ns if path.exists() else 0
         self._write(path, record.to_json().encode(), max(time.time_ns(), before + 1))
+        self._heard()
 
     def _write(self, path: Path, data: bytes, mtime_ns: int | None = None) -> None:
         temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import bisect
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha1
 from threading import Event, Lock, Thread
 from time import gmtime, monotonic, strftime
 from typing import NoReturn
 
-from redis.exceptions import NoScriptError
+from redis import exceptions
 
 from service.registry import scripts
 from service.registry.base import (
@@ -61,6 +61,7 @@ class RedisRegistry:
         self._clients_lock = Lock()
         self._table = Table()
         self._trouble = "it has not answered yet"
+        self._hangs = False
         self._tried, self._stopping = Event(), Event()
         self._following: Client = None
         self._thread = Thread(target=self._follow, name="smn-registry-follower", daemon=True)
@@ -148,6 +149,9 @@ class RedisRegistry:
         found = [digest.decode() for digest in self._run(scripts.COLLECTABLE, grace_s)]
         return [d for d in sorted(found) if self._run(scripts.COLLECT, d, grace_s, digest=d)[0] == b"gone"]
 
+    def listen(self, heard: Callable[[], object]) -> None:
+        self._table.heard = heard
+
     def check(self) -> None:
         with unavailable(self._where):
             self._client(FOLLOW_TIMEOUT_S).ping()
@@ -172,6 +176,9 @@ class RedisRegistry:
         with self._clients_lock:
             if self._stopping.is_set():
                 raise Unavailable("the registry is closed")
+            if self._hangs and timeout_s == COMMAND_TIMEOUT_S:
+                # Each command would wait out its timeout, and those who wait for it with it.
+                raise Unavailable(f"the registry at {self._where} is away: {self._trouble}")
             if timeout_s not in self._clients:
                 self._clients[timeout_s] = self._connect(timeout_s)  # a cluster connects here, the others do not
             return self._clients[timeout_s]
@@ -182,7 +189,7 @@ class RedisRegistry:
             client = client or self._client()
             try:
                 return client.evalsha(sha1(script.encode()).hexdigest(), len(keys), *keys, *arguments)
-            except NoScriptError:
+            except exceptions.NoScriptError:
                 return client.eval(script, len(keys), *keys, *arguments)
 
     def _put(self, kind: Kind, name: str, answer: list[bytes]) -> Entry:
@@ -210,6 +217,7 @@ class RedisRegistry:
                     self._following = self._connect(FOLLOW_TIMEOUT_S)
                     position = self._snapshot()
                     self._tried.set()
+                    self._hangs = False
                     backoff_s = LONGEST_BACKOFF_S / 16
                     while not self._stopping.is_set():
                         position = self._step(position)
@@ -218,6 +226,7 @@ class RedisRegistry:
                 if self._stopping.is_set():
                     break
                 self._trouble = str(error)
+                self._hangs = isinstance(error.__cause__, TimeoutError | exceptions.TimeoutError)
                 self._tried.set()
                 log.warning("following the registry failed, again in %.2f s: %s", backoff_s, error)
                 self._stopping.wait(backoff_s)

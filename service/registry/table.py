@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from threading import Lock
 
 from service.registry.base import KINDS, Entry, Kind
@@ -13,6 +13,8 @@ Row = tuple[Kind, str, Entry | None]
 class Table:
     """Entries by name; `get` and `names` may be called by any thread while others write.
 
+    `heard` is called after every change, by whoever made it.
+
     Every row carries the id of a change at or after which it was read, and never goes back to an earlier one: a
     process's own writes and the follower's come in any order. A snapshot replaces everything but what was put since its
     reading began and is later than it.
@@ -20,6 +22,7 @@ class Table:
 
     def __init__(self) -> None:
         self.loaded = False
+        self.heard: Callable[[], object] = lambda: None
         self._lock = Lock()
         self._rows: dict[Kind, dict[str, Entry]] = {kind: {} for kind in KINDS}
         self._order: dict[Kind, list[str] | None] = dict.fromkeys(KINDS)
@@ -45,6 +48,7 @@ class Table:
                 if self._since is not None:
                     self._since.append((at, row))
                 self._set(self._rows, row, at)
+        self.heard()
 
     def begin(self) -> None:
         """A snapshot is about to be read."""
@@ -66,6 +70,7 @@ class Table:
             self._since = None
             self._rows = fresh
             self.loaded = True
+        self.heard()
 
     def _set(self, rows: dict[Kind, dict[str, Entry]], row: Row, at: int) -> None:
         kind, name, entry = row

@@ -38,7 +38,8 @@ async def upload(
     caller.require_name(name)
     guard, absent = guards(if_match, if_none_match)
     async with server.working():
-        data = await read_body(request, server.settings.max_body_bytes)
+        limit = server.settings.max_body_bytes
+        data = await server.in_time(request, lambda: read_body(request, limit))
         cascade = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
         if caller.prefix:
             await in_thread(server, lambda: _require_own(server.registry, caller.prefix, name, cascade))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -93,6 +94,11 @@ def _cascade_used(found: Embedding) -> dict[str, Any] | None:
 
 
 def wants_npy(request: Request) -> bool:
-    """Whether the client prefers `application/x-npy` by its Accept header."""
-    accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")]
-    return respond.NPY in accepted
+    """Whether the client's Accept header rates `application/x-npy` at least as high as JSON, and not 0."""
+    rated = {}
+    for part in request.headers.get("accept", "").split(","):
+        kind, _, parameters = part.partition(";")
+        weight = re.search(r"(?:^|;)\s*q=([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", parameters)
+        rated[kind.strip().lower()] = float(weight[1]) if weight else 1.0
+    npy = rated.get(respond.NPY, 0.0)
+    return npy > 0 and npy >= max(rated.get(kind, 0.0) for kind in ("application/json", "application/*"))

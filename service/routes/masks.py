@@ -35,7 +35,7 @@ async def upload(
     guard, absent = guards(if_match, if_none_match)
     async with server.working():
         limit = min(server.settings.max_body_bytes, max_file_bytes(server.engine.backbone.layout))
-        data = await read_body(request, limit)
+        data = await server.in_time(request, lambda: read_body(request, limit))
         warnings = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
         done = await in_thread(
             server, lambda: server.registry.publish("masks", name, data, if_match=guard, if_absent=absent)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 
 from service import respond
-from service.bodies import Images, decode_text, read_body, require_count
-from service.registry.base import Kind, parse_reference
+from service.bodies import Images, decode_text, read_json, require_count
+from service.registry.base import CASCADE, Kind, parse_reference
 from service.schemas import OpenAIAnswer, OpenAIModels, OpenAIRequest
 from service.security import Caller, may_read
-from service.work import CASCADE, Server, Wanted
+from service.work import Server, Wanted
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 MODELS_LISTED = 1000
@@ -26,7 +25,8 @@ BODY = {"required": True, "content": {"application/json": {"schema": OpenAIReque
 async def embeddings(request: Request, caller: Annotated[Caller, Depends(may_read)]) -> Response:
     """Embeddings as OpenAI's API gives them; base64 is little-endian float32."""
     server: Server = request.app.state.server
-    body = await _body_of(request, server.settings.max_body_bytes)
+    limit = server.settings.max_body_bytes
+    body = await server.in_time(request, lambda: read_json(request, OpenAIRequest, limit))
     texts = [body.input] if isinstance(body.input, str) else body.input
     require_count(len(texts), server.settings.max_images)
     wanted = _wanted(body, server)
@@ -35,7 +35,8 @@ async def embeddings(request: Request, caller: Annotated[Caller, Depends(may_rea
             caller.require_name(parse_reference(reference)[0])
 
     async def read() -> Images:
-        return Images([decode_text(text, f"input[{i}]") for i, text in enumerate(texts)])
+        named = [(text, f"input[{i}]") for i, text in enumerate(texts)]
+        return Images(await asyncio.to_thread(lambda: [decode_text(*one) for one in named]))
 
     found = await server.embed(request, read, wanted)
     z = respond.shape(found.z, body.dimensions, normalize=False)
@@ -66,14 +67,6 @@ async def models(request: Request, caller: Annotated[Caller, Depends(may_read)])
         "object": "list",
         "data": [{"id": name, "object": "model", "created": 0, "owned_by": "smn"} for name in ids],
     }
-
-
-async def _body_of(request: Request, limit_bytes: int) -> OpenAIRequest:
-    """The request's JSON. FastAPI would read a body of any size."""
-    try:
-        return OpenAIRequest.model_validate_json(await read_body(request, limit_bytes))
-    except ValidationError as error:
-        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from error
 
 
 def _wanted(body: OpenAIRequest, server: Server) -> Wanted:

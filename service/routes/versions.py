@@ -8,14 +8,16 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
+from service.bodies import read_json
 from service.errors import Rejected
-from service.registry.base import Entry, Kind, Published, Version, check_name
+from service.registry.base import DIGEST, Entry, Kind, Published, Version, check_name
 from service.schemas import MaskList, SetCurrent, Written
 from service.security import Caller, may_change, may_read
 from service.work import Server
 
 Name = Annotated[str, Path(description="[a-z0-9][a-z0-9._-]*, at most 128 characters")]
 VersionNumber = Annotated[int | None, Query(ge=1, description="Default: the current one.")]
+CURRENT = {"required": True, "content": {"application/json": {"schema": SetCurrent.model_json_schema()}}}
 T = TypeVar("T")
 
 
@@ -26,8 +28,8 @@ def add_common_routes(router: APIRouter, kind: Kind) -> None:
     async def listing(
         request: Request,
         caller: Annotated[Caller, Depends(may_read)],
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        after: Annotated[str, Query(max_length=128)] = "",
+        limit: Annotated[int, Query(ge=1, le=1000, description="Names a page.")] = 100,
+        after: Annotated[str, Query(max_length=128, description="`next` of the page before.")] = "",
     ) -> dict[str, Any]:
         """In order of names, a page at a time; a key bound to a prefix sees its own."""
         server: Server = request.app.state.server
@@ -56,18 +58,18 @@ def add_common_routes(router: APIRouter, kind: Kind) -> None:
         reference = name if version is None else f"{name}@{version}"
         digest = server.registry.resolve(kind, reference).digest
         etag = f'"{digest}"'
-        if request.headers.get("if-none-match") == etag:
+        known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+        if etag in known or "*" in known:
             return Response(status_code=304, headers={"ETag": etag})
         data = await in_thread(server, lambda: server.registry.blob(digest))
         return Response(data, media_type="application/octet-stream", headers={"ETag": etag, "X-SMN-Digest": digest})
 
-    @router.put("/{name}/current", response_model=Written)
-    async def roll(
-        name: Name, body: SetCurrent, request: Request, caller: Annotated[Caller, Depends(may_change)]
-    ) -> dict[str, Any]:
+    @router.put("/{name}/current", response_model=Written, openapi_extra={"requestBody": CURRENT})
+    async def roll(name: Name, request: Request, caller: Annotated[Caller, Depends(may_change)]) -> dict[str, Any]:
         """Roll back, or forward again."""
         server: Server = request.app.state.server
         caller.require_name(name)
+        body = await server.in_time(request, lambda: read_json(request, SetCurrent))
         async with server.working():
             version = await in_thread(server, lambda: server.registry.set_current(kind, name, body.version))
         return written(name, version, [])
@@ -115,7 +117,7 @@ def guards(if_match: str | None, if_none_match: str | None) -> tuple[str | None,
     if if_match is None:
         return None, if_none_match is not None
     digest = if_match.strip().strip('"')
-    if if_match.strip() != f'"{digest}"' or not digest.startswith("sha256:"):
+    if if_match.strip() != f'"{digest}"' or not DIGEST.fullmatch(digest):
         raise Rejected(400, "invalid_guard", 'If-Match takes one "sha256:..." in quotes', "If-Match")
     return digest, if_none_match is not None
 

@@ -13,6 +13,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+import smn
+from service.settings import Settings
 from smn_core import bits
 from smn_core.backbone import load_backbone
 from smn_core.mask import TaskMask
@@ -28,6 +30,15 @@ def blocks(language: str) -> list[str]:
     """The fenced blocks of a language, in order; a fence opens and closes at the start of a line."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     return [text for kind, text in fenced if kind == language]
+
+
+def settings_table() -> str:
+    """The README's configuration table, from the settings."""
+    rows = ["| option | default | |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        shown = "" if field.default in (None, []) or field.default is False else f"`{field.default}`"
+        rows.append(f"| `--{name.replace('_', '-')}` | {shown} | {field.description} |")
+    return "\n".join(rows) + "\n"
 
 
 def stages() -> list[str]:
@@ -70,3 +81,26 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     names: dict[str, object] = {}
     exec(blocks("python")[0], names)
     assert names["done"].embeddings.shape == (3, 192)  # type: ignore[attr-defined]
+
+
+def test_the_configuration_table_is_the_settings():
+    shown = re.search(r"<!-- settings:.*?-->\n(.*?)<!-- end of settings -->", README, re.DOTALL)
+    assert shown is not None
+    assert shown[1] == settings_table(), f"put this into README.md:\n{settings_table()}"
+
+
+def test_every_setting_is_an_option_of_serve_and_its_help_says_the_default():
+    import typer
+
+    serve = typer.main.get_command(smn.app).commands["serve"]  # type: ignore[attr-defined]
+    options = {option.name: option for option in serve.params if option.name != "help"}
+    assert set(options) == set(Settings.model_fields)
+    words = {"1 GiB": 2**30, "64 MiB": 64 * 2**20, "51 million": 51_000_000, "a GPU where there is one": "auto"}
+    for name, option in options.items():
+        said = re.search(r"Default: (.+?)[,.](?: |$)", option.help)
+        if said is not None:
+            assert words.get(said[1], said[1]) in (
+                default := Settings.model_fields[name].default,
+                f"{default}",
+                f"{default:g}" if isinstance(default, float) else "",
+            ), name

@@ -117,6 +117,26 @@ def test_a_signal_lets_work_in_flight_finish_refuses_new_work_and_ends_with_0(th
         server.process = None
 
 
+def test_work_that_outlasts_the_drain_gets_503_and_the_exit_code_is_0(theta, flags, tmp_path):
+    arguments = [*flags, "--registry", tmp_path / "registry", "--batch-size", "1", "--max-images", "5000"]
+    with ServerProcess([*arguments, "--queue-images", "6000", "--drain-s", "1"], tmp_path) as server:
+        client, found = IndependentClient(server.url), {}
+
+        def work():
+            found["answer"] = client.embed(as_npy(inputs(5000)), NPY, NPY)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        eventually(lambda: "smn_queue_images 5000.0" in client.call("GET", "/metrics").body.decode())
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        assert time.monotonic() - began < 10, "a second to drain, the rest to close"
+        thread.join(30)
+        assert found["answer"].status == 503 and found["answer"].json["error"]["code"] == "unavailable"
+        server.process = None
+
+
 def test_what_one_process_took_the_other_resolves_within_100_ms_and_never_older_again(theta, flags, tmp_path, redis):
     arguments = [*flags, "--registry", redis.url]
     one, other = (ServerProcess(arguments, tmp_path) for _ in range(2))

@@ -198,6 +198,20 @@ BAD_BODIES = {
     "too many in JSON": (as_json([b"x"] * 9), "application/json", 413, "too_many_images"),
     "too many parts": (*as_multipart([b"x"] * 9), 413, "too_many_images"),
     "far too many parts": (*as_multipart([b"x"] * 40), 413, "too_many_images"),
+    "1,000 parts": (*as_multipart([b"x"] * 1000), 413, "too_many_images"),
+    "1,000 fields": (
+        b"".join(b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nv\r\n' for _ in range(1000))
+        + b"--b--\r\n",
+        "multipart/form-data; boundary=b",
+        413,
+        "too_many_parts",
+    ),
+    "too many that are no base64": (
+        b'{"images": [' + b'"%",' * 9 + b'"%"]}',
+        "application/json",
+        413,
+        "too_many_images",
+    ),
     "text": (b"x", "text/plain", 415, "unsupported_type"),
     "a form": (b"x=1", "application/x-www-form-urlencoded", 415, "unsupported_type"),
 }
@@ -260,6 +274,9 @@ BAD_REQUESTS = {
     "a deadline of zero": ({}, {"X-Timeout-Ms": "0"}, 400),
     "a superscript deadline": ({}, {"X-Timeout-Ms": b"\xb2"}, 400),
     "an endless deadline": ({}, {"X-Timeout-Ms": "9" * 5000}, 400),
+    "a name that is no UTF-8": ({"mask": b"\xff\xfe"}, {}, 400),
+    "a parameter that there is none": ({"masks": "m"}, {}, 400),
+    "a parameter given twice": ({"mask": ["m", "m@1"]}, {}, 400),
     "an unknown mask": ({"mask": "nowhere"}, {}, 404),
     "an unknown version": ({"mask": "m@7"}, {}, 404),
 }
@@ -277,6 +294,30 @@ def test_an_unknown_mask_names_near_misses(client, theta, require_error):
     assert "flowers" in require_error(embed(client, photo(), mask="flower"), 404, "not_found")
 
 
+def test_a_misspelt_parameter_is_never_answered_by_the_untouched_backbone(client, require_error):
+    message = require_error(embed(client, photo(), masks="flowers"), 400, "unknown_parameter")
+    assert "masks" in message and "mask," in message
+
+
+@pytest.mark.parametrize("path", ["/embed/", "/masks/"])
+def test_a_path_with_one_slash_too_many_is_404_and_no_empty_redirect(client, require_error, path):
+    require_error(client.get(path, follow_redirects=False), 404, "no_such_route")
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("application/x-npy, */*", NPY),
+        ("application/json, application/x-npy;q=0.1", "application/json"),
+        ("application/x-npy;q=0, */*", "application/json"),
+        ("application/x-npy;q=0.9, application/json;q=0.8", NPY),
+        ("text/html", "application/json"),
+    ],
+)
+def test_the_answer_comes_in_the_form_that_the_client_rates_highest(client, accept, kind):
+    assert embed(client, photo(), headers={"Accept": accept}).headers["content-type"] == kind
+
+
 def test_a_wrong_method_and_a_wrong_path_have_the_one_body_too(client, require_error):
     answer = client.get("/embed")
     require_error(answer, 405, "method_not_allowed")
@@ -284,18 +325,28 @@ def test_a_wrong_method_and_a_wrong_path_have_the_one_body_too(client, require_e
     require_error(client.get("/nowhere"), 404, "no_such_route")
 
 
+EMBED_TYPES = [PNG, "application/json", NPY, "multipart/form-data; boundary=x"]
+
+
 @pytest.mark.parametrize("declared", [True, False])
-@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings"])
-@pytest.mark.parametrize("content_type", [PNG, "application/json", NPY, "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [
+        *(("/embed", kind) for kind in EMBED_TYPES),
+        ("/v1/embeddings", "application/json"),
+        ("/masks/m/current", "application/json"),
+    ],
+)
 def test_a_body_over_the_limit_is_refused_whether_it_says_its_length_or_not(
     serve, require_error, declared, path, content_type
 ):
-    if path != "/embed" and content_type != "application/json":
-        pytest.skip("JSON is all it takes")
-    body = b"\r\n--x\r\n" + b'{"model": "test_vit", "input": "' + b"a" * 5000
+    body = b"\r\n--x\r\n" + b'{"model": "test_vit", "input": "' + b"a" * 70_000
     client = serve(max_body_bytes=4096)
     sent = body if declared else iter([body[i : i + 500] for i in range(0, len(body), 500)])
-    require_error(client.post(path, content=sent, headers={"Content-Type": content_type}), 413, "body_too_large")
+    method = "PUT" if path.endswith("current") else "POST"
+    require_error(
+        client.request(method, path, content=sent, headers={"Content-Type": content_type}), 413, "body_too_large"
+    )
 
 
 def test_a_url_or_path_as_image_is_never_fetched_or_opened(client, require_error, tmp_path):

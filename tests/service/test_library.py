@@ -1,12 +1,14 @@
 """The library's promises, on a registry that counts and can be held, and a real engine."""
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
 from served import inputs
 
 from service.library import Library
+from service.registry.base import Resolved
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidMask, NotFound, Unavailable
 
@@ -17,8 +19,13 @@ class HeldRegistry:
     def __init__(self, masks):
         self.blobs = {mask.digest: mask.data for mask in masks}
         self.fetched, self.gate, self.raising = [], threading.Event(), None
-        self.held = set()
+        self.held, self.names = set(), {}
         self.gate.set()
+
+    def resolve(self, _, reference):
+        if reference not in self.names:
+            raise NotFound(f"no mask is named {reference}")
+        return Resolved(reference, 1, self.names[reference])
 
     def blob(self, digest):
         self.fetched.append(digest)
@@ -143,14 +150,67 @@ def test_what_is_held_is_never_evicted(run, masks, engine):
     run(scenario, budget=1)
 
 
-def test_what_is_pinned_is_never_evicted(run, masks, engine):
+def test_what_is_pinned_is_never_evicted(run, registry, masks, engine):
     async def scenario(library):
-        await library.pin(masks[0].digest)
+        await library.pin(["m"])
         for mask in masks[1:]:
             await touch(library, mask)
         assert engine.ready(masks[0].digest) and library.count == 1
 
+    registry.names["m"] = masks[0].digest
     run(scenario, budget=1)
+
+
+def test_a_pinned_name_is_pinned_at_its_newest_version_alone(run, registry, masks, engine):
+    async def scenario(library):
+        for mask in (masks[0], masks[1], masks[0]):
+            registry.names["m"] = mask.digest
+            await library.pin(["m"])
+            assert engine.ready(mask.digest) and library.count == 1
+
+    run(scenario, budget=1)
+
+
+def test_a_pin_that_cannot_be_followed_keeps_what_it_has_and_the_others_move_on(run, registry, masks, engine):
+    async def scenario(library):
+        await library.pin(["gone", "m"])
+        del registry.names["gone"]
+        registry.names["m"] = masks[2].digest
+        with pytest.raises(NotFound):
+            await library.pin(["gone", "m"])
+        assert [engine.ready(mask.digest) for mask in masks[:3]] == [True, False, True]
+
+    registry.names |= {"gone": masks[0].digest, "m": masks[1].digest}
+    run(scenario, budget=1)
+
+
+@pytest.mark.parametrize("backend", ["directory", "redis"])
+def test_a_pinned_name_stays_in_memory_through_uploads_and_rollbacks(serve, theta, masks, tmp_path, backend):
+    from redis_server import RedisServer
+    from served import eventually
+
+    from service.registry.open import open_registry
+
+    with contextlib.ExitStack() as stack:
+        place = tmp_path / "r" if backend == "directory" else stack.enter_context(RedisServer(tmp_path / "redis")).url
+        fingerprint = theta.backbone().fingerprint
+        other = open_registry(place, fingerprint)
+        stack.callback(other.close)
+        other.publish("masks", "m", masks[0].data)
+        client = serve(registry=open_registry(place, fingerprint), pin=["m"], cache_bytes=2**20)
+        server = client.app.state.server
+        server.library._budget = 1
+        ready = server.engine.ready
+        assert ready(masks[0].digest)
+        assert client.put("/masks/m", content=masks[1].data).status_code == 201
+        eventually(lambda: ready(masks[1].digest) and not ready(masks[0].digest))
+        client.put("/masks/m/current", json={"version": 1})
+        eventually(lambda: ready(masks[0].digest) and not ready(masks[1].digest))
+        client.delete("/masks/m", params={"version": 2})
+        assert client.put("/masks/other", content=masks[2].data).status_code == 201
+        if backend == "redis":  # from another process too: the stream tells
+            other.publish("masks", "m", masks[3].data)
+            eventually(lambda: ready(masks[3].digest) and not ready(masks[0].digest))
 
 
 def test_a_mask_that_was_evicted_is_fetched_again(run, registry, masks):

@@ -48,7 +48,9 @@ def test_if_none_match_guards_an_upload_to_new_names(client, theta, require_erro
     require_error(put(client, "m", theta.mask(2), If_None_Match="*"), 412, "precondition_failed")
 
 
-@pytest.mark.parametrize("guard", [{"If_Match": "sha256:00"}, {"If_Match": "*"}, {"If_None_Match": '"x"'}])
+@pytest.mark.parametrize(
+    "guard", [{"If_Match": "sha256:00"}, {"If_Match": '"sha256:00"'}, {"If_Match": "*"}, {"If_None_Match": '"x"'}]
+)
 def test_a_guard_that_cannot_be_read_is_refused(client, theta, require_error, guard):
     require_error(put(client, "m", theta.mask(), **guard), 400, "invalid_guard")
     assert client.get("/masks").json()["data"] == []
@@ -85,8 +87,9 @@ def test_the_file_comes_back_byte_for_byte_with_its_digest_as_etag(client, theta
     for params, mask in (({}, b), ({"version": 1}, a), ({"version": 2}, b)):
         answer = client.get("/masks/m/file", params=params)
         assert answer.content == mask.data and answer.headers["etag"] == f'"{mask.digest}"'
-    unchanged = client.get("/masks/m/file", headers={"If-None-Match": f'"{b.digest}"'})
-    assert unchanged.status_code == 304 and unchanged.content == b""
+    for known in (f'"{b.digest}"', f'"x", W/"{b.digest}"', "*"):
+        unchanged = client.get("/masks/m/file", headers={"If-None-Match": known})
+        assert unchanged.status_code == 304 and unchanged.content == b""
 
 
 def test_a_rollback_takes_effect_at_once_and_can_be_undone(client, theta):
@@ -102,10 +105,20 @@ def test_a_rollback_takes_effect_at_once_and_can_be_undone(client, theta):
         assert relative_error(np.array(found.json()["embeddings"]), theta.embed(x, mask)) < 1e-4
 
 
-@pytest.mark.parametrize("body", [{"version": 0}, {"version": "x"}, {}, {"version": 1, "more": 1}, [], "1"])
+@pytest.mark.parametrize(
+    "body",
+    [{"version": 0}, {"version": "x"}, {}, {"version": 1, "more": 1}, [], "1", {"version": True}, {"version": "1"}],
+)
 def test_a_rollback_to_no_version_number_is_refused(client, theta, require_error, body):
     put(client, "m", theta.mask())
     require_error(client.put("/masks/m/current", json=body), 400)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_rollback_that_is_not_said_to_be_json_is_415(client, theta, require_error, kind):
+    put(client, "m", theta.mask())
+    answer = client.put("/masks/m/current", content=b'{"version": 1}', headers={"Content-Type": kind})
+    assert "application/json" in require_error(answer, 415, "unsupported_type")
 
 
 def test_a_rollback_to_a_version_that_is_not_there_is_404(client, theta, require_error):

@@ -64,3 +64,8 @@ def test_errors_are_the_official_client_s_own(official):
     with pytest.raises(openai.APIStatusError) as refused:
         official.embeddings.create(model="test_vit", input=[uri(photo())] * 9)
     assert refused.value.status_code == 413
+
+
+def test_another_content_type_than_json_is_415(plain_client):
+    answer = plain_client.call("POST", "/v1/embeddings", b"{}", Content_Type="text/plain")
+    assert answer.status == 415 and answer.json["error"]["code"] == "unsupported_type"

@@ -52,3 +52,17 @@ def test_no_request_gets_a_server_error_or_an_answer_outside_of_the_document(doc
         check()
         asked.add(operation.label)
     assert {"POST /embed", "PUT /masks/{name}", "POST /v1/embeddings", "GET /info"} <= asked
+
+
+def test_every_route_and_parameter_is_described_and_every_json_body_has_an_example(document):
+    operations = [
+        (f"{method} {path}", operation)
+        for path, methods in document.raw_schema["paths"].items()
+        for method, operation in methods.items()
+    ]
+    assert len(operations) >= 12
+    for label, operation in operations:
+        assert operation.get("description"), label
+        assert all(parameter.get("description") for parameter in operation.get("parameters", [])), label
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        assert body is None or body["schema"].get("examples"), label

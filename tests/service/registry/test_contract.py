@@ -409,6 +409,22 @@ def test_another_instance_sees_every_change(registry, open_again):
     assert other.resolve("masks", "cats").version == 3
 
 
+def test_whoever_listens_hears_of_every_kind_of_change(registry):
+    heard = threading.Event()
+    registry.listen(heard.set)
+    changes = [
+        lambda: registry.publish("masks", "cats", b"one"),
+        lambda: registry.publish("masks", "cats", b"two"),
+        lambda: registry.set_current("masks", "cats", 1),
+        lambda: registry.delete("masks", "cats", 2),
+        lambda: registry.delete("masks", "cats"),
+    ]
+    for change in changes:
+        heard.clear()
+        change()
+        assert heard.wait(5)
+
+
 def test_whoever_writes_sees_it_at_once_whatever_others_write(registry, open_again):
     other, stop = open_again(), threading.Event()
 

@@ -1,6 +1,9 @@
 """What the Redis registry promises besides: it outlives Redis, misses no change, keeps to its keys."""
 
+import asyncio
+import contextlib
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -35,6 +38,52 @@ def server(tmp_path):
 def client(place):
     with redis.Redis.from_url(place) as client:
         yield client
+
+
+@contextlib.contextmanager
+def tls_in_front_of(port, folder):
+    """A TLS end on a port of its own that passes on to `port`, and its certificate for localhost; any redis will do."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
+    named = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command = ["openssl", *made, *named, "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    writers = []
+
+    async def pass_on(reader, writer):
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def connected(reader, writer):
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.extend((writer, to_writer))
+        await asyncio.gather(pass_on(reader, to_writer), pass_on(to_reader, writer))
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    starting = asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
+    relay = asyncio.run_coroutine_threadsafe(starting, loop).result(10)
+
+    async def stop():
+        relay.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+
+    try:
+        yield relay.sockets[0].getsockname()[1], certificate
+    finally:
+        asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def digest_at(registry, name):
@@ -83,6 +132,21 @@ def test_without_redis_it_still_resolves_and_the_rest_fails_fast(server, open_ag
     assert registry.resolve("masks", "cats").digest == digest_of(b"one")
     assert [entry.name for entry in registry.names("masks")] == ["cats"]
     assert digest_at(registry, "dogs") is None
+
+
+def test_a_redis_that_hangs_costs_its_timeout_once_and_not_every_caller(server, open_again):
+    registry = open_again(at=server.url)
+    digest = registry.publish("masks", "cats", b"one").version.digest
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        eventually(lambda: registry._hangs, within_s=10)
+        assert registry.resolve("masks", "cats").digest == digest
+        for call in (lambda: registry.blob(digest), lambda: registry.publish("masks", "dogs", b"two")):
+            assert seconds(call, Unavailable) < 1
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    eventually(lambda: not _raises(lambda: registry.publish("masks", "dogs", b"two")), within_s=10)
+    assert registry.blob(digest) == b"one"
 
 
 def test_after_a_restart_everything_is_there_and_changes_are_followed_again(server, open_again):
@@ -256,6 +320,17 @@ def test_a_unix_socket_does_as_well(tmp_path, open_again):
         registry = open_again(at=f"unix://{tmp_path / 's'}?db=0")
         registry.publish("masks", "cats", b"one")
         assert registry.blob(digest_of(b"one")) == b"one"
+
+
+def test_tls_does_as_well_and_wants_a_certificate_it_can_check(tmp_path, server, open_again):
+    with tls_in_front_of(server.port, tmp_path) as (port, certificate):
+        url = f"rediss://localhost:{port}/0"
+        registry = open_again(at=f"{url}?ssl_ca_certs={certificate}")
+        registry.publish("masks", "cats", b"one")
+        assert registry.blob(digest_of(b"one")) == b"one"
+        assert digest_at(open_again(at=server.url), "cats") == digest_of(b"one")
+        with pytest.raises(Unavailable, match=r"(?i)certificate"):
+            open_again(at=url).check()
 
 
 def test_a_cluster_does_as_well(tmp_path, open_again):

@@ -1,0 +1,341 @@
+"""What HTTP costs: a real `smn serve` against the engine in this process, and under load by the five popularity laws.
+
+    .venv/bin/python -m benchmarks.http [--quick] [--only processor,overhead,cold,load] [--out FILE.jsonl]
+
+processor   user and system time of the server's process per image, against the engine's on the same tensors, in turn.
+            The load generator shares the cores, so wall time would mislead. Target: at most 1.1x.
+overhead    one client, one image a request: `Server-Timing`'s total less decode and forward; and what the client waits
+            beyond them. Target: at most 3 ms p50. On a machine that others use, the server's threads wait for a
+            processor within this time; how long, the kernel tells.
+cold        masks in Redis that the server has never seen: the first answer by stages, and what `load` is made of.
+load        closed loop (clients that wait for their answers) and open loop (arrivals of a Poisson process at .6 of the
+            closed loop's rate on one mask, latency from the planned arrival on), for every law.
+
+The laws, for n requests (Punica's bench): identical, one mask; distinct, n masks; uniform, sqrt(n) masks alike;
+zipf:1.5, p(i) ~ i ** -1.5 over sqrt(n) masks; skewed, each mask asked 1.5 times as often as the next.
+Weights and images are random; masks have density .99.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import ceil, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+
+from benchmarks.rows import row
+from benchmarks.swap import random_mask
+from service.client import AsyncClient, Client
+from service.registry.open import open_registry
+from smn_core.backbone import Backbone, load_backbone
+from smn_core.engine import Engine, Segment
+from smn_core.maskfile import from_bytes, to_bytes
+from smn_core.spec import BackboneSpec
+from smn_core.tensorfile import digest_of
+from tests.service.redis_server import RedisServer, free_port
+
+VIT, RESNET = "vit_tiny_patch16_224", "resnet50"
+LAWS = ("identical", "distinct", "uniform", "zipf:1.5", "skewed")
+SLOTS = 16
+CLIENTS = 8
+
+
+@dataclass
+class Running:
+    """A server process, its backbone here too, and the files of masks for it."""
+
+    url: str
+    pid: int
+    registry: str
+    backbone: Backbone
+    folder: Path
+
+    def mask(self, seed: int) -> bytes:
+        """A mask file of density .99."""
+        mask = random_mask(self.backbone.layout, 0.99, np.random.default_rng(seed))
+        named = replace(mask, model=self.backbone.model_json, fingerprint=self.backbone.fingerprint)
+        return to_bytes(named, "zstd")
+
+    def cpu_s(self) -> float:
+        """User and system time of the server's process, all threads; in steps of 10 ms."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def waits_ns(self) -> dict[str, tuple[int, int]]:
+        """Of every thread: nanoseconds on a processor, and nanoseconds that it was ready and had none."""
+        found = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            ran, waited, _ = (task / "schedstat").read_text(encoding="utf-8").split()
+            found[task.name] = int(ran), int(waited)
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few turns of each")
+    parser.add_argument("--only", default="processor,overhead,cold,load", help="which of the four")
+    parser.add_argument("--out", type=Path, help="append the rows to this file too")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    parts: dict[str, Callable[[Running, bool, Path | None], None]] = {
+        "processor": processor, "overhead": overhead, "cold": cold, "load": load,
+    }  # fmt: skip
+    for name in (VIT, RESNET):
+        wanted = [part for part in args.only.split(",") if name == VIT or part == "cold"]
+        if not wanted:
+            continue
+        with serving(name) as server:
+            for part in wanted:
+                parts[part](server, args.quick, args.out)
+
+
+@contextlib.contextmanager
+def serving(name: str) -> Iterator[Running]:
+    """`smn serve` of random weights on a Redis of its own, one thread of torch."""
+    with tempfile.TemporaryDirectory() as text, RedisServer(Path(text) / "redis") as redis:
+        folder, port = Path(text), free_port()
+        torch.manual_seed(0)
+        save_file(timm.create_model(name, num_classes=0).state_dict(), folder / "theta.safetensors")
+        spec = BackboneSpec(name, weights=folder / "theta.safetensors", device="cpu")
+        flags = ["--backbone", name, "--weights", str(spec.weights), "--device", "cpu", "--registry", redis.url]
+        flags += ["--port", str(port), "--threads", "1", "--slots", str(SLOTS)]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen([Path(sys.executable).parent / "smn", "serve", *flags], stdout=log, stderr=log)
+        server = Running(f"http://127.0.0.1:{port}", process.pid, redis.url, load_backbone(spec), folder)
+        try:
+            with Client(server.url) as client:
+                until_ready(client, process, folder / "log")
+            yield server
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def until_ready(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(1200):
+        with contextlib.suppress(Exception):
+            client.info()
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise RuntimeError(log.read_text(encoding="utf-8")[-2000:])
+
+
+def processor(server: Running, quick: bool, out: Path | None) -> None:
+    """Processor time per image, server against engine, in turn."""
+    engine, data = Engine(load_backbone_again(server), SLOTS, threads=1), server.mask(0)
+    engine.prepare(from_bytes(data, server.backbone.layout))
+    digest = digest_of(data)
+    with Client(server.url) as client:
+        client.push("processor", data)
+        for n_images in (1, 8):
+            x = pixels(server, n_images)
+            rounds = 32 // n_images
+            taken: dict[str, list[float]] = {"engine": [], "server": []}
+            for turn in range(1 + (4 if quick else 15)):
+                in_process, before = 0.0, server.cpu_s()
+                for _ in range(rounds):  # request by request, so that both find the caches as the other left them
+                    began = time.process_time()
+                    engine.embed(torch.from_numpy(x), [Segment(digest, 0, n_images)])
+                    in_process += time.process_time() - began
+                    client.embed(x, "processor")
+                if turn:  # the first warms up
+                    taken["engine"].append(1e3 * in_process / (rounds * n_images))
+                    taken["server"].append(1e3 * (server.cpu_s() - before) / (rounds * n_images))
+            params = {"model": server.backbone.architecture, "images a request": n_images, "form": "npy"}
+            for variant, values in taken.items():
+                row("http", variant, params, "processor time per image", "ms", values, out=out)
+            ratios = [a / b for a, b in zip(taken["server"], taken["engine"], strict=True)]
+            row("http", "server", params, "processor time ratio to engine", "x", ratios, out=out)
+
+
+def overhead(server: Running, quick: bool, out: Path | None) -> None:
+    """What one client waits for beyond decode and forward."""
+    forms: dict[str, Any] = {"npy": pixels(server, 1), "jpeg": [photo()]}
+    with Client(server.url) as client:
+        client.push("overhead", server.mask(0))
+        found: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
+        for turn in range(5 + (40 if quick else 200)):
+            for form, images in forms.items():
+                before, began = server.waits_ns(), time.perf_counter()
+                answer = client.embed(images, "overhead")
+                waited = 1e3 * (time.perf_counter() - began)
+                after = server.waits_ns()
+                # The engine's thread is the one that ran longest; its waits are forward's.
+                engine = max(before, key=lambda thread: after[thread][0] - before[thread][0])
+                ready = sum(after[thread][1] - before[thread][1] for thread in before if thread != engine)
+                if turn >= 5:
+                    found[form].append(stages(answer.server_timing) | {"client": waited, "no processor": 1e-6 * ready})
+    for form, answers in found.items():
+        params = {"model": server.backbone.architecture, "form": form, "clients": 1}
+        for stage in ("load", "queue", "decode", "swap", "forward", "total", "client"):
+            row("http", "server", params, stage, "ms", [a[stage] for a in answers], out=out)
+        for whole, metric in (("total", "beyond decode and forward"), ("client", "client's wait beyond them")):
+            beyond = [a[whole] - a["decode"] - a["forward"] for a in answers]
+            row("http", "server", params, metric, "ms", beyond, out=out)
+        starved = [a["no processor"] for a in answers]
+        row("http", "server", params, "ready without a processor, all threads but the engine's", "ms", starved, out=out)
+
+
+def cold(server: Running, quick: bool, out: Path | None) -> None:
+    """The first answer through masks that are in Redis alone, and what loading one takes here."""
+    engine = Engine(load_backbone_again(server), SLOTS, threads=1)
+    registry = open_registry(server.registry, server.backbone.fingerprint)
+    answers, parts = [], []
+    with Client(server.url) as client:
+        for seed in range(6 if quick else 20):
+            name, data, x = f"cold-{seed}", server.mask(seed), pixels(server, 1)
+            registry.publish("masks", name, data)
+            client.embed(x)  # all but the mask is warm
+            while name not in {found["name"] for found in client.masks()}:
+                time.sleep(0.001)
+            began = time.perf_counter()
+            answer = client.embed(x, name)
+            answers.append(stages(answer.server_timing) | {"client": 1e3 * (time.perf_counter() - began)})
+            marks = [time.perf_counter()]
+            blob = registry.blob(digest_of(data))
+            marks.append(time.perf_counter())
+            mask = from_bytes(blob, server.backbone.layout)
+            marks.append(time.perf_counter())
+            engine.prepare(mask)
+            marks.append(time.perf_counter())
+            parts.append([1e3 * (b - a) for a, b in pairwise(marks)])
+    registry.close()
+    params = {"model": server.backbone.architecture, "bytes": len(data), "density": 0.99}
+    for stage in ("load", "queue", "decode", "swap", "forward", "total", "client"):
+        row("http", "cold mask from Redis", params, stage, "ms", [a[stage] for a in answers], out=out)
+    for index, stage in enumerate(("fetch", "check", "prepare")):
+        row("http", "load, in this process", params, stage, "ms", [part[index] for part in parts], out=out)
+
+
+def load(server: Running, quick: bool, out: Path | None) -> None:
+    """Closed and open loop for every law, in turn."""
+    n = 48 if quick else 400
+    with Client(server.url) as client:
+        for index in range(n):
+            client.push(f"load-{index}", server.mask(index))
+    x = pixels(server, 1)
+    for _ in range(1 if quick else 3):
+        rate = 0.0
+        for law in LAWS:
+            order = requests_of(law, n, np.random.default_rng(0))
+            rate = rate or 0.6 * asyncio.run(drive(server, order, x, None, law, out))  # identical comes first
+            if law != LAWS[0]:
+                asyncio.run(drive(server, order, x, None, law, out))
+            asyncio.run(drive(server, order, x, rate, law, out))
+
+
+async def drive(
+    server: Running, order: Sequence[int], x: NDArray[np.float32], rate: float | None, law: str, out: Path | None
+) -> float:
+    """Send the requests, `rate` a second or by clients that wait; rows of it; returns images a second."""
+    waits_ms: list[float] = []
+    gaps = np.random.default_rng(1).exponential(1 / rate, len(order)) if rate else np.zeros(len(order))
+    todo = iter(list(order))
+    async with AsyncClient(server.url) as client:
+
+        async def one(index: int, planned: float) -> None:
+            await client.embed(x, f"load-{index}")
+            waits_ms.append(1e3 * (time.perf_counter() - planned))
+
+        async def waits_for_answers() -> None:
+            for index in todo:
+                await one(index, time.perf_counter())
+
+        swaps, cpu, began = swaps_of(server), server.cpu_s(), time.perf_counter()
+        if rate is None:
+            await asyncio.gather(*(waits_for_answers() for _ in range(CLIENTS)))
+        else:
+            planned = began + np.cumsum(gaps)
+            tasks = []
+            for index, at in zip(order, planned, strict=True):
+                await asyncio.sleep(max(0.0, at - time.perf_counter()))
+                tasks.append(asyncio.create_task(one(index, at)))
+            await asyncio.gather(*tasks)
+        took_s = time.perf_counter() - began
+    params: dict[str, Any] = {"model": server.backbone.architecture, "law": law, "requests": len(order)}
+    params |= {"masks": len(set(order)), "slots": SLOTS}
+    params |= {"clients": CLIENTS} if rate is None else {"arrivals a second": round(rate, 2)}
+    variant = "closed loop" if rate is None else "open loop"
+    row("http", variant, params, "latency", "ms", waits_ms, out=out)
+    row("http", variant, params, "latency p99", "ms", [float(np.percentile(waits_ms, 99))], out=out)
+    row("http", variant, params, "throughput", "images/s", [len(order) / took_s], out=out)
+    row("http", variant, params, "processor time per image", "ms", [1e3 * (server.cpu_s() - cpu) / len(order)], out=out)
+    row("http", variant, params, "swaps", "1", [swaps_of(server) - swaps], out=out)
+    return len(order) / took_s
+
+
+def requests_of(law: str, n: int, rng: np.random.Generator) -> list[int]:
+    """The mask of each of n requests, in order of arrival."""
+    some = ceil(sqrt(n))
+    ranks = np.arange(1, some + 1)
+    weights: NDArray[np.floating[Any]]
+    match law:
+        case "identical":
+            return [0] * n
+        case "distinct":
+            return list(range(n))
+        case "uniform":
+            weights = np.ones(some)
+        case "skewed":
+            weights = 1.5**-ranks
+        case _:
+            weights = ranks ** -float(law.removeprefix("zipf:"))
+    return [int(i) for i in rng.choice(some, n, p=weights / weights.sum())]
+
+
+def swaps_of(server: Running) -> float:
+    """Slots written since the server began."""
+    import urllib.request
+
+    with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("smn_swap_total ")))
+
+
+def load_backbone_again(server: Running) -> Backbone:
+    """An engine takes its backbone over."""
+    spec = BackboneSpec(server.backbone.architecture, weights=server.folder / "theta.safetensors", device="cpu")
+    return load_backbone(spec)
+
+
+def pixels(server: Running, n: int) -> NDArray[np.float32]:
+    size = server.backbone.preprocess["input_size"]
+    return np.random.default_rng(0).standard_normal((n, *size), dtype=np.float32)
+
+
+def photo() -> bytes:
+    """A JPEG of 500 x 375 px, smooth noise."""
+    noise = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def stages(server_timing: str) -> dict[str, float]:
+    """Milliseconds by stage."""
+    parts = [part.strip().split(";dur=") for part in server_timing.split(",")]
+    return {name: float(ms) for name, ms in parts}
+
+
+if __name__ == "__main__":
+    main()

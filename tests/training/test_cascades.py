@@ -255,7 +255,8 @@ def test_inspect_shows_a_cascade_and_its_bytes(made: Path, smn_run, refused):
 
 def test_more_dimensions_than_the_fusion_has_are_refused(made: Path, world: World, tmp_path, refused):
     said = refused(
-        "embed", world.data, "--split", "test", "--out", tmp_path / "z.npy", "--cascade", made, "--dimensions", 999
-    )
+        "embed", world.data, "--split", "test", "--out", tmp_path / "z.npy", "--cascade", made, "--dimensions", 999,
+        *world.flags("test_resnet"),
+    )  # fmt: skip
     assert "dimensions 999" in said
     assert not list(tmp_path.iterdir())

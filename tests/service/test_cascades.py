@@ -3,16 +3,18 @@
 import hashlib
 import io
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import independent
 import numpy as np
 import pytest
+import uvicorn
 from cascades import K, Q, build, put_all
 from independent_client import NPY, as_npy
 from redis_server import RedisServer
-from served import Theta, inputs, photo, relative_error
+from served import Theta, eventually, inputs, photo, relative_error
 from typer.testing import CliRunner
 
 MODES = ("unconditional", "conditional")
@@ -394,13 +396,19 @@ def test_one_bad_image_fails_its_own_request_alone(client, cascade, require_erro
 
 
 @pytest.fixture
-def smn(real):
+def smn(make_app):
+    """`smn(*words)`: the command against a server that listens, in a thread of this process."""
     import smn as command
 
-    def run(*words):
-        return CliRunner().invoke(command.app, [*map(str, words), "--server", real.url])
-
-    return run
+    server = uvicorn.Server(uvicorn.Config(make_app(), log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        eventually(lambda: server.started, within_s=60)
+        yield lambda *words: CliRunner().invoke(command.app, [*map(str, words), "--server", url])
+        server.should_exit = True
+        thread.join()
 
 
 def write_folder(folder, cascade):
@@ -410,7 +418,7 @@ def write_folder(folder, cascade):
     (folder / "cascade.safetensors").write_bytes(cascade.data)
 
 
-def test_push_list_pull_rollback_and_delete_work_on_cascades(smn, theta, real, tmp_path):
+def test_push_list_pull_rollback_and_delete_work_on_cascades(smn, theta, tmp_path):
     cascade = build(theta, seed=4)
     write_folder(tmp_path / "flowers", cascade)
     pushed = smn("push", tmp_path / "flowers", "--name", "flowers", "--json")

@@ -168,6 +168,7 @@ def test_the_fusion_alone_can_be_fitted_anew(made: Path, world: World, root: Pat
     assert (again.cascade.fusion.kind, again.cascade.modes) == ("low-rank", ("unconditional",))
 
 
+@pytest.mark.timeout(900)  # two processes import torch anew, which takes minutes where others hold the cores
 def test_experts_side_by_side_are_the_same_experts(made: Path, world: World, root: Path, smn_run, tmp_path):
     """In processes of their own, and after one of them and the fusion were lost."""
     out = tmp_path / "digits"
@@ -254,7 +255,8 @@ def test_inspect_shows_a_cascade_and_its_bytes(made: Path, smn_run, refused):
 
 def test_more_dimensions_than_the_fusion_has_are_refused(made: Path, world: World, tmp_path, refused):
     said = refused(
-        "embed", world.data, "--split", "test", "--out", tmp_path / "z.npy", "--cascade", made, "--dimensions", 999
-    )
+        "embed", world.data, "--split", "test", "--out", tmp_path / "z.npy", "--cascade", made, "--dimensions", 999,
+        *world.flags("test_resnet"),
+    )  # fmt: skip
     assert "dimensions 999" in said
     assert not list(tmp_path.iterdir())

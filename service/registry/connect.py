@@ -62,7 +62,9 @@ def unavailable(place: str) -> Iterator[None]:
     except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.RedisClusterException, OSError) as error:
         raise Unavailable(f"the registry at {place} is away: {error}") from error
     except exceptions.RedisError as error:
-        full = ": its memory is full (maxmemory, noeviction)" if "OOM" in str(error) else ""
+        # Redis 6 begins with OOM; 7, from within a script, only says what is over.
+        is_full = any(sign in str(error) for sign in ("OOM", "'maxmemory'"))
+        full = ": its memory is full (maxmemory, noeviction)" if is_full else ""
         raise Unavailable(f"the registry at {place} refuses{full}: {error}") from error
 
 

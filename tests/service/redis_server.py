@@ -41,6 +41,11 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    def append_only_file(self) -> Path:
+        """Where it appends changes: one file up to Redis 6, the growing part of several from 7 on."""
+        parts = sorted((self.folder / "appendonlydir").glob("*.incr.aof"))
+        return parts[-1] if parts else self.folder / "appendonly.aof"
+
     def start(self) -> RedisServer:
         """Returns once it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -180,12 +180,11 @@ def test_after_a_crash_that_lost_changes_it_forgets_them(tmp_path, open_again):
     with RedisServer(tmp_path / "redis", "--appendfsync", "no") as server:
         registry = open_again(at=server.url)
         registry.publish("masks", "cats", b"one")
-        written = tmp_path / "redis" / "appendonly.aof"
-        kept = eventually(lambda: written.is_file() and written.stat().st_size and written.read_bytes())
+        kept = eventually(lambda: server.append_only_file().read_bytes())
         registry.publish("masks", "cats", b"two")
         registry.publish("masks", "dogs", b"two")
         server.stop(signal.SIGKILL)
-        written.write_bytes(kept)
+        server.append_only_file().write_bytes(kept)
         server.start()
         eventually(lambda: digest_at(registry, "cats") == digest_of(b"one") and digest_at(registry, "dogs") is None)
         assert registry.publish("masks", "cats", b"three").version.version == 2

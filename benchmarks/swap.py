@@ -22,6 +22,7 @@ from smn_core import bits
 from smn_core.apply import applier_for
 from smn_core.layout import Layout, layout_of
 from smn_core.mask import TaskMask
+from smn_core.resident import resident_of
 
 MODELS = ("vit_tiny_patch16_224", "resnet50", "vit_base_patch32_224")
 DENSITIES = (0.5, 0.95, 0.99, 0.9995)
@@ -47,7 +48,7 @@ def measure(name: str, density: float, turns: int, out: Path | None) -> None:
     variants: dict[str, Callable[[], object]] = {"copy": lambda: np.copyto(slot.numpy(), theta.numpy())}
     for threads in (1, 2):
         applier = applier_for(theta, layout, threads)
-        loaded = applier.load(mask)
+        loaded = resident_of(mask, theta.device)
         variants[f"swap, {threads} thread{'s' * (threads > 1)}"] = partial(applier.write, loaded, slot)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(turns + 2):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from smn_core.apply import Applier, applier_for
 from smn_core.backbone import Backbone
 from smn_core.mask import TaskMask
+from smn_core.resident import Resident, resident_of
 
 Place = tuple[dict[str, Tensor | None], str]
 """Where a module looks a parameter or buffer up: its own table and the name in it."""
@@ -24,10 +25,10 @@ Place = tuple[dict[str, Tensor | None], str]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A mask in the form the device keeps: what the applier needs, and its normalisation state."""
+    """A mask in the form the device keeps: its bits, and its normalisation state."""
 
     digest: str
-    loaded: object
+    bits: Resident
     state: Mapping[str, Tensor]
 
 
@@ -67,7 +68,7 @@ class Slots:
         assert mask.digest is not None
         like = next(iter(self._root_state.values()), self._theta)
         state = {name: torch.from_numpy(values.copy()).to(like) for name, values in mask.state.items()}
-        return Prepared(mask.digest, self._applier.load(mask), state)
+        return Prepared(mask.digest, resident_of(mask, self._theta.device), state)
 
     def touch(self, digest: str) -> bool:
         """Whether a mask is resident; if so it is the last to be evicted."""
@@ -89,7 +90,7 @@ class Slots:
         """Write theta' of a mask into the least recently used slot."""
         slot = self._next_slot()
         try:
-            self._applier.write(prepared.loaded, self._arrays[slot])
+            self._applier.write(prepared.bits, self._arrays[slot])
         except BaseException:
             self._free.append(slot)
             raise

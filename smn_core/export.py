@@ -9,13 +9,13 @@ from numpy import ndarray
 from timm.models import create_model
 
 from smn_core import tensorfile
-from smn_core.apply import inverse_alphas
 from smn_core.backbone import Backbone
 from smn_core.bits import unpack
 from smn_core.errors import InvalidMask
 from smn_core.files import write_bytes
 from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits
+from smn_core.resident import inverse_alphas
 
 
 def masked_weights(backbone: Backbone, mask: TaskMask) -> dict[str, ndarray]:

@@ -1,6 +1,7 @@
 """A mask as the engine keeps it: for every tensor its OFF positions where they are few, its packed bits where not.
 
-Masks are nearly all ones, so most of a mask is a short list: 2,650 OFF weights of a ViT-Tiny are 11 KB, its bits 664 KB.
+Masks are nearly all ones, so most of one is a short list: 2,650 OFF weights of a ViT-Tiny take 11 KB, all its bits
+664 KB.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Resident:
 
     @property
     def nbytes(self) -> int:
-        arrays = (self.off, self.bounds, self.scales, *self.packed.values())
-        return sum(array.nbytes for array in arrays)
+        bits = self.off.nbytes + sum(packed.nbytes for packed in self.packed.values())
+        return bits + int(self.bounds.nbytes + self.scales.nbytes)
 
     def off_of(self, tensor: int) -> Int[Tensor, "n"]:
         """The listed OFF positions of one tensor; none where it keeps bits."""

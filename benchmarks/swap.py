@@ -17,11 +17,10 @@ import numpy as np
 import timm
 import torch
 
+from benchmarks.masks import random_mask
 from benchmarks.rows import row
-from smn_core import bits
 from smn_core.apply import applier_for
-from smn_core.layout import Layout, layout_of
-from smn_core.mask import TaskMask
+from smn_core.layout import layout_of
 from smn_core.resident import resident_of
 
 MODELS = ("vit_tiny_patch16_224", "resnet50", "vit_base_patch32_224")
@@ -44,7 +43,7 @@ def measure(name: str, density: float, turns: int, out: Path | None) -> None:
         layout = layout_of(timm.create_model(name, num_classes=0))
     rng = np.random.default_rng(0)
     theta = torch.from_numpy(rng.standard_normal(layout.n_elements, dtype=np.float32))
-    mask, slot = _random_mask(layout, density, rng), torch.zeros_like(theta)
+    mask, slot = random_mask(layout, density, rng), torch.zeros_like(theta)
     variants: dict[str, Callable[[], object]] = {"copy": lambda: np.copyto(slot.numpy(), theta.numpy())}
     for threads in (1, 2):
         applier = applier_for(theta, layout, threads)
@@ -63,11 +62,6 @@ def measure(name: str, density: float, turns: int, out: Path | None) -> None:
         row("swap", variant, params, "time", "ms", values * 1e3, out=out)
         if variant != "copy":
             row("swap", variant, params, "ratio to copy", "x", values / copy, out=out)
-
-
-def _random_mask(layout: Layout, density: float, rng: np.random.Generator) -> TaskMask:
-    packed = np.concatenate([bits.pack(rng.random(t.n_weights) < density) for t in layout])
-    return TaskMask(layout, model="", fingerprint="", packed=packed)
 
 
 if __name__ == "__main__":

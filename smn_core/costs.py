@@ -42,14 +42,14 @@ class Costs:
 
 
 CPU = Costs(
-    write=1.0,
-    flip=4.0,
-    rescale=0.3,
-    segment=5000.0,
-    segment_weight=0.5,
-    correction=15000.0,
-    correction_row=1.0,
-    correction_out=0.3,
+    write=0.73,
+    flip=18.6,
+    rescale=0.16,
+    segment=0.0,
+    segment_weight=0.495,
+    correction=44000.0,
+    correction_row=0.37,
+    correction_out=1.07,
 )
 
 # A patch is worn, and not a slot written, where it costs at most this part of the slot: a mask in a slot runs a plain

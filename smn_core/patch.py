@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor, nn
 
-from smn_core.apply import Applier, clear, copy_at
+from smn_core.apply import Applier, put_back, take_out
 from smn_core.layout import Layout
 from smn_core.resident import Resident
 
@@ -25,7 +25,7 @@ class Patch:
         self._theta, self._layout, self._applier = theta, layout, applier
         self._flat: Tensor | None = None
         self._views: Mapping[str, Tensor] = {}
-        self._worn: tuple[Resident, list[int]] | None = None
+        self._worn: tuple[Resident, Tensor, list[int]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -46,10 +46,10 @@ class Patch:
             rewritten = [
                 t for t, (m, s) in enumerate(zip(moved.tolist(), bits.scales.tolist(), strict=True)) if s != 1 and not m
             ]
-            clear(flat, bits.off)
+            values = take_out(flat, bits.off)
             for tensor in rewritten:
                 self._applier.write_tensor(bits, tensor, flat)
-            self._worn = (bits, rewritten)
+            self._worn = (bits, values, rewritten)
 
     def clean(self) -> None:
         """The array is theta again."""
@@ -59,17 +59,18 @@ class Patch:
     @contextmanager
     def holding(self, bits: Resident, tensor: int, moved: bool) -> Iterator[None]:
         """In a clean array, one tensor of a mask for the length of the block, as `wear` writes it."""
-        off = bits.off_of(tensor)
         with self._writing() as flat:
             if moved:
-                clear(flat, off)
+                off = bits.off_of(tensor)
+                values = take_out(flat, off)
+                yield
+                put_back(flat, off, values)
             elif bits.scales[tensor] != 1:
                 self._applier.write_tensor(bits, tensor, flat)
-            yield
-            if moved:
-                copy_at(flat, self._theta, off)
-            elif bits.scales[tensor] != 1:
+                yield
                 self._restore(flat, tensor)
+            else:
+                yield
 
     @contextmanager
     def _writing(self) -> Iterator[Float[Tensor, "n_elements"]]:
@@ -84,8 +85,8 @@ class Patch:
 
     def _undo(self, flat: Float[Tensor, "n_elements"]) -> None:
         if self._worn is not None:
-            bits, rewritten = self._worn
-            copy_at(flat, self._theta, bits.off)
+            bits, values, rewritten = self._worn
+            put_back(flat, bits.off, values)
             for tensor in rewritten:
                 self._restore(flat, tensor)
             self._worn = None

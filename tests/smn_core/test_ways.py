@@ -203,7 +203,7 @@ def test_rows_that_do_not_divide_run_segment_by_segment(make_mask, monkeypatch, 
 # Failures
 
 
-@pytest.mark.parametrize("where", ["clear", "copy_at"])
+@pytest.mark.parametrize("where", ["take_out", "put_back"])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_patch_that_fails_half_way_is_never_served(make_mask, monkeypatch, where, mixed):
     """After a failure while the shared array was written, every mask embeds as before."""

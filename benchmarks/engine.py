@@ -15,6 +15,7 @@ import resource
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ from benchmarks.masks import random_mask
 from benchmarks.rows import row
 from smn_core.backbone import wrap
 from smn_core.engine import Engine, Segment
+from smn_core.slots import Prepared
 from smn_core.spec import BackboneSpec
 
 # Densities that real masks of these models have (docs/results.md), and one that takes slots.
@@ -77,84 +79,82 @@ def main(
     bench = Bench(3 if quick else 15, 16 if quick else 32, wall, out)
     for name in [model] if model else MODELS:
         for question, ask in {"hot": hot, "swap": swap, "traffic": traffic, "set": working_set}.items():
-            if only in (None, question):
-                ask(bench, name)
+            for density in MODELS[name] if only in (None, question) else ():
+                ask(bench, name, density)
     if only in (None, "soak"):
         soak(bench, 2_000 if quick else 20_000)
 
 
-def hot(bench: Bench, name: str) -> None:
+def hot(bench: Bench, name: str, density: float) -> None:
     """A mask that is in place, in a slot or patched, against a plain forward of a model of its own."""
     plain = timm.create_model(name, num_classes=0).eval()
-    for density in MODELS[name]:
-        engine, (digest,) = _engine(name, density, 1)
-        for batch in (1, 8, 32) if bench.batch == 32 else (1, 8):
-            x = torch.randn(batch, *engine.backbone.preprocess["input_size"])
-            runs: dict[str, Callable[[], object]] = {
-                "plain": partial(_plain, plain, x),
-                "engine": partial(engine.embed, x, [Segment(digest, 0, batch)]),
-            }
-            taken = bench.seconds(runs, 5 * bench.turns if batch == 1 else bench.turns)
-            params = {"model": name, "density": density, "batch": batch}
-            bench.row("hot", "engine", params, "ratio to plain timm", "x", taken["engine"] / taken["plain"])
-            bench.row("hot", "plain", params, "time", "ms", taken["plain"] * 1e3)
+    engine, (digest,) = _engine(name, density, 1)
+    for batch in (1, 8, bench.batch):
+        x = torch.randn(batch, *engine.backbone.preprocess["input_size"])
+        runs: dict[str, Callable[[], object]] = {
+            "plain": partial(_plain, plain, x),
+            "engine": partial(engine.embed, x, [Segment(digest, 0, batch)]),
+        }
+        taken = bench.seconds(runs, 5 * bench.turns if batch == 1 else bench.turns)
+        params = {"model": name, "density": density, "batch": batch}
+        bench.row("hot", "engine", params, "ratio to plain timm", "x", taken["engine"] / taken["plain"])
+        bench.row("hot", "plain", params, "time", "ms", taken["plain"] * 1e3)
 
 
-def traffic(bench: Bench, name: str) -> None:
+def traffic(bench: Bench, name: str, density: float) -> None:
     """Batches of 100 masks by each law, against batches of one mask: images a second."""
-    for density in MODELS[name]:
-        engine, digests = _engine(name, density, 100)
-        x = torch.randn(bench.batch, *engine.backbone.preprocess["input_size"])
-        rng = np.random.default_rng(0)
-        batches = {law: _batches(law, digests, bench.batch, rng) for law in LAWS}
-        taken = bench.seconds({law: lambda of=of: engine.embed(x, next(of)) for law, of in batches.items()})  # type: ignore[misc]
-        params = {"model": name, "density": density, "masks": 100, "slots": SLOTS, "batch": bench.batch}
-        for law in LAWS[1:]:
-            ratio = taken["identical"] / taken[law]
-            bench.row("traffic", law, params, "images/s, ratio to one mask", "x", ratio)
-        bench.row("traffic", "identical", params, "time an image", "ms", taken["identical"] * 1e3 / bench.batch)
+    engine, digests = _engine(name, density, 100)
+    x = torch.randn(bench.batch, *engine.backbone.preprocess["input_size"])
+    rng = np.random.default_rng(0)
+    batches = {law: _batches(law, digests, bench.batch, rng) for law in LAWS}
+
+    def embed(law: str) -> None:
+        engine.embed(x, next(batches[law]))
+
+    taken = bench.seconds({law: partial(embed, law) for law in LAWS})
+    params = {"model": name, "density": density, "masks": 100, "slots": SLOTS, "batch": bench.batch}
+    for law in LAWS[1:]:
+        bench.row("traffic", law, params, "images/s, ratio to one mask", "x", taken["identical"] / taken[law])
+    bench.row("traffic", "identical", params, "time an image", "ms", taken["identical"] * 1e3 / bench.batch)
 
 
-def swap(bench: Bench, name: str) -> None:
+def swap(bench: Bench, name: str, density: float) -> None:
     """Putting a mask on by a patch, against writing its slot, against a copy; and the bytes that a mask keeps."""
-    for density in MODELS[name]:
-        engine, digests = _engine(name, density, 4)
-        masks = [engine._prepared[digest] for digest in digests]
-        theta, other = engine._slots.theta, torch.empty_like(engine._slots.theta)
-        turn = iter(range(10**9))
-        runs: dict[str, Callable[[], object]] = {
-            "copy": lambda: other.copy_(theta),  # noqa: B023 - run within this turn of the loop
-            "slot": lambda: engine._slots.applier.write(masks[next(turn) % 4].bits, other),  # noqa: B023
-        }
-        if masks[0].patched:
-            runs["patch"] = lambda: _patch(engine, masks[next(turn) % 4])  # noqa: B023
-        taken = bench.seconds(runs, 5 * bench.turns)
-        params = {"model": name, "density": density, "bytes": theta.nbytes}
-        bench.row("engine swap", "slot", params, "ratio to copy", "x", taken["slot"] / taken["copy"])
-        if "patch" in taken:
-            bench.row("engine swap", "patch", params, "ratio to slot", "x", taken["patch"] / taken["slot"])
-        bits = engine.backbone.layout.n_weights / 8
-        bench.row("resident", "mask", params, "bytes", "B", [mask.nbytes for mask in masks])
-        bench.row("resident", "mask", params, "ratio to bits/8", "x", [mask.nbytes / bits for mask in masks])
+    engine, digests = _engine(name, density, 4)
+    masks = cycle([engine._prepared[digest] for digest in digests])
+    theta, other = engine._slots.theta, torch.empty_like(engine._slots.theta)
+    runs: dict[str, Callable[[], object]] = {
+        "copy": lambda: other.copy_(theta),
+        "slot": lambda: engine._slots.applier.write(next(masks).bits, other),
+    }
+    if next(masks).patched:
+        runs["patch"] = lambda: _wear(engine, next(masks))
+    taken = bench.seconds(runs, 5 * bench.turns)
+    params = {"model": name, "density": density, "bytes": theta.nbytes}
+    bench.row("engine swap", "slot", params, "ratio to copy", "x", taken["slot"] / taken["copy"])
+    if "patch" in taken:
+        bench.row("engine swap", "patch", params, "ratio to slot", "x", taken["patch"] / taken["slot"])
+    n_bytes = [next(masks).nbytes for _ in digests]
+    bench.row("resident", "mask", params, "bytes", "B", n_bytes)
+    bench.row(
+        "resident", "mask", params, "ratio to bits/8", "x", np.array(n_bytes) * 8 / engine.backbone.layout.n_weights
+    )
 
 
-def working_set(bench: Bench, name: str) -> None:
-    """One image a batch through masks drawn uniformly from sets of 1/4 to 4 times the slots, against one mask."""
-    if name != "vit_tiny_patch16_224":
-        return
-    for density in MODELS[name]:
-        engine, digests = _engine(name, density, 4 * SLOTS)
-        rng = np.random.default_rng(0)
-        x = torch.randn(8, *engine.backbone.preprocess["input_size"])
-        sizes = (1, SLOTS // 4, SLOTS, SLOTS * 5 // 4, 2 * SLOTS, 4 * SLOTS)
-        runs: dict[str, Callable[[], object]] = {
-            f"{size} masks": lambda n=size: engine.embed(x, [Segment(digests[rng.integers(n)], 0, 8)])  # type: ignore[misc] # noqa: B023
-            for size in sizes
-        }
-        taken = bench.seconds(runs, 2 * bench.turns)
-        params = {"model": name, "density": density, "slots": SLOTS, "batch": 8}
-        for variant, seconds in taken.items():
-            bench.row("set", variant, params, "images/s, ratio to one mask", "x", taken["1 masks"] / seconds)
+def working_set(bench: Bench, name: str, density: float) -> None:
+    """Batches of one mask, drawn uniformly from sets of 1/4 to 4 times the slots, against always the same one."""
+    engine, digests = _engine(name, density, 4 * SLOTS)
+    rng = np.random.default_rng(0)
+    x = torch.randn(8, *engine.backbone.preprocess["input_size"])
+
+    def embed(n_masks: int) -> None:
+        engine.embed(x, [Segment(digests[rng.integers(n_masks)], 0, len(x))])
+
+    sizes = (1, SLOTS // 4, SLOTS, SLOTS * 5 // 4, 2 * SLOTS, 4 * SLOTS)
+    taken = bench.seconds({f"{n} masks": partial(embed, n) for n in sizes}, 2 * bench.turns)
+    params = {"model": name, "density": density, "slots": SLOTS, "batch": len(x)}
+    for variant, seconds in taken.items():
+        bench.row("set", variant, params, "images/s, ratio to one mask", "x", taken["1 masks"] / seconds)
 
 
 def soak(bench: Bench, requests: int) -> None:
@@ -204,7 +204,7 @@ def _batches(law: str, digests: list[str], batch: int, rng: np.random.Generator)
         else:
             chosen = sorted(rng.choice(len(digests), batch, p=weights / weights.sum()).tolist())
         edges = [0, *(i for i in range(1, batch) if chosen[i] != chosen[i - 1]), batch]
-        yield [Segment(digests[chosen[a]], a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        yield [Segment(digests[chosen[a]], a, b) for a, b in pairwise(edges)]
 
 
 @torch.inference_mode()
@@ -213,7 +213,7 @@ def _plain(model: torch.nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _patch(engine: Engine, mask: Any) -> None:
+def _wear(engine: Engine, mask: Prepared) -> None:
     engine._wear(mask)
 
 

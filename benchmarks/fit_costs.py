@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.masks import random_mask
@@ -109,7 +108,7 @@ def _least_squares(terms: list[list[float]], taken: list[float], sizes: list[flo
     a, b = np.array(terms, float) * weights[:, None], np.array(taken, float) * weights
     used = list(range(a.shape[1]))
     while True:
-        found: NDArray[np.float64] = np.linalg.lstsq(a[:, used], b, rcond=None)[0]
+        found = np.linalg.lstsq(a[:, used], b, rcond=None)[0]
         if (found >= 0).all() or len(used) == 1:
             break
         used.pop(int(found.argmin()))

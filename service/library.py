@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 from service.registry.base import Registry
 from smn_core.engine import Engine
-from smn_core.mask import TaskMask
 from smn_core.maskfile import from_bytes
 
 
@@ -101,13 +100,12 @@ class Library:
     async def _fetch(self, digest: str, shelf: Shelf) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        mask, shelf.warnings = await loop.run_in_executor(self._threads, self._prepare, digest)
-        shelf.bytes = mask.packed.nbytes + sum(values.nbytes for values in mask.state.values())
+        shelf.warnings = await loop.run_in_executor(self._threads, self._prepare, digest)
+        shelf.bytes = self._engine.bytes_of(digest)
         self._heard(loop.time() - began)
 
-    def _prepare(self, digest: str) -> tuple[TaskMask, list[str]]:
-        mask = from_bytes(self._registry.blob(digest), self._engine.backbone.layout)
-        return mask, self._engine.prepare(mask)
+    def _prepare(self, digest: str) -> list[str]:
+        return self._engine.prepare(from_bytes(self._registry.blob(digest), self._engine.backbone.layout))
 
     def _evict(self) -> None:
         total = self.bytes

@@ -67,6 +67,11 @@ class Embedded:
     forward_s: float
 
 
+def slots_within(backbone: Backbone, budget_bytes: int) -> int:
+    """How many slots a budget holds; one at least."""
+    return max(1, budget_bytes // (backbone.layout.n_elements * backbone.dtype.itemsize))
+
+
 class Engine:
     """One backbone and the masks it can wear.
 
@@ -90,7 +95,7 @@ class Engine:
             raise InvalidArgument("slots, threads and capacity must be at least 1")
         self.backbone = backbone
         self.capacity = capacity
-        self._n_slots = slots
+        self.slots = slots
         self._slots = Slots(backbone, slots, threads)
         theta = self._slots.theta
         self._patch = Patch(theta, backbone.layout, self._slots.applier)
@@ -125,6 +130,11 @@ class Engine:
     def ready(self, digest: str) -> bool:
         """Whether `embed` takes segments with this mask."""
         return digest in self._prepared
+
+    def bytes_of(self, digest: str) -> int:
+        """Bytes that a prepared mask keeps, outside of slots; 0 for one that is not."""
+        mask = self._prepared.get(digest)
+        return 0 if mask is None else mask.nbytes
 
     def memory(self) -> Memory:
         """What the engine holds now. Safe on any thread."""
@@ -174,7 +184,7 @@ class Engine:
             in_slots = {run.mask.digest: run.mask for run in runs if run.mask is not None and not run.mask.patched}
             # What is there is touched first, so that no swap of this batch evicts it.
             absent = [mask for mask in in_slots.values() if not self._slots.touch(mask.digest)]
-            if len(in_slots) > self._n_slots:
+            if len(in_slots) > self.slots:
                 mixes = False
             else:
                 for mask in absent:

@@ -29,7 +29,8 @@ class Patch:
 
     @property
     def nbytes(self) -> int:
-        return 0 if self._flat is None else self._flat.nbytes
+        flat = self._flat  # the thread that owns it may let go of it meanwhile
+        return 0 if flat is None else flat.nbytes
 
     @property
     def views(self) -> Mapping[str, Tensor]:

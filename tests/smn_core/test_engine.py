@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smn_core.engine import Engine, Segment
+from smn_core.engine import Engine, Segment, slots_within
 from smn_core.errors import InvalidArgument, NotReady, OverCapacity, WrongBackbone
 from smn_core.mask import TaskMask
 from tests.smn_core.builders import KINDS, TINY_RESNET, TINY_VIT, all_on, images, lively, plain_model, weights_by_hand
@@ -465,3 +465,32 @@ def test_images_of_a_wrong_shape_leave_the_engine_right(make_mask, shape):
         engine.embed(torch.zeros(shape), [Segment(mask.digest, 0, 1)])
     assert all(torch.equal(through(engine, m, x), e) for m, e in zip((mask, None), before, strict=True))
     assert torch.equal(through(engine, None, x), before[1])
+
+
+# Memory
+
+
+def test_memory_is_counted_by_what_holds_it(make_mask):
+    """theta, prepared masks and what was made of them are counted apart; a released mask counts no more."""
+    backbone = lively(KINDS["resnet"])
+    engine, x = Engine(backbone), images(KINDS["resnet"], 1)
+    masks = [make_mask(backbone, 0.5, seed) for seed in range(2)]
+    before = engine.memory()
+    assert (before.theta, before.masks, before.slots) == (4 * backbone.layout.n_elements, 0, 0)
+    for mask in masks:
+        engine.prepare(mask)
+        assert 0.9 < engine.bytes_of(mask.digest) / (backbone.layout.n_weights / 8) < 1.05
+    assert engine.memory().masks == sum(engine.bytes_of(mask.digest) for mask in masks)
+    through(engine, masks[0], x)
+    assert engine.memory().slots == before.theta
+    assert (engine.memory().resident_masks, engine.memory().prepared_masks) == (1, 2)
+    engine.release(masks[1].digest)
+    assert engine.bytes_of(masks[1].digest) == 0
+    assert engine.memory().prepared_masks == 1
+
+
+def test_slots_are_as_many_as_a_budget_holds():
+    """A budget in bytes gives whole slots, and never none."""
+    backbone = lively(TINY_VIT)
+    slot = 4 * backbone.layout.n_elements
+    assert [slots_within(backbone, budget) for budget in (0, slot, 3 * slot - 1, 3 * slot)] == [1, 1, 2, 3]

@@ -58,6 +58,7 @@ class NumpyApplier:
 
     def __init__(self, theta: Float32[ndarray, "n_elements"], layout: Layout, threads: int) -> None:
         self._theta = theta
+        self._layout = layout
         self._chunks = _chunks(layout)
         self._starts = np.array([c.elements.start for c in self._chunks])
         tensors = [c.tensor for c in self._chunks]
@@ -75,7 +76,12 @@ class NumpyApplier:
             other.result()
 
     def write_tensor(self, mask: Resident, tensor: int, out: Float[Tensor, "n_elements"]) -> None:
-        self._write(mask, out.numpy(), self._of_tensor[tensor])
+        if tensor in mask.packed:
+            self._write(mask, out.numpy(), self._of_tensor[tensor])
+            return
+        flat, where = out.numpy(), self._layout.tensors[tensor].elements
+        np.multiply(self._theta[where], mask.scales[tensor], out=flat[where])
+        flat[mask.off_of(tensor).numpy()] = 0.0
 
     def _write(self, mask: Resident, out: Float32[ndarray, "n_elements"], share: range) -> None:
         off = mask.off.numpy()

@@ -105,7 +105,7 @@ class Engine:
         self._mixed = Mixed(self._slots.sites, backbone.layout, root, self._patch, self._corrections, self._costs)
         self._splittable = rehearse(backbone, self._slots, self._mixed)
         self._mixes = self._splittable and mixing_pays(self._slots.sites, backbone.layout)
-        self._no_scales = [1.0] * len(backbone.layout.tensors)
+        self._scales = [1.0] * len(backbone.layout.tensors)
         self._worn: Prepared | None = None
         self._prepared: dict[str, Prepared] = {}
         self._lock = threading.Lock()
@@ -225,17 +225,26 @@ class Engine:
             written = 1
         if mask is self._worn:
             return 0
-        self._worn = UNKNOWN
+        before, self._worn = self._worn, UNKNOWN
         if mask is not None and mask.patched:
-            self._patch.wear(mask.bits, mask.moved)
-            self._slots.show(self._patch.views, mask.state)
-            scale_behind(self._slots.sites, np.where(mask.moved, mask.bits.scales, 1).tolist())
+            self._wear_patch(mask, before)
             written = 1
         else:
             self._slots.use(mask)
-            scale_behind(self._slots.sites, self._no_scales)
+            scale_behind(self._slots.sites, None)
         self._worn = mask
         return written
+
+    def _wear_patch(self, mask: Prepared, before: Prepared | None) -> None:
+        """From one patch to the next, the modules have the shared array and look their scales up already."""
+        views = self._patch.views
+        self._patch.wear(mask.bits, mask.moved)
+        self._scales[:] = np.where(mask.moved, mask.bits.scales, 1).tolist()
+        in_place = before is not None and before.patched and self._patch.views is views
+        if not in_place or mask.state or (before is not None and before.state):
+            self._slots.show(self._patch.views, mask.state)
+        if not in_place:
+            scale_behind(self._slots.sites, self._scales)
 
     def _swap_in(self, mask: Prepared) -> None:
         self._worn = UNKNOWN  # its slot may be the one that is written

@@ -54,7 +54,7 @@ def rehearse(backbone: Backbone, slots: Slots, mixed: Mixed) -> bool:
             LOG.warning("batches that mix masks run segment by segment: %s", reason)
         return not reason
     finally:
-        scale_behind(sites, [1.0] * len(backbone.layout.tensors))
+        scale_behind(sites, None)
         slots.use(None)
 
 
@@ -90,7 +90,7 @@ def _scales(
     try:
         return _agree(model(x), expected)
     finally:
-        scale_behind(sites, [1.0] * len(scales))
+        scale_behind(sites, None)
         for index, name in names.items():
             weights[name].data.mul_(scales[index])
 

@@ -74,18 +74,20 @@ class Site:
         return y if bias is None else y.add_(bias.view(-1, 1, 1))
 
 
-def scale_behind(sites: Iterable[Site], scales: Sequence[float]) -> None:
-    """Apply `scales[t]` behind the product with weight t, wherever it is not 1; other modules run as they are."""
+def scale_behind(sites: Iterable[Site], scales: Sequence[float] | None) -> None:
+    """Apply `scales[t]`, looked up at every call, behind the product with weight t; None: every module as it is."""
     for site in sites:
-        scale = scales[site.weight] if site.scalable and site.weight is not None else 1.0
-        if scale == 1:
+        if scales is None or not site.scalable:
             site.restore()
         else:
-            site.replace(partial(_scaled, site, scale))
+            site.replace(partial(_scaled, site, scales))
 
 
-def _scaled(site: Site, scale: float, x: Tensor) -> Tensor:
-    module = site.module
+def _scaled(site: Site, scales: Sequence[float], x: Tensor) -> Tensor:
+    assert site.weight is not None
+    scale, module = scales[site.weight], site.module
+    if scale == 1:
+        return site.original(x)
     return site.scaled(x, module.weight, module.bias, scale)  # type: ignore[arg-type]
 
 

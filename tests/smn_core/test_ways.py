@@ -93,6 +93,27 @@ def test_every_way_gives_every_row_its_own_mask(kind, way, make_mask):
         assert relative_error(found, wanted) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_masks_one_after_the_other_leave_nothing_behind(name, monkeypatch, make_mask):
+    """Patched masks with and without state, slots, the root and mixed batches in any order: every row is right."""
+    monkeypatch.setattr(costs, "CPU", replace(costs.CPU, write=100.0))
+    kind = KINDS[name]
+    backbone = lively(kind)
+    masks: list[TaskMask | None] = [None]
+    masks += [make_mask(backbone, d, i, with_state=i % 2 == 0) for i, d in enumerate((0.999, 0.999, 0.995, 0.5))]
+    engine, x = Engine(backbone, slots=1), images(kind, 2)
+    expected = by_hand(kind, backbone, masks, x)
+    for mask in masks[1:]:
+        engine.prepare(mask)
+    assert [engine._prepared[mask.digest].patched for mask in masks[1:]] == [True, True, True, False]
+    engine.capacity = 2
+    for i, j in np.random.default_rng(0).integers(len(masks), size=(40, 2)).tolist():
+        segments = [Segment(masks[k] and masks[k].digest, n, n + 1) for n, k in enumerate((i, j))]
+        assert (
+            relative_error(engine.embed(x, segments).embeddings, torch.stack([expected[i][0], expected[j][1]])) < 1e-5
+        )
+
+
 def test_the_ways_are_really_taken(monkeypatch, make_mask):
     """With a patch dear, sparse masks take slots; cheap, none; and the shared base makes its matrices."""
     made = {}

@@ -1,7 +1,7 @@
 """What each way to run a segment costs, in nanoseconds, and so which is taken.
 
-Every way gives the same result; only time depends on this. The constants are measured, one thread a way, by
-`python -m benchmarks.engine --fit`, which prints this table anew.
+Every way gives the same result; only time depends on this. The constants are measured on one thread by
+`python -m benchmarks.engine --fit`, which prints this table anew; these were on a busy machine (docs/decisions.md).
 """
 
 from __future__ import annotations

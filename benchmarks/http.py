@@ -41,8 +41,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.masks import random_mask
 from benchmarks.rows import row
-from benchmarks.swap import random_mask
 from service.client import AsyncClient, Client
 from service.registry.open import open_registry
 from smn_core.backbone import Backbone, load_backbone

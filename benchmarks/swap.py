@@ -17,11 +17,11 @@ import numpy as np
 import timm
 import torch
 
+from benchmarks.masks import random_mask
 from benchmarks.rows import row
-from smn_core import bits
 from smn_core.apply import applier_for
-from smn_core.layout import Layout, layout_of
-from smn_core.mask import TaskMask
+from smn_core.layout import layout_of
+from smn_core.resident import resident_of
 
 MODELS = ("vit_tiny_patch16_224", "resnet50", "vit_base_patch32_224")
 DENSITIES = (0.5, 0.95, 0.99, 0.9995)
@@ -47,7 +47,7 @@ def measure(name: str, density: float, turns: int, out: Path | None) -> None:
     variants: dict[str, Callable[[], object]] = {"copy": lambda: np.copyto(slot.numpy(), theta.numpy())}
     for threads in (1, 2):
         applier = applier_for(theta, layout, threads)
-        loaded = applier.load(mask)
+        loaded = resident_of(mask, theta.device)
         variants[f"swap, {threads} thread{'s' * (threads > 1)}"] = partial(applier.write, loaded, slot)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(turns + 2):
@@ -62,12 +62,6 @@ def measure(name: str, density: float, turns: int, out: Path | None) -> None:
         row("swap", variant, params, "time", "ms", values * 1e3, out=out)
         if variant != "copy":
             row("swap", variant, params, "ratio to copy", "x", values / copy, out=out)
-
-
-def random_mask(layout: Layout, density: float, rng: np.random.Generator) -> TaskMask:
-    """A mask of independent bits, of no backbone in particular."""
-    packed = np.concatenate([bits.pack(rng.random(t.n_weights) < density) for t in layout])
-    return TaskMask(layout, model="", fingerprint="", packed=packed)
 
 
 if __name__ == "__main__":

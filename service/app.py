@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.telemetry import Observed
 from service.work import Server
 from smn_core.backbone import Backbone, load_backbone
-from smn_core.engine import Engine
+from smn_core.engine import Engine, slots_within
 
 DESCRIPTION = """One frozen vision backbone, hundreds of specialities: `POST /embed?mask=NAME` embeds images through a
 mask that was learned for their domain and uploaded with `PUT /masks/NAME`.
@@ -48,7 +48,8 @@ def create_app(
         torch.set_num_threads(settings.threads)
     backbone = backbone if backbone is not None else load_backbone(settings.spec())
     registry = registry if registry is not None else registry_of(settings, backbone)
-    server = Server(settings, Engine(backbone, settings.slots), registry)
+    slots = settings.slots or slots_within(backbone, settings.slot_bytes)
+    server = Server(settings, Engine(backbone, slots, capacity=max(slots, settings.batch_size)), registry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

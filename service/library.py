@@ -159,9 +159,8 @@ class Library:
         self._heard(loop.time() - began)
 
     def _prepare(self, digest: str, shelf: Shelf) -> None:
-        mask = from_bytes(self._registry.blob(digest), self._engine.backbone.layout)
-        shelf.warnings = self._engine.prepare(mask)
-        shelf.bytes = mask.packed.nbytes + sum(values.nbytes for values in mask.state.values())
+        shelf.warnings = self._engine.prepare(from_bytes(self._registry.blob(digest), self._engine.backbone.layout))
+        shelf.bytes = self._engine.bytes_of(digest)
 
     def _read_cascade(self, digest: str, shelf: Shelf) -> None:
         cascade = cascadefile.from_bytes(self._registry.blob(digest))

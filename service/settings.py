@@ -37,7 +37,8 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one.")
     dtype: str = Field("float32", description="float32, bfloat16 or float16.")
 
-    slots: int = Field(16, ge=1, description="Masks whose weights are resident at once, and so the most in one batch.")
+    slots: int = Field(0, ge=0, description="Masks whose weights are resident at once; 0: as many as slot_bytes holds.")
+    slot_bytes: int = Field(2048 * MIB, ge=MIB, description="Memory for slots, each as large as the maskable weights.")
     batch_size: int = Field(32, ge=1, description="Images a forward.")
     threads: int = Field(0, ge=0, description="torch's threads; 0 takes torch's default.")
     decode_workers: int = Field(2, ge=1, description="Threads that decode images and check uploads.")

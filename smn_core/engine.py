@@ -8,20 +8,44 @@ weights and running the forward is one critical section.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 from smn_core.backbone import Backbone
+from smn_core.correction import Corrections
+from smn_core.costs import costs_for, mixing_pays
 from smn_core.errors import InvalidArgument, NotReady, OverCapacity
 from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits
+from smn_core.mixed import Mixed, Part, Unsplittable
+from smn_core.patch import Patch
+from smn_core.rehearsal import rehearse
+from smn_core.resident import Resident
+from smn_core.sites import Weights, scale_behind
 from smn_core.slots import Memory, Prepared, Slots
+
+LOG = logging.getLogger("smn.engine")
+UNKNOWN = Prepared(
+    "", Resident(torch.zeros(0, dtype=torch.int32), np.zeros(1, np.int32), {}, np.zeros(0, np.float32)), {}
+)
+"""Stands for whatever a model wears after something failed half way: no mask of anybody's."""
+
+
+class Run(NamedTuple):
+    """Consecutive rows of one mask; None is the root."""
+
+    start: int
+    stop: int
+    mask: Prepared | None
 
 
 @dataclass(frozen=True)
@@ -43,22 +67,46 @@ class Embedded:
     forward_s: float
 
 
+def slots_within(backbone: Backbone, budget_bytes: int) -> int:
+    """How many slots a budget holds; one at least."""
+    return max(1, budget_bytes // (backbone.layout.n_elements * backbone.dtype.itemsize))
+
+
 class Engine:
     """One backbone and the masks it can wear.
 
+    A batch of one mask in a slot is a plain forward. A mask with few OFF weights is worn by a patch of one shared array
+    instead of in a slot; a batch that mixes masks runs in one forward (mixed.py) where the model allows it, segment by
+    segment where not. costs.py says which; the embeddings are the same.
+
     Args:
         backbone: taken over: its model belongs to the engine from here on.
-        slots: masks whose weights are resident at once, and so the most that one batch may mix.
+        slots: masks whose weights are resident at once; memory for one is taken when it is first needed.
         threads: threads that write a slot on the CPU; by default torch's own number, at most 4.
+        capacity: the most masks that one batch may mix; by default as many as slots.
     """
 
-    def __init__(self, backbone: Backbone, slots: int = 4, threads: int | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, slots: int = 4, threads: int | None = None, capacity: int | None = None
+    ) -> None:
         threads = threads if threads is not None else min(4, torch.get_num_threads())
-        if slots < 1 or threads < 1:
-            raise InvalidArgument("slots and threads must be at least 1")
+        capacity = capacity if capacity is not None else slots
+        if slots < 1 or threads < 1 or capacity < 1:
+            raise InvalidArgument("slots, threads and capacity must be at least 1")
         self.backbone = backbone
-        self.capacity = slots
+        self.capacity = capacity
+        self.slots = slots
         self._slots = Slots(backbone, slots, threads)
+        theta = self._slots.theta
+        self._patch = Patch(theta, backbone.layout, self._slots.applier)
+        self._corrections = Corrections(theta, backbone.layout, theta.nbytes)
+        self._costs = costs_for(backbone.device, backbone.dtype)
+        root = self._slots.root_views, self._slots.root_state
+        self._mixed = Mixed(self._slots.sites, backbone.layout, root, self._patch, self._corrections, self._costs)
+        self._splittable = rehearse(backbone, self._slots, self._mixed)
+        self._mixes = self._splittable and mixing_pays(self._slots.sites, backbone.layout)
+        self._scales = [1.0] * len(backbone.layout.tensors)
+        self._worn: Prepared | None = None
         self._prepared: dict[str, Prepared] = {}
         self._lock = threading.Lock()
         self._released: list[str] = []
@@ -74,7 +122,7 @@ class Engine:
             raise InvalidArgument("a mask without a digest cannot be served: write it to a file first")
         warnings = check_fits(mask, self.backbone)
         if not self.ready(mask.digest):
-            prepared = self._slots.prepare(mask)
+            prepared = self._slots.prepare(mask, self._costs)
             with self._lock:
                 self._prepared[mask.digest] = prepared
         return warnings
@@ -83,9 +131,18 @@ class Engine:
         """Whether `embed` takes segments with this mask."""
         return digest in self._prepared
 
+    def bytes_of(self, digest: str) -> int:
+        """Bytes that a prepared mask keeps, outside of slots; 0 for one that is not."""
+        mask = self._prepared.get(digest)
+        return 0 if mask is None else mask.nbytes
+
     def memory(self) -> Memory:
-        """What the engine keeps resident now."""
-        return self._slots.memory()
+        """What the engine holds now. Safe on any thread."""
+        with self._lock:
+            prepared = list(self._prepared.values())
+        made = self._slots.nbytes + self._patch.nbytes + self._corrections.nbytes
+        masks = sum(mask.nbytes for mask in prepared)
+        return Memory(self._slots.theta.nbytes, masks, made, self._slots.resident_masks, len(prepared))
 
     def release(self, digest: str) -> None:
         """Forget a mask; an `embed` that is running finishes with it."""
@@ -107,19 +164,96 @@ class Engine:
             OverCapacity: more distinct masks than `capacity`.
         """
         masks = self._masks_of(x.shape[0], segments)
-        began = time.perf_counter()
-        swaps = self._make_resident(masks)
-        swapped = time.perf_counter()
         x = x.to(self.backbone.device, self.backbone.dtype)
         with torch.inference_mode(False):  # an ordinary tensor: probes train on it
             out = torch.empty(x.shape[0], self.backbone.n_features)
+        runs = _runs(segments, masks)
+        began = time.perf_counter()
         try:
-            for segment in segments:
-                self._slots.use(masks[segment.mask] if segment.mask is not None else None)
-                out[segment.start : segment.stop] = self.backbone.model(x[segment.start : segment.stop])
-        finally:
-            self._slots.use(None)
-        return Embedded(out, swaps, swapped - began, time.perf_counter() - swapped)
+            swaps, swap_s = self._run(x, out, runs)
+        except BaseException:
+            self._forget_worn()
+            raise
+        return Embedded(out, swaps, swap_s, time.perf_counter() - began - swap_s)
+
+    def _run(self, x: Tensor, out: Float32[Tensor, "n d"], runs: Sequence[Run]) -> tuple[int, float]:
+        """Embed all runs into `out`; returns how many masks were put on, and the seconds that took."""
+        began = time.perf_counter()
+        swaps, mixes = 0, len(runs) > 1 and self._mixes
+        if len(runs) > 1:
+            in_slots = {run.mask.digest: run.mask for run in runs if run.mask is not None and not run.mask.patched}
+            # What is there is touched first, so that no swap of this batch evicts it.
+            absent = [mask for mask in in_slots.values() if not self._slots.touch(mask.digest)]
+            if len(in_slots) > self.slots:
+                mixes = False
+            else:
+                for mask in absent:
+                    self._swap_in(mask)
+                swaps = len(absent)
+        swap_s = time.perf_counter() - began
+        if mixes and self._run_mixed(x, out, runs):
+            return swaps, swap_s
+        for run in runs:
+            began = time.perf_counter()
+            swaps += self._wear(run.mask)
+            swap_s += time.perf_counter() - began
+            out[run.start : run.stop] = self.backbone.model(x[run.start : run.stop])
+        return swaps, swap_s
+
+    def _run_mixed(self, x: Tensor, out: Float32[Tensor, "n d"], runs: Sequence[Run]) -> bool:
+        """All runs in one forward; False if the model will not have it."""
+        self._forget_worn()
+        parts = [Part(run.start, run.stop, run.mask, self._weights(run.mask)) for run in runs]
+        try:
+            out[:] = self._mixed.run(self.backbone.model, x, parts)
+        except Unsplittable as error:
+            LOG.warning("batches that mix masks run segment by segment: %s", error)
+            self._mixes = False
+            return False
+        return True
+
+    def _weights(self, mask: Prepared | None) -> Weights | None:
+        if mask is None:
+            return self._slots.root_views
+        return None if mask.patched else self._slots.views(mask)
+
+    def _wear(self, mask: Prepared | None) -> int:
+        """Make the model wear a mask; returns 1 if weights were written for that. The last one worn costs nothing."""
+        written = 0
+        if mask is not None and not mask.patched and not self._slots.touch(mask.digest):
+            self._swap_in(mask)
+            written = 1
+        if mask is self._worn:
+            return 0
+        before, self._worn = self._worn, UNKNOWN
+        if mask is not None and mask.patched:
+            self._wear_patch(mask, before)
+            written = 1
+        else:
+            self._slots.use(mask)
+            scale_behind(self._slots.sites, None)
+        self._worn = mask
+        return written
+
+    def _wear_patch(self, mask: Prepared, before: Prepared | None) -> None:
+        """From one patch to the next, the modules have the shared array and look their scales up already."""
+        views = self._patch.views
+        self._patch.wear(mask.bits, mask.moved)
+        self._scales[:] = np.where(mask.moved, mask.bits.scales, 1).tolist()
+        in_place = before is not None and before.patched and self._patch.views is views
+        if not in_place or mask.state or (before is not None and before.state):
+            self._slots.show(self._patch.views, mask.state)
+        if not in_place:
+            scale_behind(self._slots.sites, self._scales)
+
+    def _swap_in(self, mask: Prepared) -> None:
+        self._worn = UNKNOWN  # its slot may be the one that is written
+        self._slots.swap_in(mask)
+
+    def _forget_worn(self) -> None:
+        """The model wears the root, whatever was half done."""
+        self._worn = UNKNOWN
+        self._wear(None)
 
     def _masks_of(self, n_rows: int, segments: Sequence[Segment]) -> dict[str, Prepared]:
         """The prepared masks of a batch, taken once: a release from now on does not touch it."""
@@ -128,20 +262,26 @@ class Engine:
             raise InvalidArgument(f"the segments are not consecutive parts of {n_rows} rows: {list(segments)}")
         wanted = dict.fromkeys(s.mask for s in segments if s.mask is not None)
         if len(wanted) > self.capacity:
-            raise OverCapacity(f"{len(wanted)} masks in one batch, the engine has {self.capacity} slots")
+            raise OverCapacity(f"{len(wanted)} masks in one batch, the engine mixes at most {self.capacity}")
         with self._lock:
             released, self._released = self._released, []
             missing = [digest for digest in wanted if digest not in self._prepared]
             masks = {digest: self._prepared[digest] for digest in wanted if digest not in missing}
         for digest in released:
             self._slots.drop(digest)
+            self._corrections.drop(digest)
         if missing:
             raise NotReady(f"mask {missing[0]} is not prepared")
         return masks
 
-    def _make_resident(self, masks: dict[str, Prepared]) -> int:
-        """Swap in what is not in a slot yet; what is already there is touched first, so that no swap evicts it."""
-        absent = [p for p in masks.values() if not self._slots.touch(p.digest)]
-        for prepared in absent:
-            self._slots.swap_in(prepared)
-        return len(absent)
+
+def _runs(segments: Sequence[Segment], masks: Mapping[str, Prepared]) -> list[Run]:
+    """The segments with their masks; neighbours of one mask are one run."""
+    found: list[Run] = []
+    for segment in segments:
+        mask = None if segment.mask is None else masks[segment.mask]
+        if found and found[-1].mask is mask:
+            found[-1] = Run(found[-1].start, segment.stop, mask)
+        else:
+            found.append(Run(segment.start, segment.stop, mask))
+    return found

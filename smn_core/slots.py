@@ -7,37 +7,55 @@ that own the parameters, some hundred dictionary entries; nothing is copied.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from torch import Tensor
 
 from smn_core.apply import Applier, applier_for
 from smn_core.backbone import Backbone
+from smn_core.costs import Costs, choose
 from smn_core.mask import TaskMask
+from smn_core.patch import views
+from smn_core.resident import Resident, resident_of
+from smn_core.sites import Weights, sites_of
 
-Place = tuple[dict[str, Tensor | None], str]
-"""Where a module looks a parameter or buffer up: its own table and the name in it."""
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
-    """A mask in the form the device keeps: what the applier needs, and its normalisation state."""
+    """A mask in the form the device keeps: its bits, its normalisation state, and how it is worn.
+
+    `patched`: by a patch of the shared array, where it is in no slot; `moved` says of which tensors `1 / alpha` is then
+    applied behind the product.
+    """
 
     digest: str
-    loaded: object
+    bits: Resident
     state: Mapping[str, Tensor]
+    patched: bool = False
+    moved: Bool[ndarray, "n_tensors"] = field(default_factory=lambda: np.zeros(0, bool))
+
+    @property
+    def nbytes(self) -> int:
+        return self.bits.nbytes + self.moved.nbytes + sum(tensor.nbytes for tensor in self.state.values())
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of theta and of the slots that exist, and how many masks are in them."""
+    """Bytes that the engine holds: theta, prepared masks, and the weights and corrections made of them.
+
+    `resident_masks` counts the masks in a slot, `prepared_masks` those that are ready.
+    """
 
     theta: int
+    masks: int
     slots: int
     resident_masks: int
+    prepared_masks: int
 
 
 class Slots:
@@ -48,26 +66,28 @@ class Slots:
 
     def __init__(self, backbone: Backbone, capacity: int, threads: int) -> None:
         self._layout = backbone.layout
-        self._places = _places(backbone.model)
-        self._theta = _flatten(backbone)
-        self._applier: Applier = applier_for(self._theta, backbone.layout, threads)
-        self._root_state = {
+        self.sites = sites_of(backbone.model, backbone.layout)
+        self.theta = _flatten(backbone)
+        self.applier: Applier = applier_for(self.theta, backbone.layout, threads)
+        self.root_state: Weights = {
             name: buffer for name, buffer in backbone.model.named_buffers() if name in self._layout.buffers
         }
         self._capacity = capacity
         self._arrays: list[Tensor] = []
         self._resident: OrderedDict[str, int] = OrderedDict()
         self._free: list[int] = []
-        self._root_views = self._views(self._theta)
-        self._slot_views: list[dict[str, Tensor]] = []
+        self.root_views: Weights = views(self.theta, self._layout)
+        self._slot_views: list[Weights] = []
         self.use(None)
 
-    def prepare(self, mask: TaskMask) -> Prepared:
-        """Everything a later swap needs, on the device. Safe on any thread."""
+    def prepare(self, mask: TaskMask, costs: Costs | None = None) -> Prepared:
+        """Everything a later swap needs, on the device; with `costs` it may be worn by a patch. Safe on any thread."""
         assert mask.digest is not None
-        like = next(iter(self._root_state.values()), self._theta)
+        like = next(iter(self.root_state.values()), self.theta)
         state = {name: torch.from_numpy(values.copy()).to(like) for name, values in mask.state.items()}
-        return Prepared(mask.digest, self._applier.load(mask), state)
+        bits, moved = resident_of(mask, self.theta.device), np.zeros(len(self._layout.tensors), bool)
+        patched = costs is not None and choose(bits, self._layout, self.sites, moved, costs)
+        return Prepared(mask.digest, bits, state, patched, moved)
 
     def touch(self, digest: str) -> bool:
         """Whether a mask is resident; if so it is the last to be evicted."""
@@ -81,15 +101,20 @@ class Slots:
         if digest in self._resident:
             self._free.append(self._resident.pop(digest))
 
-    def memory(self) -> Memory:
-        """Safe on any thread."""
-        return Memory(self._theta.nbytes, sum(array.nbytes for array in list(self._arrays)), len(self._resident))
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slots that exist. Safe on any thread."""
+        return sum(array.nbytes for array in list(self._arrays))
+
+    @property
+    def resident_masks(self) -> int:
+        return len(self._resident)
 
     def swap_in(self, prepared: Prepared) -> None:
         """Write theta' of a mask into the least recently used slot."""
         slot = self._next_slot()
         try:
-            self._applier.write(prepared.loaded, self._arrays[slot])
+            self.applier.write(prepared.bits, self._arrays[slot])
         except BaseException:
             self._free.append(slot)
             raise
@@ -98,49 +123,30 @@ class Slots:
     def use(self, prepared: Prepared | None) -> None:
         """Make the model wear a resident mask, or the root. The weights of the last one stay where they are."""
         if prepared is None:
-            self._set(self._root_views, {})
-            return
-        self._set(self._slot_views[self._resident[prepared.digest]], prepared.state)
+            self.show(self.root_views, {})
+        else:
+            self.show(self.views(prepared), prepared.state)
+
+    def views(self, prepared: Prepared) -> Weights:
+        """The parameters of a resident mask, by name."""
+        return self._slot_views[self._resident[prepared.digest]]
+
+    def show(self, weights: Weights, state: Weights) -> None:
+        """Make the model find these weights, and this state where it has any; elsewhere the root's."""
+        state = {**self.root_state, **state}
+        for site in self.sites:
+            site.show(weights, state)
 
     def _next_slot(self) -> int:
         if self._free:
             return self._free.pop()
         if len(self._arrays) < self._capacity:
-            array = torch.zeros_like(self._theta)
+            array = torch.zeros_like(self.theta)
             self._arrays.append(array)
-            self._slot_views.append(self._views(array))
+            self._slot_views.append(views(array, self._layout))
             return len(self._arrays) - 1
         _, slot = self._resident.popitem(last=False)
         return slot
-
-    def _views(self, flat: Float[Tensor, "n_elements"]) -> dict[str, Tensor]:
-        """The parameters of a slot, by name."""
-        return {t.name: nn.Parameter(flat[t.elements].view(t.shape), requires_grad=False) for t in self._layout}
-
-    def _set(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        for name, tensor in weights.items():
-            for table, key in self._places[name]:
-                table[key] = tensor
-        for name, tensor in self._root_state.items():
-            for table, key in self._places[name]:
-                table[key] = state.get(name, tensor)
-
-
-def _places(model: nn.Module) -> dict[str, list[Place]]:
-    """Where the modules look up each parameter and buffer; a tied parameter has several places."""
-    names = {id(p): name for name, p in [*model.named_parameters(), *model.named_buffers()]}
-    found: dict[str, list[Place]] = {}
-    for module in model.modules():
-        for table, key, tensor in _tables(module):
-            found.setdefault(names[id(tensor)], []).append((table, key))
-    return found
-
-
-def _tables(module: nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str, Tensor]]:
-    for table in (module._parameters, module._buffers):
-        for key, tensor in table.items():
-            if tensor is not None:
-                yield table, key, tensor  # type: ignore[misc]
 
 
 def _flatten(backbone: Backbone) -> Float[Tensor, "n_elements"]:

@@ -33,7 +33,7 @@ async def info(request: Request, _: Annotated[Caller, Depends(may_read)]) -> dic
         "preprocess": dict(backbone.preprocess),
         "device": str(backbone.device),
         "dtype": str(backbone.dtype).removeprefix("torch."),
-        "slots": {"capacity": server.engine.capacity, "resident": memory.resident_masks},
+        "slots": {"capacity": server.engine.slots, "resident": memory.resident_masks},
         "memory_bytes": {"theta": memory.theta, "slots": memory.slots, "masks": server.library.bytes},
         "limits": {
             "max_body_bytes": settings.max_body_bytes,

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smn_core import bits
-from smn_core.apply import SPARSE_DENSITY, NumpyApplier, TorchApplier, applier_for, inverse_alphas, reference
+from smn_core.apply import NumpyApplier, TorchApplier, applier_for, reference
 from smn_core.layout import Layout, MaskableTensor, layout_of
 from smn_core.mask import TaskMask
+from smn_core.resident import inverse_alphas, resident_of
 from tests.smn_core import builders  # noqa: F401 - sets torch's threads
 
 DENSITIES = [0.05, 0.5, 0.95, 0.995, 0.9999, 1.0]
@@ -48,10 +49,14 @@ def random_theta(layout: Layout, seed: int = 0) -> np.ndarray:
     return theta
 
 
+def resident(mask: TaskMask):
+    return resident_of(mask, torch.device("cpu"))
+
+
 def written(applier, mask: TaskMask, layout: Layout) -> np.ndarray:
     """theta' over an array full of rubbish, padding cleared: it is nobody's."""
     out = torch.full((layout.n_elements,), float("nan"))
-    applier.write(applier.load(mask), out)
+    applier.write(resident(mask), out)
     used = np.zeros_like(out.numpy())
     for tensor in layout:
         used[tensor.elements] = out.numpy()[tensor.elements]
@@ -121,12 +126,20 @@ def test_a_tensor_that_is_all_on_is_scaled_by_exactly_one(layout):
     assert np.array_equal(reference(theta, mask), theta)
 
 
-def test_dense_masks_are_kept_as_off_positions(layout):
-    """Above the threshold the positions of the OFF weights are kept, below it the packed bits alone."""
-    applier = NumpyApplier(random_theta(layout), layout, 1)
-    few, many = (random_mask(layout, d, 1) for d in (SPARSE_DENSITY + 0.005, SPARSE_DENSITY - 0.05))
-    assert applier.load(few).off is not None
-    assert applier.load(many).off is None
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_one_tensor_is_written_alone(layout, density, kind):
+    """A tensor written by itself is the reference's; nothing beside it changes."""
+    mask, theta = random_mask(layout, density, 1), random_theta(layout)
+    flat = torch.from_numpy(theta)
+    applier = NumpyApplier(theta, layout, 1) if kind == "numpy" else TorchApplier(flat, layout)
+    expected, loaded = reference(theta, mask), resident(mask)
+    for index, tensor in enumerate(layout):
+        out = torch.full((layout.n_elements,), 7.0)
+        applier.write_tensor(loaded, index, out)
+        assert np.array_equal(out.numpy()[tensor.elements], expected[tensor.elements])
+        out[tensor.elements] = 7.0
+        assert (out == 7.0).all()
 
 
 def test_the_applier_follows_the_type_of_theta(layout):
@@ -142,6 +155,6 @@ def test_half_precision_is_rounded_once(layout):
     mask = random_mask(layout, 0.6, 1)
     out = torch.zeros_like(theta)
     applier = applier_for(theta, layout, 1)
-    applier.write(applier.load(mask), out)
+    applier.write(resident(mask), out)
     expected = torch.from_numpy(reference(theta.float().numpy(), mask))
     assert torch.equal(out, expected.bfloat16())

@@ -1,0 +1,221 @@
+"""What many masks cost in the engine, against one mask and against plain timm, in turn.
+
+    .venv/bin/python -m benchmarks.engine [--quick] [--only NAME] [--model NAME] [--out benchmarks/results/engine.jsonl]
+    .venv/bin/python -m benchmarks.engine --fit      # the constants of smn_core/costs.py, measured here
+
+Questions: hot (a mask that is in place against a plain forward), traffic (100 masks by Punica's laws against one), swap
+(a patch against a slot, and bytes), set (working sets of 1/4 to 4 times the slots), soak (memory of 20,000 requests).
+Weights and masks are random; cost depends on sizes and densities alone. Times are one thread's processor time unless
+`--wall`: neighbours on the machine disturb it less.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import timm
+import torch
+import typer
+from torch import Tensor
+
+from benchmarks.fit_costs import fit
+from benchmarks.masks import random_mask
+from benchmarks.rows import row
+from smn_core.backbone import wrap
+from smn_core.engine import Engine, Segment
+from smn_core.slots import Prepared
+from smn_core.spec import BackboneSpec
+
+# Densities that real masks of these models have (docs/results.md), and one that takes slots.
+MODELS = {"vit_tiny_patch16_224": (0.9995, 0.95), "resnet50": (0.99, 0.95), "vit_base_patch32_224": (0.9995,)}
+SLOTS = 16
+LAWS = ("identical", "zipf:1.5", "uniform", "distinct")
+TINY = {"img_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+class Bench:
+    """Settings of a run, and where its rows go."""
+
+    def __init__(self, turns: int, batch: int, wall: bool, out: Path | None) -> None:
+        self.turns, self.batch, self.out = turns, batch, out
+        self.clock = time.perf_counter if wall else time.process_time
+        self.params: dict[str, Any] = {"threads": 1, "clock": "wall" if wall else "process"}
+
+    def seconds(self, runs: dict[str, Callable[[], object]], turns: int | None = None) -> dict[str, np.ndarray]:
+        """Seconds of every run, in turn; one turn warms up."""
+        taken: dict[str, list[float]] = {name: [] for name in runs}
+        for turn in range((turns or self.turns) + 1):
+            for name, run in runs.items():
+                began = self.clock()
+                run()
+                if turn:
+                    taken[name].append(self.clock() - began)
+        return {name: np.array(values) for name, values in taken.items()}
+
+    def row(self, bench: str, variant: str, params: dict[str, Any], metric: str, unit: str, values: Any) -> None:
+        row(bench, variant, {**params, **self.params}, metric, unit, values, out=self.out)
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="fewer turns, smaller batches")] = False,
+    only: Annotated[str | None, typer.Option(help="one question")] = None,
+    model: Annotated[str | None, typer.Option(help="one model")] = None,
+    wall: Annotated[bool, typer.Option("--wall", help="wall time instead of processor time")] = False,
+    fitted: Annotated[bool, typer.Option("--fit", help="measure the constants of the cost model instead")] = False,
+    out: Annotated[Path | None, typer.Option(help="append the rows to this file too")] = None,
+) -> None:
+    """Print the rows of one question or all."""
+    torch.set_num_threads(1)
+    if fitted:
+        print(fit(5 if quick else 15, out))
+        return
+    bench = Bench(3 if quick else 15, 16 if quick else 32, wall, out)
+    for name in [model] if model else MODELS:
+        for question, ask in {"hot": hot, "swap": swap, "traffic": traffic, "set": working_set}.items():
+            for density in MODELS[name] if only in (None, question) else ():
+                ask(bench, name, density)
+    if only in (None, "soak"):
+        soak(bench, 2_000 if quick else 20_000)
+
+
+def hot(bench: Bench, name: str, density: float) -> None:
+    """A mask that is in place, in a slot or patched, against a plain forward of a model of its own."""
+    plain = timm.create_model(name, num_classes=0).eval()
+    engine, (digest,) = _engine(name, density, 1)
+    for batch in (1, 8, bench.batch):
+        x = torch.randn(batch, *engine.backbone.preprocess["input_size"])
+        runs: dict[str, Callable[[], object]] = {
+            "plain": partial(_plain, plain, x),
+            "engine": partial(engine.embed, x, [Segment(digest, 0, batch)]),
+        }
+        taken = bench.seconds(runs, 5 * bench.turns if batch == 1 else bench.turns)
+        params = {"model": name, "density": density, "batch": batch}
+        bench.row("hot", "engine", params, "ratio to plain timm", "x", taken["engine"] / taken["plain"])
+        bench.row("hot", "plain", params, "time", "ms", taken["plain"] * 1e3)
+
+
+def traffic(bench: Bench, name: str, density: float) -> None:
+    """Batches of 100 masks by each law, against batches of one mask: images a second."""
+    engine, digests = _engine(name, density, 100)
+    x = torch.randn(bench.batch, *engine.backbone.preprocess["input_size"])
+    rng = np.random.default_rng(0)
+    batches = {law: _batches(law, digests, bench.batch, rng) for law in LAWS}
+
+    def embed(law: str) -> None:
+        engine.embed(x, next(batches[law]))
+
+    taken = bench.seconds({law: partial(embed, law) for law in LAWS})
+    params = {"model": name, "density": density, "masks": 100, "slots": SLOTS, "batch": bench.batch}
+    for law in LAWS[1:]:
+        bench.row("traffic", law, params, "images/s, ratio to one mask", "x", taken["identical"] / taken[law])
+    bench.row("traffic", "identical", params, "time an image", "ms", taken["identical"] * 1e3 / bench.batch)
+
+
+def swap(bench: Bench, name: str, density: float) -> None:
+    """Putting a mask on by a patch, against writing its slot, against a copy; and the bytes that a mask keeps."""
+    engine, digests = _engine(name, density, 4)
+    masks = cycle([engine._prepared[digest] for digest in digests])
+    theta, other = engine._slots.theta, torch.empty_like(engine._slots.theta)
+    runs: dict[str, Callable[[], object]] = {
+        "copy": lambda: other.copy_(theta),
+        "slot": lambda: engine._slots.applier.write(next(masks).bits, other),
+    }
+    if next(masks).patched:
+        runs["patch"] = lambda: _wear(engine, next(masks))
+    taken = bench.seconds(runs, 5 * bench.turns)
+    params = {"model": name, "density": density, "bytes": theta.nbytes}
+    bench.row("engine swap", "slot", params, "ratio to copy", "x", taken["slot"] / taken["copy"])
+    if "patch" in taken:
+        bench.row("engine swap", "patch", params, "ratio to slot", "x", taken["patch"] / taken["slot"])
+    n_bytes = [next(masks).nbytes for _ in digests]
+    bench.row("resident", "mask", params, "bytes", "B", n_bytes)
+    bench.row(
+        "resident", "mask", params, "ratio to bits/8", "x", np.array(n_bytes) * 8 / engine.backbone.layout.n_weights
+    )
+
+
+def working_set(bench: Bench, name: str, density: float) -> None:
+    """Batches of one mask, drawn uniformly from sets of 1/4 to 4 times the slots, against always the same one."""
+    engine, digests = _engine(name, density, 4 * SLOTS)
+    rng = np.random.default_rng(0)
+    x = torch.randn(8, *engine.backbone.preprocess["input_size"])
+
+    def embed(n_masks: int) -> None:
+        engine.embed(x, [Segment(digests[rng.integers(n_masks)], 0, len(x))])
+
+    sizes = (1, SLOTS // 4, SLOTS, SLOTS * 5 // 4, 2 * SLOTS, 4 * SLOTS)
+    taken = bench.seconds({f"{n} masks": partial(embed, n) for n in sizes}, 2 * bench.turns)
+    params = {"model": name, "density": density, "slots": SLOTS, "batch": len(x)}
+    for variant, seconds in taken.items():
+        bench.row("set", variant, params, "images/s, ratio to one mask", "x", taken["1 masks"] / seconds)
+
+
+def soak(bench: Bench, requests: int) -> None:
+    """Growth of the process over mixed requests on a tiny model, with masks released and prepared all the time."""
+    engine, digests = _engine("vit_tiny_patch16_224", 0.99, 100, TINY)
+    rng, x = np.random.default_rng(0), torch.randn(8, 3, 16, 16)
+    peaks = []
+    masks = [random_mask(engine.backbone.layout, d, rng, engine.backbone) for d in (0.5, 0.9, 0.999)]
+    for request in range(requests):
+        chosen = sorted(rng.choice(digests, 8).tolist())
+        engine.embed(x, [Segment(digest, i, i + 1) for i, digest in enumerate(chosen)])
+        mask = masks[request % 3]
+        assert mask.digest is not None
+        engine.prepare(mask)
+        engine.embed(x, [Segment(mask.digest, 0, 8)])
+        engine.release(mask.digest)
+        if (request + 1) % (requests // 10) == 0:
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    params = {"requests": requests, "masks": 103, "slots": SLOTS, "rss_after_tenth": peaks[0]}
+    bench.row("soak", "mixed", params, "growth of peak memory after the first tenth", "B", [peaks[-1] - peaks[0]])
+
+
+def _engine(name: str, density: float, n_masks: int, args: dict[str, Any] | None = None) -> tuple[Engine, list[str]]:
+    """An engine of random weights with prepared masks, and their digests."""
+    args, rng = args or {}, np.random.default_rng(0)
+    model = timm.create_model(name, num_classes=0, **args)
+    engine = Engine(wrap(model, name, BackboneSpec(name, args=args)), slots=SLOTS, threads=1, capacity=32)
+    digests = []
+    for _ in range(n_masks):
+        mask = random_mask(engine.backbone.layout, density, rng, engine.backbone)
+        engine.prepare(mask)
+        digests.append(str(mask.digest))
+    return engine, digests
+
+
+def _batches(law: str, digests: list[str], batch: int, rng: np.random.Generator) -> Any:
+    """Segments of one batch after another, each mask's images together as the batcher hands them over."""
+    ranks = np.arange(1, len(digests) + 1, dtype=float)
+    weights = {"zipf:1.5": ranks**-1.5, "uniform": np.ones_like(ranks)}.get(law)
+    first = 0
+    while True:
+        if law == "identical":
+            chosen = [0] * batch
+        elif weights is None:
+            chosen = [(first + i) % len(digests) for i in range(batch)]
+            first += batch
+        else:
+            chosen = sorted(rng.choice(len(digests), batch, p=weights / weights.sum()).tolist())
+        edges = [0, *(i for i in range(1, batch) if chosen[i] != chosen[i - 1]), batch]
+        yield [Segment(digests[chosen[a]], a, b) for a, b in pairwise(edges)]
+
+
+@torch.inference_mode()
+def _plain(model: torch.nn.Module, x: Tensor) -> Tensor:
+    return model(x)
+
+
+@torch.inference_mode()
+def _wear(engine: Engine, mask: Prepared) -> None:
+    engine._wear(mask)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,129 @@
+"""Fit the constants of smn_core/costs.py to this machine: nanoseconds of one thread's processor time.
+
+Every way is run on a few shapes and numbers of OFF weights; a linear model is fitted by least squares,
+negative constants left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.masks import random_mask
+from benchmarks.rows import row
+from smn_core.apply import applier_for, put_back, take_out
+from smn_core.correction import Corrections, subtract
+from smn_core.costs import Costs
+from smn_core.layout import Layout, MaskableTensor
+from smn_core.resident import resident_of
+from smn_core.sites import multiply
+
+# Inputs and outputs of linear layers of a ViT-Tiny (197 rows an image) and a ViT-B/32 (50).
+SHAPES = ((197, 192, 576), (197, 768, 192), (50, 768, 768), (50, 768, 2304), (400, 768, 768))
+N_SEGMENTS = 8
+N_WEIGHTS = 2**22
+
+
+def fit(turns: int, out: Path | None) -> Costs:
+    """Measure, print a row for every constant, and return them."""
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        write, flip = _of_arrays(turns)
+        values = torch.randn(64, 56, 56)
+        rescale = _ns({"rescale": lambda: values.mul_(1.0)}, turns)["rescale"] / values.numel()
+        segment, correction = _of_products(turns)
+    found = Costs(write, flip, rescale, *segment, *correction)
+    for name, value in vars(found).items():
+        row("fit", "cpu", {"threads": 1, "clock": "process"}, name, "ns", [value], out=out)
+    return found
+
+
+def _of_arrays(turns: int) -> tuple[float, float]:
+    """By weight written, by OFF weight cleared or restored."""
+    layout = Layout((MaskableTensor("w", (2048, 2048), 0),), {}, 1)
+    theta, rng = torch.randn(N_WEIGHTS), np.random.default_rng(0)
+    flat = theta.clone()
+    applier = applier_for(theta, layout, 1)
+    masks = {d: resident_of(random_mask(layout, d, rng), theta.device) for d in (0.95, 0.99, 0.9995)}
+    off = {d: masks[d].off for d in (0.99, 0.9995)}
+    runs: dict[str, Callable[[], object]] = {f"write {d}": lambda m=m: applier.write(m, flat) for d, m in masks.items()}  # type: ignore[misc]
+    for d, positions in off.items():
+        runs[f"flip {d}"] = lambda p=positions: put_back(flat, p, take_out(flat, p))  # type: ignore[misc]
+    taken = _ns(runs, turns)
+    write = float(np.median([taken[f"write {d}"] for d in masks])) / N_WEIGHTS
+    return write, float(np.median([taken[f"flip {d}"] / 2 / len(p) for d, p in off.items()]))
+
+
+def _of_products(turns: int) -> tuple[list[float], list[float]]:
+    """What separate products cost above one for all, and what corrections cost, by segment."""
+    rng = np.random.default_rng(0)
+    terms: dict[str, list[list[float]]] = {"segment": [], "correction": []}
+    taken: dict[str, list[float]] = {"segment": [], "correction": []}
+    products: list[float] = []
+    for rows, n_in, n_out in SHAPES:
+        layout = Layout((MaskableTensor("w", (n_out, n_in), 0),), {}, 1)
+        weight, bias, x = torch.randn(n_out, n_in), torch.randn(n_out), torch.randn(N_SEGMENTS * rows, n_in)
+        y = torch.empty(len(x), n_out)
+        pairs = list(zip(x.split(rows), y.split(rows), strict=True))
+        runs: dict[str, Callable[[], object]] = {
+            "whole": lambda: multiply(y, x, weight, bias),  # noqa: B023 - run in this turn of the loop
+            "apart": lambda: _each(pairs, lambda a, b: multiply(b, a, weight, bias)),  # noqa: B023
+        }
+        counts = {}
+        for density in (0.9995, 0.995):
+            bits = resident_of(random_mask(layout, density, rng), x.device)
+            corrections = Corrections(weight.flatten(), layout, 2**30)
+            matrix = corrections.matrix(corrections.of("m"), bits, 0)
+            counts[density] = len(bits.off)
+            runs[f"{density}"] = partial(_each, pairs, partial(_corrected, matrix))
+        ns = _ns(runs, turns)
+        terms["segment"].append([1, n_in * n_out])
+        taken["segment"].append((ns["apart"] - ns["whole"]) / N_SEGMENTS)
+        products.append(ns["whole"] / N_SEGMENTS)
+        for density, n_off in counts.items():
+            terms["correction"].append([1, rows * n_off, rows * n_out])
+            taken["correction"].append(ns[f"{density}"] / N_SEGMENTS)
+    segment = _least_squares(terms["segment"], taken["segment"], products)
+    return segment, _least_squares(terms["correction"], taken["correction"], taken["correction"])
+
+
+def _each(pairs: list[tuple[Tensor, Tensor]], run: Callable[[Tensor, Tensor], None]) -> None:
+    for x, y in pairs:
+        run(x, y)
+
+
+def _corrected(matrix: Tensor, x: Tensor, y: Tensor) -> None:
+    subtract(y, x, matrix, 0.99)
+
+
+def _least_squares(terms: list[list[float]], taken: list[float], sizes: list[float]) -> list[float]:
+    """Non-negative constants of the terms; errors count in relation to `sizes`."""
+    weights = 1 / np.array(sizes)
+    a, b = np.array(terms, float) * weights[:, None], np.array(taken, float) * weights
+    used = list(range(a.shape[1]))
+    while True:
+        found = np.linalg.lstsq(a[:, used], b, rcond=None)[0]
+        if (found >= 0).all() or len(used) == 1:
+            break
+        used.pop(int(found.argmin()))
+    constants = np.zeros(a.shape[1])
+    constants[used] = np.maximum(found, 0)
+    return [float(f"{c:.3g}") for c in constants]
+
+
+def _ns(runs: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
+    """Medians of processor time, in turn."""
+    taken: dict[str, list[int]] = {name: [] for name in runs}
+    for turn in range(turns + 1):
+        for name, run in runs.items():
+            began = time.process_time_ns()
+            run()
+            if turn:
+                taken[name].append(time.process_time_ns() - began)
+    return {name: float(np.median(values)) for name, values in taken.items()}

@@ -1,0 +1,213 @@
+"""One forward for a batch that mixes masks.
+
+Modules without masked weights or per-task state run on the whole batch. Each of the others gets its input for the whole
+batch too and runs it by segment, or, a linear layer, through the shared base (correction.py). The rows of the batch
+must be equal blocks of rows of every such input, in order: checked in part at every call, and once, wholly, by
+rehearsal.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from smn_core.correction import AVAILABLE, Corrections, subtract
+from smn_core.costs import Costs, base_pays
+from smn_core.layout import Layout
+from smn_core.patch import Patch
+from smn_core.sites import Site, Weights, multiply
+from smn_core.slots import Prepared
+
+
+class Unsplittable(Exception):
+    """The input of a module is not the rows of the batch, which must then run one segment after the other."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of a batch through `weights`: the root's (`mask` None), or a mask's; None if in the shared array."""
+
+    start: int
+    stop: int
+    mask: Prepared | None
+    weights: Weights | None
+
+
+class Mixed:
+    """Runs batches of parts. Owned by one thread.
+
+    `rest` is what the modules' own tables hold outside their forward: the root's weights and state.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        layout: Layout,
+        root: tuple[Weights, Weights],
+        patch: Patch,
+        corrections: Corrections,
+        costs: Costs | None,
+    ) -> None:
+        self._sites, self._layout, self._patch, self._corrections = sites, layout, patch, corrections
+        self._root_weights, self._root_state = root
+        self._costs = costs
+        self.rest = root
+        self._parts: Sequence[Part] = ()
+        self._n_rows = 0
+
+    def run(self, model: nn.Module, x: Float[Tensor, "n 3 h w"], parts: Sequence[Part]) -> Float[Tensor, "n d"]:
+        """`z[p.start:p.stop] = model(x[p.start:p.stop])` through the weights of every part p.
+
+        Raises:
+            Unsplittable: it cannot be done in one forward.
+        """
+        self._parts, self._n_rows = parts, len(x)
+        if any(part.weights is None for part in parts):
+            self._patch.clean()
+        try:
+            for site in self._sites:
+                site.show(*self.rest)
+                site.replace(partial(self._forward, site))
+            return model(x)
+        finally:
+            for site in self._sites:
+                site.restore()
+            self._corrections.tidy()
+
+    def _forward(self, site: Site, x: Tensor) -> Tensor:
+        block, rest = divmod(x.shape[0], self._n_rows)
+        if rest:
+            raise Unsplittable(f"a {type(site.module).__name__} gets {x.shape[0]} rows for {self._n_rows} images")
+        parts = self._parts_of(site)
+        try:
+            if len(parts) == 1 and parts[0].mask is None:
+                return self._segment(site, x, parts[0])
+            if site.is_linear:
+                return self._linear(site, x, parts)
+            return torch.cat([self._segment(site, x[p.start * block : p.stop * block], p) for p in parts])
+        finally:
+            site.show(*self.rest)
+
+    def _parts_of(self, site: Site) -> list[Part]:
+        """The parts as a module sees them: a mask that changes nothing here is the root, equal neighbours are one."""
+        found: list[Part] = []
+        for part in self._parts:
+            mask, weights = part.mask, part.weights
+            if mask is not None and _is_neutral(site, mask):
+                mask, weights = None, self._root_weights
+            if found and found[-1].mask is mask:
+                found[-1] = Part(found[-1].start, part.stop, mask, weights)
+            else:
+                found.append(Part(part.start, part.stop, mask, weights))
+        return found
+
+    def _segment(self, site: Site, x: Tensor, part: Part) -> Tensor:
+        """One part through the module's own forward."""
+        mask, state = part.mask, self._root_state
+        if mask is not None and mask.state:
+            state = {**state, **mask.state}
+        if part.weights is not None:
+            site.show(part.weights, state)
+            return site.original(x)
+        assert mask is not None
+        if site.scalable and site.weight is not None and mask.moved[site.weight]:
+            with self._patch.holding(mask.bits, site.weight, moved=True):
+                weight = self._patch.views[self._layout.tensors[site.weight].name]
+                return site.scaled(x, weight, self._bias(site, mask), float(mask.bits.scales[site.weight]))
+        with ExitStack() as held:
+            for tensor in site.tensors:
+                held.enter_context(self._patch.holding(mask.bits, tensor, moved=False))
+            site.show(self._patch.views, state)
+            return site.original(x)
+
+    def _linear(self, site: Site, x: Float[Tensor, "*r i"], parts: list[Part]) -> Float[Tensor, "*r o"]:
+        """Every part of a linear layer, written into one output."""
+        assert site.weight is not None
+        n_out, n_in = self._layout.tensors[site.weight].shape
+        rows = x.reshape(-1, n_in).contiguous()
+        block = rows.shape[0] // self._n_rows
+        out = rows.new_empty(rows.shape[0], n_out)
+        for shared, run in groupby(parts, lambda part: self._shares(site, part, block)):
+            together = list(run)
+            if shared and (len(together) > 1 or together[0].mask is None):
+                self._base(site, rows, out, together, block)
+                continue
+            for part in together:
+                where = slice(part.start * block, part.stop * block)
+                self._product(site, rows[where], out[where], part)
+        return out.view(*x.shape[:-1], n_out)
+
+    def _shares(self, site: Site, part: Part, block: int) -> bool:
+        """Whether a part is cheaper as a correction of the root's product."""
+        if part.mask is None:
+            return True
+        assert site.weight is not None
+        bits = part.mask.bits
+        if part.weights is not None or site.weight in bits.packed:
+            return False
+        n_off = len(bits.off_of(site.weight))
+        if n_off == 0:
+            return True
+        if self._costs is None or not AVAILABLE or self._root_weights[self._name(site)].dtype != torch.float32:
+            return False
+        n_out, n_in = self._layout.tensors[site.weight].shape
+        return base_pays(self._costs, (part.stop - part.start) * block, n_out * n_in, n_out, n_off)
+
+    def _base(self, site: Site, x: Tensor, out: Tensor, parts: list[Part], block: int) -> None:
+        """`out = (x @ W.T - x @ (W * off).T) / alpha + b` for consecutive parts, `b / alpha` put in before."""
+        assert site.weight is not None
+        scales = [1.0 if part.mask is None else float(part.mask.bits.scales[site.weight]) for part in parts]
+        where = [slice(part.start * block, part.stop * block) for part in parts]
+        everything = slice(where[0].start, where[-1].stop)
+        weight = self._root_weights[self._name(site)].t()
+        if site.module.bias is None:
+            torch.mm(x[everything], weight, out=out[everything])
+        else:
+            for part, rows, scale in zip(parts, where, scales, strict=True):
+                bias = self._bias(site, part.mask)
+                assert bias is not None
+                out[rows] = bias if scale == 1 else bias / scale
+            out[everything].addmm_(x[everything], weight)
+        for part, rows, scale in zip(parts, where, scales, strict=True):
+            if scale != 1:
+                assert part.mask is not None
+                made = self._corrections.of(part.mask.digest)
+                matrix = self._corrections.matrix(made, part.mask.bits, site.weight)
+                subtract(out[rows], x[rows], matrix, scale)
+
+    def _product(self, site: Site, x: Tensor, out: Tensor, part: Part) -> None:
+        """`out = x @ (W * on / alpha).T + b` of one mask."""
+        assert site.weight is not None and part.mask is not None
+        name, bits = self._name(site), part.mask.bits
+        if part.weights is not None:
+            site.show(part.weights, self._root_state)
+            multiply(out, x, site.module.weight, site.module.bias)  # type: ignore[arg-type]
+            return
+        moved = bool(part.mask.moved[site.weight])
+        scale = float(bits.scales[site.weight]) if moved else 1.0
+        with self._patch.holding(bits, site.weight, moved):
+            multiply(out, x, self._patch.views[name], self._bias(site, part.mask), scale)
+
+    def _bias(self, site: Site, mask: Prepared | None) -> Tensor | None:
+        """The bias of a module through a mask that is in no slot, or the root's."""
+        if mask is None or site.bias is None or mask.bits.scales[site.bias] == 1:
+            if site.bias is None:
+                return site.module._parameters.get("bias")
+            return self._root_weights[self._layout.tensors[site.bias].name]
+        return self._corrections.bias(self._corrections.of(mask.digest), mask.bits, site.bias)
+
+    def _name(self, site: Site) -> str:
+        assert site.weight is not None
+        return self._layout.tensors[site.weight].name
+
+
+def _is_neutral(site: Site, mask: Prepared) -> bool:
+    scales = mask.bits.scales
+    return all(scales[t] == 1 for t in site.tensors) and not any(name in mask.state for name in site.buffers.values())

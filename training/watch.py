@@ -104,8 +104,9 @@ class StuckAtUniform(pl.Callback):
             self.message = (
                 f"the loss has been at ln(K) = {uniform:.3f} or above for {self._near} steps: predictions are no "
                 "better than assigning every image to every prototype alike, and nothing is learned. Try --set "
-                "swav.epsilon=0.03, gentler crops (--set swav.crops.big_scale=[0.4,1.0]), --set swav.centre=true, prototypes frozen for longer "
-                "(--set swav.frozen_steps=-1), a shorter queue or a lower learning rate. The run goes on."
+                "swav.epsilon=0.03, gentler crops (--set swav.crops.big_scale=[0.4,1.0]), --set swav.centre=true, "
+                "prototypes frozen for longer (--set swav.frozen_steps=-1), a shorter queue or a lower learning rate. "
+                "The run goes on."
             )
             trainer.print(f"warning: {self.message}")
 

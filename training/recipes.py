@@ -222,7 +222,7 @@ def small_vit_finetune() -> Config:
     Times and scores: docs/results.md.
     """
     return dataclasses.replace(
-        small_vit_supervised(), name="small-vit-finetune", objective="finetune", lr=3e-3, lr_per_tensor=False
+        small_vit_supervised(), name="small-vit-finetune", objective="finetune", lr=3e-4, lr_per_tensor=False
     )
 
 

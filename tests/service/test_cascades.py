@@ -4,12 +4,14 @@ import hashlib
 import io
 import json
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import independent
 import numpy as np
 import pytest
+import structlog
 import uvicorn
 from cascades import K, Q, build, put_all
 from independent_client import NPY, as_npy
@@ -400,6 +402,8 @@ def smn(make_app):
     """`smn(*words)`: the command against a server that listens, in a thread of this process."""
     import smn as command
 
+    # Its log would stand among what the command prints.
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.__stderr__))
     server = uvicorn.Server(uvicorn.Config(make_app(), log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -409,6 +413,7 @@ def smn(make_app):
         yield lambda *words: CliRunner().invoke(command.app, [*map(str, words), "--server", url])
         server.should_exit = True
         thread.join()
+    structlog.reset_defaults()
 
 
 def write_folder(folder, cascade):

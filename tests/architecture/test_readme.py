@@ -95,7 +95,14 @@ def test_every_setting_is_an_option_of_serve_and_its_help_says_the_default():
     serve = typer.main.get_command(smn.app).commands["serve"]  # type: ignore[attr-defined]
     options = {option.name: option for option in serve.params if option.name != "help"}
     assert set(options) == set(Settings.model_fields)
-    words = {"1 GiB": 2**30, "64 MiB": 64 * 2**20, "51 million": 51_000_000, "a GPU where there is one": "auto"}
+    words = {
+        "1 GiB": 2**30,
+        "2 GiB": 2**31,
+        "64 MiB": 64 * 2**20,
+        "51 million": 51_000_000,
+        "a GPU where there is one": "auto",
+        "by --slot-bytes": 0,
+    }
     for name, option in options.items():
         said = re.search(r"Default: (.+?)[,.](?: |$)", option.help)
         if said is not None:

@@ -81,11 +81,7 @@ class Steps(pl.Callback):
 
 
 class StuckAtUniform(pl.Callback):
-    """Says once, in words, when a SwAV loss stays at ln(K) or above: as if every image went to every prototype alike.
-
-    Above is no better: with a queue and frozen prototypes a run here ended at 1.1 ln(K), and its mask took kNN from
-    .77 to .38.
-    """
+    """Says once, in words, when a SwAV loss sits at ln(K): every image then goes to every prototype alike."""
 
     def __init__(self) -> None:
         self.message: str | None = None
@@ -98,15 +94,14 @@ class StuckAtUniform(pl.Callback):
         if pl_module.swav is None or self.message is not None:
             return
         uniform = math.log(pl_module.config.swav.prototypes)
-        near = float(outputs["loss"]) > (1 - STUCK_WITHIN) * uniform
+        near = abs(float(outputs["loss"]) - uniform) < STUCK_WITHIN * uniform
         self._near = self._near + 1 if near else 0
         if self._near >= STUCK_AFTER_STEPS:
             self.message = (
-                f"the loss has been at ln(K) = {uniform:.3f} or above for {self._near} steps: predictions are no "
-                "better than assigning every image to every prototype alike, and nothing is learned. Try --set "
-                "swav.epsilon=0.03, gentler crops (--set swav.crops.big_scale=[0.4,1.0]), --set swav.centre=true, "
-                "prototypes frozen for longer (--set swav.frozen_steps=-1), a shorter queue or a lower learning rate. "
-                "The run goes on."
+                f"the loss has been at ln(K) = {uniform:.3f} for {self._near} steps: every image is assigned to every "
+                "prototype alike and nothing is learned. Try --set swav.epsilon=0.03, gentler crops "
+                "(--set swav.crops.big_scale=[0.4,1.0]), --set swav.centre=true, prototypes frozen for longer "
+                "(--set swav.frozen_steps=-1), a shorter queue or a lower learning rate. The run goes on."
             )
             trainer.print(f"warning: {self.message}")
 

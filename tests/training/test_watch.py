@@ -33,20 +33,16 @@ def watched(learner: Learner, losses: list[float]) -> tuple[StuckAtUniform, list
 def test_a_loss_stuck_at_uniform_is_said_once_with_what_to_try(learner):
     stuck, said = watched(learner, [UNIFORM * 1.005] * 100)
     assert len(said) == 1
-    assert "ln(K) = 2.773 or above for 30 steps" in said[0]
+    assert "ln(K) = 2.773 for 30 steps" in said[0]
     for advice in ("swav.epsilon=0.03", "frozen", "queue", "The run goes on"):
         assert advice in said[0]
     assert stuck.message in said[0]
 
 
 def test_a_loss_that_passes_uniform_or_is_elsewhere_is_not_stuck(learner):
-    passing = [UNIFORM * 1.1] * 29 + [UNIFORM * 0.9]
+    passing = [UNIFORM] * 29 + [UNIFORM * 1.1]
     assert watched(learner, passing * 3)[1] == []
     assert watched(learner, [UNIFORM * 0.9] * 100)[1] == []
-
-
-def test_a_loss_that_stays_above_uniform_is_told_like_one_that_sits_there(learner):
-    assert len(watched(learner, [UNIFORM * 1.3] * 100)[1]) == 1
 
 
 def test_a_run_that_is_stuck_goes_on_and_tells_its_folder(world: World, tmp_path, monkeypatch):

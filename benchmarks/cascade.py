@@ -20,8 +20,9 @@ import numpy as np
 import timm
 import torch
 
+from benchmarks.masks import random_mask
 from benchmarks.rows import row
-from smn_core import bits, cascadefile, maskfile
+from smn_core import cascadefile
 from smn_core.backbone import Backbone, load_backbone, wrap
 from smn_core.cascade import Cascade, fuse, picked, side_by_side
 from smn_core.engine import Engine, Segment
@@ -65,7 +66,9 @@ def cost(name: str, turns: int, threads: int, out: Path | None) -> None:
     plain = timm.create_model(name, num_classes=0).eval()
     plain.load_state_dict(model.state_dict())
     backbone = wrap(model, name, BackboneSpec(name))
-    masks = [_random_mask(backbone, seed) for seed in range(1 + EXPERTS)]
+    masks = [
+        random_mask(backbone.layout, DENSITY, np.random.default_rng(seed), backbone) for seed in range(1 + EXPERTS)
+    ]
     engine = Engine(backbone, slots=1 + EXPERTS, threads=threads)
     for mask in masks:
         engine.prepare(mask)
@@ -108,13 +111,6 @@ def _conditional(engine: Engine, cascade: Cascade, x: torch.Tensor) -> np.ndarra
     chosen = route(cascade.router, root)
     expert = engine.embed(x, [Segment(cascade.experts[chosen[0]], 0, 1)]).embeddings.numpy()
     return fuse(cascade, CONDITIONAL, picked(root, expert, chosen, len(cascade.experts)))
-
-
-def _random_mask(backbone: Backbone, seed: int) -> TaskMask:
-    rng = np.random.default_rng(seed)
-    packed = np.concatenate([bits.pack(rng.random(t.n_weights) < DENSITY) for t in backbone.layout])
-    mask = TaskMask(backbone.layout, backbone.model_json, backbone.fingerprint, packed)
-    return maskfile.from_bytes(maskfile.to_bytes(mask, "raw"), backbone.layout)
 
 
 def _cascade(backbone: Backbone, masks: list[TaskMask]) -> Cascade:

@@ -19,5 +19,5 @@ def random_mask(layout: Layout, density: float, rng: np.random.Generator, backbo
         packed.append(bits.pack(on))
     if backbone is None:
         return TaskMask(layout, model="", fingerprint="", packed=np.concatenate(packed))
-    digest = f"sha256:{rng.bytes(16).hex()}"
+    digest = f"sha256:{rng.bytes(32).hex()}"
     return TaskMask(layout, backbone.model_json, backbone.fingerprint, np.concatenate(packed), digest=digest)

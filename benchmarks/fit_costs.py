@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
 from smn_core.apply import applier_for, put_back, take_out
-from smn_core.correction import Corrections, subtract
+from smn_core.correction import Corrector, Rows
 from smn_core.costs import Costs
 from smn_core.layout import Layout, MaskableTensor
 from smn_core.resident import resident_of
@@ -78,10 +78,10 @@ def _of_products(turns: int) -> tuple[list[float], list[float]]:
         counts = {}
         for density in (0.9995, 0.995):
             bits = resident_of(random_mask(layout, density, rng), x.device)
-            corrections = Corrections(weight.flatten(), layout, 2**30)
-            matrix = corrections.matrix(corrections.of("m"), bits, 0)
+            corrector = Corrector(weight.flatten(), layout)
             counts[density] = len(bits.off)
-            runs[f"{density}"] = partial(_each, pairs, partial(_corrected, matrix))
+            parts = [Rows(i * rows, (i + 1) * rows, bits) for i in range(N_SEGMENTS)]
+            runs[f"{density}"] = partial(corrector.correct, y, x, parts, 0, bias)
         ns = _ns(runs, turns)
         terms["segment"].append([1, n_in * n_out])
         taken["segment"].append((ns["apart"] - ns["whole"]) / N_SEGMENTS)
@@ -96,10 +96,6 @@ def _of_products(turns: int) -> tuple[list[float], list[float]]:
 def _each(pairs: list[tuple[Tensor, Tensor]], run: Callable[[Tensor, Tensor], None]) -> None:
     for x, y in pairs:
         run(x, y)
-
-
-def _corrected(matrix: Tensor, x: Tensor, y: Tensor) -> None:
-    subtract(y, x, matrix, 0.99)
 
 
 def _least_squares(terms: list[list[float]], taken: list[float], sizes: list[float]) -> list[float]:

@@ -1,104 +1,128 @@
-"""The shared base: `y[i] = (x[i] @ W.T - x[i] @ (W * off[i]).T) / alpha[i] + b[i]`, one product for many masks.
+"""The shared base: `y[i] = (x[i] @ W.T - x[i] @ (W * off[i]).T) / alpha[i] + b * on_b[i] / beta[i]` for many masks i.
 
-The matrix `W * off[i]` is sparse: a few hundred weights of a layer. It is made when a batch first needs it and kept,
-least recently used out, in as much memory as one slot takes.
+`x @ W.T` is one product for the whole batch. What every mask takes away from it is a few hundred weights of a layer:
+one compiled pass over the output subtracts them, scales and adds the bias, straight from the masks' OFF positions.
+Where numba is missing masks run through products of their own instead (mixed.py); `correct_slowly` is the reference.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int64
+from numpy import ndarray
 from torch import Tensor
 
-from smn_core.bits import unpack
-from smn_core.layout import Layout
+from smn_core.compiled import compiled_correct
+from smn_core.layout import Layout, MaskableTensor
 from smn_core.resident import Resident
 
-# What torch can multiply a sparse matrix with on the CPU without copying the dense one first.
-AVAILABLE = torch.backends.mkl.is_available()
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows `start` to `stop` of a layer's input through a mask; None is the root."""
+
+    start: int
+    stop: int
+    bits: Resident | None
 
 
-@dataclass(eq=False)
-class Correction:
-    """What one mask changes in linear layers: sparse matrices of its OFF weights, dense biases; by tensor."""
+class Corrector:
+    """Corrects the products of linear layers. Owned by one thread."""
 
-    matrices: dict[int, Tensor] = field(default_factory=dict)
-    biases: dict[int, Tensor] = field(default_factory=dict)
-    nbytes: int = 0
-
-
-class Corrections:
-    """The corrections of the masks used last. Owned by one thread."""
-
-    def __init__(self, theta: Float[Tensor, "n_elements"], layout: Layout, budget_bytes: int) -> None:
-        self._theta, self._layout, self._budget = theta, layout, budget_bytes
-        self._of: OrderedDict[str, Correction] = OrderedDict()
+    def __init__(self, theta: Float[Tensor, "n_elements"], layout: Layout, threads: int = 1) -> None:
+        self._theta, self._layout, self._threads = theta, layout, threads
+        usable = theta.device.type == "cpu" and theta.dtype == torch.float32 and layout.n_elements < 2**31
+        self._kernel: Callable[..., None] | None = compiled_correct() if usable else None
+        self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="smn-correct") if threads > 1 else None
 
     @property
-    def nbytes(self) -> int:
-        """Safe on any thread."""
-        return sum(made.nbytes for made in list(self._of.values()))
+    def available(self) -> bool:
+        return self._kernel is not None
 
-    def drop(self, digest: str) -> None:
-        self._of.pop(digest, None)
+    def correct(
+        self,
+        out: Float[Tensor, "r o"],
+        x: Float[Tensor, "r i"],
+        parts: Sequence[Rows],
+        weight: int,
+        bias: int | Tensor | None,
+    ) -> None:
+        """Turn `out = x @ W.T` into every part's own output, in place.
 
-    def of(self, digest: str) -> Correction:
-        """The correction of a mask, empty at first; the least recently used ones make room."""
-        found = self._of.setdefault(digest, Correction())
-        self._of.move_to_end(digest)
-        return found
-
-    def tidy(self) -> None:
-        """Keep within the budget; between batches, so that nothing in use goes."""
-        total = self.nbytes
-        while total > self._budget and self._of:
-            _, made = self._of.popitem(last=False)
-            total -= made.nbytes
-
-    def matrix(self, made: Correction, bits: Resident, tensor: int) -> Float[Tensor, "o i"]:
-        """`W * off` of one tensor that lists its OFF weights, in compressed rows."""
-        if tensor not in made.matrices:
-            made.matrices[tensor] = self._matrix(bits, tensor)
-            made.nbytes += 8 * len(bits.off_of(tensor)) + 4 * (self._layout.tensors[tensor].shape[0] + 1)
-        return made.matrices[tensor]
-
-    def bias(self, made: Correction, bits: Resident, tensor: int) -> Float[Tensor, "o"]:
-        """`b * on / alpha` of one tensor of any form."""
-        if tensor not in made.biases:
-            at = self._layout.tensors[tensor]
-            scale, packed = float(bits.scales[tensor]), bits.packed.get(tensor)
-            bias = self._theta[at.elements] * scale
-            if packed is not None:
-                on = torch.from_numpy(unpack(packed.cpu().numpy(), at.n_weights)).to(bias)
-                bias *= on
-            else:
-                bias[bits.off_of(tensor).long() - at.first_element] = 0.0
-            made.biases[tensor] = bias
-            made.nbytes += bias.nbytes
-        return made.biases[tensor]
-
-    def _matrix(self, bits: Resident, tensor: int) -> Float[Tensor, "o i"]:
-        at = self._layout.tensors[tensor]
-        off = bits.off_of(tensor)
-        rows, columns = np.divmod(off.numpy() - at.first_element, at.shape[1])
-        starts = np.zeros(at.shape[0] + 1, np.int32)
-        np.cumsum(np.bincount(rows, minlength=at.shape[0]), out=starts[1:])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            return torch.sparse_csr_tensor(
-                torch.from_numpy(starts),
-                torch.from_numpy(columns.astype(np.int32)),
-                self._theta[off.long()],
-                size=at.shape,
-                check_invariants=False,
-            )
+        Args:
+            out, x: contiguous rows, which the parts cover in order.
+            weight: index of W in the layout; the masks list its OFF weights.
+            bias: index of the bias in the layout, likewise listed; or a bias that is not maskable; or None.
+        """
+        assert self._kernel is not None
+        at_weight = self._layout.tensors[weight]
+        at_bias = self._layout.tensors[bias] if isinstance(bias, int) else None
+        table, scales, off = _table(parts, weight, bias if isinstance(bias, int) else None)
+        values = _bias_values(self._theta, at_bias, bias, out.shape[1])
+        fixed = (out.numpy(), x.numpy(), self._theta.numpy(), off, table, scales, values, at_weight.first_element)
+        first_bias = at_bias.first_element if at_bias is not None else 0
+        cuts = np.linspace(parts[0].start, parts[-1].stop, self._threads + 1).astype(int).tolist()
+        runs = [partial(self._kernel, *fixed, first_bias, *share) for share in pairwise(cuts)]
+        others = [self._pool.submit(run) for run in runs[1:]] if self._pool else []
+        runs[0]()
+        for other in others:
+            other.result()
 
 
-def subtract(out: Float[Tensor, "r o"], x: Float[Tensor, "r i"], matrix: Float[Tensor, "o i"], scale: float) -> None:
-    """`out = (out - x @ matrix.T) * scale`, in place; both row-major, so their transposes need no copy."""
-    torch.addmm(out.t(), matrix, x.t(), beta=scale, alpha=-scale, out=out.t())
+def _table(
+    parts: Sequence[Rows], weight: int, bias: int | None
+) -> tuple[Int64[ndarray, "p 6"], Float32[ndarray, "p 2"], ndarray]:
+    """Per part: rows, where its OFF weights and OFF biases lie in the third value; its two scales."""
+    table, scales = np.zeros((len(parts), 6), np.int64), np.ones((len(parts), 2), np.float32)
+    lists: list[ndarray] = []
+    length = 0
+    for number, part in enumerate(parts):
+        edges = [length] * 4
+        if part.bits is not None:
+            for column, tensor in enumerate((weight, bias)):
+                if tensor is None:
+                    continue
+                off = part.bits.off_of(tensor).numpy()
+                scales[number, column] = part.bits.scales[tensor]
+                edges[2 * column] = length
+                length += len(off)
+                edges[2 * column + 1] = length
+                lists.append(off)
+        table[number] = (part.start, part.stop, *edges)
+    off = np.concatenate(lists) if lists else np.zeros(0, np.int32)
+    return table, scales, off.astype(np.int32, copy=False)
+
+
+def _bias_values(
+    theta: Float[Tensor, "n_elements"], at: MaskableTensor | None, bias: int | Tensor | None, n_out: int
+) -> Float32[ndarray, "o"]:
+    if at is not None:
+        return theta[at.elements].numpy()
+    return bias.numpy() if isinstance(bias, Tensor) else np.zeros(n_out, np.float32)
+
+
+def correct_slowly(
+    x: Float[Tensor, "r i"],
+    parts: Sequence[Rows],
+    weight: tuple[int, Float[Tensor, "o i"], int],
+    bias: tuple[int, Float[Tensor, "o"], int],
+) -> Float[Tensor, "r o"]:
+    """What `correct` makes of `x @ W.T`, the obvious way. Both tensors: index in the layout, theta, first element."""
+    found = []
+    for part in parts:
+        worn = []
+        for tensor, theta, first in (weight, bias):
+            flat = theta.clone().flatten()
+            if part.bits is not None:
+                flat[part.bits.off_of(tensor).long() - first] = 0
+                flat *= float(part.bits.scales[tensor])
+            worn.append(flat.view(theta.shape))
+        found.append(torch.nn.functional.linear(x[part.start : part.stop], *worn))
+    return torch.cat(found)

@@ -46,10 +46,10 @@ CPU = Costs(
     flip=18.6,
     rescale=0.16,
     segment=0.0,
-    segment_weight=0.495,
-    correction=44000.0,
-    correction_row=0.37,
-    correction_out=1.07,
+    segment_weight=0.6,
+    correction=5000.0,
+    correction_row=0.75,
+    correction_out=0.25,
 )
 
 # A patch is worn, and not a slot written, where it costs at most this part of the slot: a mask in a slot runs a plain
@@ -70,6 +70,7 @@ def choose(bits: Resident, layout: Layout, sites: list[Site], moved: Bool[ndarra
     """
     patch = slot = 0.0
     behind = {site.weight: site for site in sites if site.scalable and site.weight is not None}
+    behind |= {site.bias: site for site in sites if site.scalable and site.bias is not None}
     for index, tensor in enumerate(layout):
         rewrite = costs.write * tensor.n_weights
         slot += rewrite
@@ -79,7 +80,8 @@ def choose(bits: Resident, layout: Layout, sites: list[Site], moved: Bool[ndarra
         if index in behind and index not in bits.packed:
             flips = 2 * costs.flip * len(bits.off_of(index))
             site = behind[index]
-            flips += 0 if site.is_linear else costs.rescale * site.out_elements
+            # The scale of a bias costs nothing where the bias is added.
+            flips += costs.rescale * site.out_elements if index == site.weight and not site.is_linear else 0
             moved[index] = flips < best
             best = min(flips, best)
         patch += best

@@ -21,7 +21,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from smn_core.backbone import Backbone
-from smn_core.correction import Corrections
+from smn_core.correction import Corrector
 from smn_core.costs import costs_for, mixing_pays
 from smn_core.errors import InvalidArgument, NotReady, OverCapacity
 from smn_core.mask import TaskMask
@@ -99,10 +99,10 @@ class Engine:
         self._slots = Slots(backbone, slots, threads)
         theta = self._slots.theta
         self._patch = Patch(theta, backbone.layout, self._slots.applier)
-        self._corrections = Corrections(theta, backbone.layout, theta.nbytes)
+        corrector = Corrector(theta, backbone.layout, threads)
         self._costs = costs_for(backbone.device, backbone.dtype)
         root = self._slots.root_views, self._slots.root_state
-        self._mixed = Mixed(self._slots.sites, backbone.layout, root, self._patch, self._corrections, self._costs)
+        self._mixed = Mixed(self._slots.sites, backbone.layout, root, self._patch, corrector, self._costs)
         self._splittable = rehearse(backbone, self._slots, self._mixed)
         self._mixes = self._splittable and mixing_pays(self._slots.sites, backbone.layout)
         self._scales = [1.0] * len(backbone.layout.tensors)
@@ -140,7 +140,7 @@ class Engine:
         """What the engine holds now. Safe on any thread."""
         with self._lock:
             prepared = list(self._prepared.values())
-        made = self._slots.nbytes + self._patch.nbytes + self._corrections.nbytes
+        made = self._slots.nbytes + self._patch.nbytes
         masks = sum(mask.nbytes for mask in prepared)
         return Memory(self._slots.theta.nbytes, masks, made, self._slots.resident_masks, len(prepared))
 
@@ -269,7 +269,6 @@ class Engine:
             masks = {digest: self._prepared[digest] for digest in wanted if digest not in missing}
         for digest in released:
             self._slots.drop(digest)
-            self._corrections.drop(digest)
         if missing:
             raise NotReady(f"mask {missing[0]} is not prepared")
         return masks

@@ -9,7 +9,6 @@ rehearsal.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -18,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smn_core.correction import AVAILABLE, Corrections, subtract
+from smn_core.correction import Corrector, Rows
 from smn_core.costs import Costs, base_pays
 from smn_core.layout import Layout
 from smn_core.patch import Patch
@@ -52,10 +51,10 @@ class Mixed:
         layout: Layout,
         root: tuple[Weights, Weights],
         patch: Patch,
-        corrections: Corrections,
+        corrector: Corrector,
         costs: Costs | None,
     ) -> None:
-        self._sites, self._layout, self._patch, self._corrections = sites, layout, patch, corrections
+        self._sites, self._layout, self._patch, self._corrector = sites, layout, patch, corrector
         self._root_weights, self._root_state = root
         self._costs = costs
         self.rest = root
@@ -79,7 +78,6 @@ class Mixed:
         finally:
             for site in self._sites:
                 site.restore()
-            self._corrections.tidy()
 
     def _forward(self, site: Site, x: Tensor) -> Tensor:
         block, rest = divmod(x.shape[0], self._n_rows)
@@ -117,14 +115,10 @@ class Mixed:
             site.show(part.weights, state)
             return site.original(x)
         assert mask is not None
-        if site.scalable and site.weight is not None and mask.moved[site.weight]:
-            with self._patch.holding(mask.bits, site.weight, moved=True):
-                weight = self._patch.views[self._layout.tensors[site.weight].name]
-                return site.scaled(x, weight, self._bias(site, mask), float(mask.bits.scales[site.weight]))
-        with ExitStack() as held:
-            for tensor in site.tensors:
-                held.enter_context(self._patch.holding(mask.bits, tensor, moved=False))
+        with self._patch.holding(mask.bits, site.tensors, mask.moved):
             site.show(self._patch.views, state)
+            if site.scalable and (scales := self._scales(site, mask)) != (1.0, 1.0):
+                return site.scaled(x, site.module.weight, site.module.bias, *scales)  # type: ignore[arg-type]
             return site.original(x)
 
     def _linear(self, site: Site, x: Float[Tensor, "*r i"], parts: list[Part]) -> Float[Tensor, "*r o"]:
@@ -152,60 +146,57 @@ class Mixed:
         bits = part.mask.bits
         if part.weights is not None or site.weight in bits.packed:
             return False
+        if site.bias is not None and site.bias in bits.packed:
+            return False
         n_off = len(bits.off_of(site.weight))
-        if n_off == 0:
-            return True
-        if self._costs is None or not AVAILABLE or self._root_weights[self._name(site)].dtype != torch.float32:
+        if self._costs is None or not self._corrector.available:
             return False
         n_out, n_in = self._layout.tensors[site.weight].shape
         return base_pays(self._costs, (part.stop - part.start) * block, n_out * n_in, n_out, n_off)
 
     def _base(self, site: Site, x: Tensor, out: Tensor, parts: list[Part], block: int) -> None:
-        """`out = (x @ W.T - x @ (W * off).T) / alpha + b` for consecutive parts, `b / alpha` put in before."""
+        """Consecutive parts through one product with theta, corrected for every mask."""
         assert site.weight is not None
-        scales = [1.0 if part.mask is None else float(part.mask.bits.scales[site.weight]) for part in parts]
-        where = [slice(part.start * block, part.stop * block) for part in parts]
-        everything = slice(where[0].start, where[-1].stop)
-        weight = self._root_weights[self._name(site)].t()
-        if site.module.bias is None:
-            torch.mm(x[everything], weight, out=out[everything])
-        else:
-            for part, rows, scale in zip(parts, where, scales, strict=True):
-                bias = self._bias(site, part.mask)
-                assert bias is not None
-                out[rows] = bias if scale == 1 else bias / scale
-            out[everything].addmm_(x[everything], weight)
-        for part, rows, scale in zip(parts, where, scales, strict=True):
-            if scale != 1:
-                assert part.mask is not None
-                made = self._corrections.of(part.mask.digest)
-                matrix = self._corrections.matrix(made, part.mask.bits, site.weight)
-                subtract(out[rows], x[rows], matrix, scale)
+        everything = slice(parts[0].start * block, parts[-1].stop * block)
+        x, out = x[everything], out[everything]
+        weight, bias = self._root(site)
+        if len(parts) == 1:
+            multiply(out, x, weight, bias)
+            return
+        torch.mm(x, weight.t(), out=out)
+        first = parts[0].start
+        rows = [
+            Rows((p.start - first) * block, (p.stop - first) * block, None if p.mask is None else p.mask.bits)
+            for p in parts
+        ]
+        self._corrector.correct(out, x, rows, site.weight, bias if site.bias is None else site.bias)
 
     def _product(self, site: Site, x: Tensor, out: Tensor, part: Part) -> None:
         """`out = x @ (W * on / alpha).T + b` of one mask."""
-        assert site.weight is not None and part.mask is not None
-        name, bits = self._name(site), part.mask.bits
+        mask = part.mask
+        assert mask is not None
         if part.weights is not None:
             site.show(part.weights, self._root_state)
             multiply(out, x, site.module.weight, site.module.bias)  # type: ignore[arg-type]
             return
-        moved = bool(part.mask.moved[site.weight])
-        scale = float(bits.scales[site.weight]) if moved else 1.0
-        with self._patch.holding(bits, site.weight, moved):
-            multiply(out, x, self._patch.views[name], self._bias(site, part.mask), scale)
+        with self._patch.holding(mask.bits, site.tensors, mask.moved):
+            site.show(self._patch.views, self._root_state)
+            multiply(out, x, site.module.weight, site.module.bias, *self._scales(site, mask))  # type: ignore[arg-type]
 
-    def _bias(self, site: Site, mask: Prepared | None) -> Tensor | None:
-        """The bias of a module through a mask that is in no slot, or the root's."""
-        if mask is None or site.bias is None or mask.bits.scales[site.bias] == 1:
-            if site.bias is None:
-                return site.module._parameters.get("bias")
-            return self._root_weights[self._layout.tensors[site.bias].name]
-        return self._corrections.bias(self._corrections.of(mask.digest), mask.bits, site.bias)
+    def _root(self, site: Site) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a linear layer as the root has them, whether maskable or not."""
+        weight, bias = (site.parameters.get(own) for own in ("weight", "bias"))
+        assert weight is not None
+        return self._root_weights[weight], site.module._parameters.get("bias") if bias is None else self._root_weights[
+            bias
+        ]
 
-    def _name(self, site: Site) -> str:
-        assert site.weight is not None
-        return self._layout.tensors[site.weight].name
+    @staticmethod
+    def _scales(site: Site, mask: Prepared) -> tuple[float, float]:
+        """What is applied behind the product with the weight, and to the bias, of a mask in the shared array."""
+        return tuple(  # type: ignore[return-value]
+            float(mask.bits.scales[t]) if t is not None and mask.moved[t] else 1.0 for t in (site.weight, site.bias)
+        )
 
 
 def _is_neutral(site: Site, mask: Prepared) -> bool:

@@ -1,12 +1,12 @@
 """One more array of theta in which the OFF weights of one mask at a time are 0: a swap costs the flips, not the model.
 
-`1 / alpha` is not in the array: it is applied behind the product (sites.py). Tensors for which that cannot be, or does
-not pay, are rewritten whole.
+`1 / alpha` is not in the array: it is applied behind the product, or to the bias there (sites.py). Tensors for which
+that cannot be, or does not pay, are rewritten whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from jaxtyping import Bool, Float
@@ -58,20 +58,23 @@ class Patch:
             self._undo(flat)
 
     @contextmanager
-    def holding(self, bits: Resident, tensor: int, moved: bool) -> Iterator[None]:
-        """In a clean array, one tensor of a mask for the length of the block, as `wear` writes it."""
+    def holding(self, bits: Resident, tensors: Sequence[int], moved: Bool[ndarray, "n_tensors"]) -> Iterator[None]:
+        """In a clean array, some tensors of a mask for the length of the block, as `wear` writes them."""
+        changed = [tensor for tensor in tensors if bits.scales[tensor] != 1]
         with self._writing() as flat:
-            if moved:
-                off = bits.off_of(tensor)
-                values = take_out(flat, off)
-                yield
+            taken, rewritten = [], []
+            for tensor in changed:
+                if moved[tensor]:
+                    off = bits.off_of(tensor)
+                    taken.append((off, take_out(flat, off)))
+                else:
+                    self._applier.write_tensor(bits, tensor, flat)
+                    rewritten.append(tensor)
+            yield
+            for off, values in taken:
                 put_back(flat, off, values)
-            elif bits.scales[tensor] != 1:
-                self._applier.write_tensor(bits, tensor, flat)
-                yield
+            for tensor in rewritten:
                 self._restore(flat, tensor)
-            else:
-                yield
 
     @contextmanager
     def _writing(self) -> Iterator[Float[Tensor, "n_elements"]]:

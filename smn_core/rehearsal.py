@@ -80,8 +80,14 @@ def _count(model: nn.Module, sites: Sequence[Site], x: Float[Tensor, "n 3 h w"])
 def _scales(
     model: nn.Module, x: Tensor, sites: Sequence[Site], weights: Weights, expected: Float[Tensor, "n d"]
 ) -> bool:
-    """Run with every other scalable weight halved, the rest doubled, and the inverse applied behind; puts them back."""
-    names = {site.weight: site.parameters["weight"] for site in sites if site.scalable and site.weight is not None}
+    """Run with scalable weights and biases halved and doubled in turn, the inverse applied behind; puts them back."""
+    names = {
+        index: site.parameters[own]
+        for site in sites
+        if site.scalable
+        for own, index in (("weight", site.weight), ("bias", site.bias))
+        if index is not None
+    }
     scales = [1.0] * len(weights)
     for number, (index, name) in enumerate(names.items()):
         scales[index] = (2.0, 0.5)[number % 2]

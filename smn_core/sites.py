@@ -63,19 +63,19 @@ class Site:
     def is_linear(self) -> bool:
         return self.scalable and isinstance(self.module, nn.Linear)
 
-    def scaled(self, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-        """`f(x; weight) * scale + bias`, for a scalable site."""
+    def scaled(self, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, bias_scale: float) -> Tensor:
+        """`f(x; weight) * scale + bias * bias_scale`, for a scalable site."""
         if isinstance(self.module, nn.Linear):
             out = x.new_empty(*x.shape[:-1], weight.shape[0])
-            multiply(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), weight, bias, scale)
+            multiply(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), weight, bias, scale, bias_scale)
             return out
         assert isinstance(self.module, nn.Conv2d)
         y = self.module._conv_forward(x, weight, None).mul_(scale)
-        return y if bias is None else y.add_(bias.view(-1, 1, 1))
+        return y if bias is None else y.add_(bias.view(-1, 1, 1), alpha=bias_scale)
 
 
 def scale_behind(sites: Iterable[Site], scales: Sequence[float] | None) -> None:
-    """Apply `scales[t]`, looked up at every call, behind the product with weight t; None: every module as it is."""
+    """Apply `scales[t]`, looked up at every call, behind the product with weight t and to bias t; None: to nothing."""
     for site in sites:
         if scales is None or not site.scalable:
             site.restore()
@@ -86,19 +86,25 @@ def scale_behind(sites: Iterable[Site], scales: Sequence[float] | None) -> None:
 def _scaled(site: Site, scales: Sequence[float], x: Tensor) -> Tensor:
     assert site.weight is not None
     scale, module = scales[site.weight], site.module
-    if scale == 1:
+    bias_scale = 1.0 if site.bias is None else scales[site.bias]
+    if scale == 1 and bias_scale == 1:
         return site.original(x)
-    return site.scaled(x, module.weight, module.bias, scale)  # type: ignore[arg-type]
+    return site.scaled(x, module.weight, module.bias, scale, bias_scale)  # type: ignore[arg-type]
 
 
 def multiply(
-    out: Float[Tensor, "r o"], x: Float[Tensor, "r i"], weight: Tensor, bias: Tensor | None, scale: float = 1.0
+    out: Float[Tensor, "r o"],
+    x: Float[Tensor, "r i"],
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: float = 1.0,
+    bias_scale: float = 1.0,
 ) -> None:
-    """`out = x @ weight.T * scale + bias`: the scale costs nothing inside the product."""
+    """`out = x @ weight.T * scale + bias * bias_scale`: the scales cost nothing inside the product."""
     if bias is None:
         torch.addmm(out, x, weight.t(), beta=0, alpha=scale, out=out)
     else:
-        torch.addmm(bias, x, weight.t(), alpha=scale, out=out)
+        torch.addmm(bias, x, weight.t(), beta=bias_scale, alpha=scale, out=out)
 
 
 def sites_of(model: nn.Module, layout: Layout) -> list[Site]:

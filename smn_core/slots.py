@@ -46,7 +46,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that the engine holds: theta, prepared masks, and the weights and corrections made of them.
+    """Bytes that the engine holds: theta, prepared masks, and the weights made of them.
 
     `resident_masks` counts the masks in a slot, `prepared_masks` those that are ready.
     """

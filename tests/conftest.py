@@ -14,8 +14,8 @@ import timm
 import torch
 
 CORE = Path(__file__).parent.parent / "smn_core"
-# Their protocols are not runtime_checkable, which beartype needs of every hint.
-UNCHECKED: set[str] = set()
+# numba compiles the functions themselves, not the wrappers that check them.
+UNCHECKED = {"compiled"}
 
 jaxtyping.install_import_hook(
     [f"smn_core.{file.stem}" for file in CORE.glob("*.py") if file.stem not in UNCHECKED], "beartype.beartype"

@@ -349,7 +349,7 @@ def test_prepare_and_release_from_other_threads_never_give_a_wrong_answer(make_m
     for thread in threads:
         thread.start()
     served, until = 0, time.monotonic() + 2
-    while time.monotonic() < until:
+    while served <= 20 or time.monotonic() < until:
         i, j = rng.choice(len(masks), 2, replace=False)
         try:
             found = engine.embed(
@@ -363,7 +363,6 @@ def test_prepare_and_release_from_other_threads_never_give_a_wrong_answer(make_m
     for thread in threads:
         thread.join()
     assert not failures
-    assert served > 20
 
 
 # Refusals

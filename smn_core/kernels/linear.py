@@ -191,11 +191,10 @@ def _linear(
     found *= scale
     if HAS_BIAS:
         b = tl.load(bias + columns, mask=columns < n_out, other=0.0).to(tl.float32)
-        if BIAS_MASKED:
+        if BIAS_MASKED:  # noqa: SIM102 - one is decided by the compiler, the other by the mask
             if masked:
-                b = tl.where(_is_on(bits, bias_first + columns, columns < n_out), b, 0.0) * tl.load(
-                    scales + bias_tensor
-                )
+                on = _is_on(bits, bias_first + columns, columns < n_out)
+                b = tl.where(on, b, 0.0) * tl.load(scales + bias_tensor)
         found += b[None, :]
     tl.store(
         out + rows[:, None] * n_out + columns[None, :],

@@ -237,7 +237,7 @@ class Engine:
         parts = [Part(run.start, run.stop, run.mask, self._weights(run.mask)) for run in runs]
         try:
             if self._graphs is not None and self._mixed.all_linear:
-                self._mixed.take(parts, self._graphs.size_for(len(x)) or len(x))
+                self._mixed.take(parts, self._graphs.size_for(x) or len(x))
                 forward = partial(self._mixed.forward, self.backbone.model)
                 out[:] = self._graphs.run("mixed", x, self._forget_worn, forward)
             else:

@@ -41,9 +41,10 @@ class Graphs:
         self._seen: set[tuple[Hashable, int]] = set()
         self._broken = False
 
-    def size_for(self, n_images: int) -> int | None:
+    def size_for(self, x: Tensor) -> int | None:
         """The size that a batch is filled up to; None where it runs as it is."""
-        if self._broken or n_images > MAX_IMAGES:
+        n_images = len(x)
+        if self._broken or n_images > MAX_IMAGES or x.shape[1:] != self._input.shape[1:]:
             return None
         step = 1 if n_images <= 2 else 4 if n_images <= 16 else 8
         return -(-n_images // step) * step
@@ -55,7 +56,7 @@ class Graphs:
 
         The first batch of a size at a place runs as it is, the second is captured, all others are replayed.
         """
-        size = self.size_for(len(x))
+        size = self.size_for(x)
         if size is None:
             wear()
             return forward(x)

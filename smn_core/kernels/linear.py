@@ -65,7 +65,7 @@ def _product(
     WIDE: tl.constexpr,
 ):
     """`x[rows] @ (W * on)[columns].T`; the bits are read where READ."""
-    found = tl.zeros((ROWS, OUT), tl.float32)
+    found = tl.full((ROWS, OUT), 0.0, tl.float32)
     for k in range(0, n_in, STEP):
         inputs = k + tl.arange(0, STEP)
         a = tl.load(
@@ -103,7 +103,7 @@ def _of_the_off(
     WIDE: tl.constexpr,
 ):
     """`x[rows] @ (W * off)[columns].T`, by a product over the listed weights: STEP of x's columns at a time."""
-    found = tl.zeros((ROWS, OUT), tl.float32)
+    found = tl.full((ROWS, OUT), 0.0, tl.float32)
     for k in range(begin, end, STEP):
         entry = k + tl.arange(0, STEP)
         listed = entry < end

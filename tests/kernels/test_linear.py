@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -66,9 +66,8 @@ def rows(n: int, n_in: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, n_in, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "bias"), [*product(DTYPES, ["masked"]), (DTYPES[0], "plain"), (DTYPES[0], "none")])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("bias", ["masked", "plain", "none"])
 def test_segments_get_their_own_weights(way, dtype, bias):
     """Three masks and the root, of unequal segments and sizes that are multiples of no block."""
     run, costs = WAYS[way]
@@ -79,15 +78,15 @@ def test_segments_get_their_own_weights(way, dtype, bias):
     assert agree(problem.run(run, x, masks, stops, 13), problem.expected(x, masks, stops, 13))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     way=st.sampled_from(list(WAYS)),
     dtype=st.sampled_from(DTYPES),
     n_in=st.integers(1, 70),
-    n_out=st.integers(1, 140),
-    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=7),
-    block=st.sampled_from([1, 2, 5, 63, 65]),
-    densities=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=7),
+    n_out=st.integers(1, 70),
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    block=st.sampled_from([1, 2, 5, 31, 33]),
+    densities=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=5),
     seed=st.integers(0, 2**31),
 )
 def test_any_sizes_segments_and_densities(way, dtype, n_in, n_out, lengths, block, densities, seed):
@@ -106,13 +105,14 @@ def test_any_sizes_segments_and_densities(way, dtype, n_in, n_out, lengths, bloc
     assert error <= 2 * TOLERANCE[dtype] * max(1.0, torch.linalg.vector_norm(expected, dim=-1).max())
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_sixty_four_rows_wear_sixty_four_masks(way):
-    """One row each, as many segments as rows."""
-    run, costs = WAYS[way]
-    problem = Problem(48, 65, torch.float32, costs)
+def test_sixty_four_rows_wear_sixty_four_masks():
+    """One row each, as many segments as rows: in one launch some by their lists, the others by their bits."""
+    run, costs = shared_base, KernelCosts(unpack=0.01, entry=1.0)
+    problem = Problem(30, 60, torch.float32, costs)
     masks: list[TaskMask | None] = [random_mask(problem.layout, 0.99, seed) for seed in range(64)]
-    x, stops = rows(64, 48, torch.float32), list(range(1, 65))
+    n_listed = [len(resident_of(mask, CPU).off) for mask in masks]
+    assert min(n_listed) < 18 < max(n_listed)
+    x, stops = rows(64, 30, torch.float32), list(range(1, 65))
     assert agree(problem.run(run, x, masks, stops, 1), problem.expected(x, masks, stops, 1))
 
 
@@ -165,8 +165,8 @@ def test_every_row_is_written_once():
     """However a batch is cut, what one segment gives does not depend on the others."""
     problem = Problem(16, 16, torch.float32, LISTS)
     masks = [random_mask(problem.layout, 0.9, seed) for seed in range(5)]
-    x, stops = rows(9 * 70, 16, torch.float32), [1, 4, 5, 8, 9]
-    together = problem.run(shared_base, x, list(masks), stops, 70)
+    x, stops = rows(9 * 35, 16, torch.float32), [1, 4, 5, 8, 9]
+    together = problem.run(shared_base, x, list(masks), stops, 35)
     for mask, (a, b) in zip(masks, pairwise([0, *stops]), strict=True):
-        alone = problem.run(shared_base, x[a * 70 : b * 70], [mask], [b - a], 70)
-        assert torch.equal(together[a * 70 : b * 70], alone)
+        alone = problem.run(shared_base, x[a * 35 : b * 35], [mask], [b - a], 35)
+        assert torch.equal(together[a * 35 : b * 35], alone)

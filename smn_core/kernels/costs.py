@@ -18,7 +18,7 @@ class KernelCosts:
     entry: float
 
 
-# Not measured: `python -m benchmarks.engine --fit` does it where there is a GPU. An OFF weight costs one more column of
+# Not measured: `python -m benchmarks.gpu --fit` does it where there is a GPU. An OFF weight costs one more column of
 # the product, its inputs gathered row by row (taken for four columns); unpacking costs each column about as much again.
 CUDA = KernelCosts(unpack=3e-4, entry=0.077)
 

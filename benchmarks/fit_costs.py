@@ -20,6 +20,9 @@ from benchmarks.rows import row
 from smn_core.apply import applier_for, put_back, take_out
 from smn_core.correction import Corrector, Rows
 from smn_core.costs import Costs
+from smn_core.kernels.costs import KernelCosts
+from smn_core.kernels.devicemask import Plan
+from smn_core.kernels.table import Table
 from smn_core.layout import Layout, MaskableTensor
 from smn_core.resident import resident_of
 from smn_core.sites import multiply
@@ -42,6 +45,39 @@ def fit(turns: int, out: Path | None) -> Costs:
     for name, value in vars(found).items():
         row("fit", "cpu", {"threads": 1, "clock": "process"}, name, "ns", [value], out=out)
     return found
+
+
+def fit_kernels(device: torch.device, dtype: torch.dtype, turns: int, out: Path | None) -> KernelCosts:
+    """The same for Triton's kernels (smn_core/kernels/costs.py), on a GPU, by its own clock."""
+    from triton.testing import do_bench_cudagraph
+
+    from smn_core.kernels.linear import TILE_ROWS, Layer, from_bits, shared_base
+
+    rng = np.random.default_rng(0)
+    of: dict[str, list[float]] = {"unpack": [], "entry": []}
+    always = KernelCosts(unpack=1.0, entry=0.0)
+    for rows, n_in, n_out in SHAPES:
+        layout = Layout((MaskableTensor("w", (n_out, n_in), 0),), {}, 1)
+        plan, n_tiles = Plan(layout, always), N_SEGMENTS * -(-rows // TILE_ROWS)
+        layer = Layer(torch.randn(n_out, n_in, device=device, dtype=dtype), None, 0)
+        x = torch.randn(N_SEGMENTS * rows, n_in, device=device, dtype=dtype)
+        masks = {d: resident_of(random_mask(layout, d, rng), device, plan) for d in (0.95, 0.99, 0.995, 0.999)}
+        tables = {density: Table(N_SEGMENTS, device) for density in (1.0, *masks)}
+        for density, table in tables.items():
+            whole = masks[density].whole if density in masks else None
+            table.fill([(i, whole) for i in range(N_SEGMENTS)], N_SEGMENTS)
+        runs = {d: partial(from_bits if d == 0.95 else shared_base, x, layer, plan, t, rows) for d, t in tables.items()}
+        taken: dict[float, list[float]] = {density: [] for density in runs}
+        for _ in range(turns):
+            for density, run in runs.items():
+                taken[density].append(1e6 * float(do_bench_cudagraph(run, return_mode="median")))
+        ns = {density: float(np.median(values)) for density, values in taken.items()}
+        of["unpack"].append((ns[0.95] - ns[1.0]) / n_tiles / (n_in * n_out))
+        of["entry"] += [(ns[d] - ns[1.0]) / n_tiles / len(masks[d].off) for d in masks if d != 0.95]
+    for name, values in of.items():
+        params = {"dtype": str(dtype).removeprefix("torch.")}
+        row("fit", "kernels", params, name, "ns", values, out=out, device=torch.cuda.get_device_name(device))
+    return KernelCosts(*(max(0.0, float(f"{np.median(of[name]):.3g}")) for name in ("unpack", "entry")))
 
 
 def _of_arrays(turns: int) -> tuple[float, float]:

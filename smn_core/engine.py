@@ -13,17 +13,19 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from smn_core.backbone import Backbone
 from smn_core.correction import Corrector
 from smn_core.costs import costs_for, mixing_pays
 from smn_core.errors import InvalidArgument, NotReady, OverCapacity
+from smn_core.graphs import Capture, Graphs
 from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits
 from smn_core.mixed import Mixed, Part, Unsplittable
@@ -32,6 +34,8 @@ from smn_core.rehearsal import rehearse
 from smn_core.resident import Resident
 from smn_core.sites import Weights, scale_behind
 from smn_core.slots import Memory, Prepared, Slots
+from smn_core.transfer import Batch, Staging, current
+from smn_core.ways import Ways, ways_of
 
 LOG = logging.getLogger("smn.engine")
 UNKNOWN = Prepared(
@@ -84,10 +88,16 @@ class Engine:
         slots: masks whose weights are resident at once; memory for one is taken when it is first needed.
         threads: threads that write a slot on the CPU; by default torch's own number, at most 4.
         capacity: the most masks that one batch may mix; by default as many as slots.
+        ways: how to compute; by default all that the backbone's device allows.
     """
 
     def __init__(
-        self, backbone: Backbone, slots: int = 4, threads: int | None = None, capacity: int | None = None
+        self,
+        backbone: Backbone,
+        slots: int = 4,
+        threads: int | None = None,
+        capacity: int | None = None,
+        ways: Ways | None = None,
     ) -> None:
         threads = threads if threads is not None else min(4, torch.get_num_threads())
         capacity = capacity if capacity is not None else slots
@@ -96,14 +106,27 @@ class Engine:
         self.backbone = backbone
         self.capacity = capacity
         self.slots = slots
-        self._slots = Slots(backbone, slots, threads)
-        theta = self._slots.theta
-        self._patch = Patch(theta, backbone.layout, self._slots.applier)
-        corrector = Corrector(theta, backbone.layout, threads)
-        self._costs = costs_for(backbone.device, backbone.dtype)
-        root = self._slots.root_views, self._slots.root_state
-        self._mixed = Mixed(self._slots.sites, backbone.layout, root, self._patch, corrector, self._costs)
-        self._splittable = rehearse(backbone, self._slots, self._mixed)
+        ways = ways if ways is not None else ways_of(backbone.device)
+        with current(backbone.device):
+            self._slots = Slots(backbone, slots, threads, ways.kernels, fixed=ways.capture is not None)
+            theta = self._slots.theta
+            self._patch = Patch(theta, backbone.layout, self._slots.applier)
+            corrector = Corrector(theta, backbone.layout, threads)
+            # A captured forward reads its weights where they were: in slots.
+            self._costs = None if ways != Ways() else costs_for(backbone.device, backbone.dtype)
+            root = self._slots.root_views, self._slots.root_state
+            self._mixed = Mixed(
+                self._slots.sites,
+                backbone.layout,
+                root,
+                self._patch,
+                corrector,
+                self._costs,
+                self._slots.kernels,
+            )
+            self._splittable = rehearse(backbone, self._slots, self._mixed)
+            self._graphs = graphs_of(backbone, ways.capture)
+            self._staging = Staging(backbone.device)
         self._mixes = self._splittable and mixing_pays(self._slots.sites, backbone.layout)
         self._scales = [1.0] * len(backbone.layout.tensors)
         self._worn: Prepared | None = None
@@ -164,23 +187,25 @@ class Engine:
             OverCapacity: more distinct masks than `capacity`.
         """
         masks = self._masks_of(x.shape[0], segments)
-        x = x.to(self.backbone.device, self.backbone.dtype)
         with torch.inference_mode(False):  # an ordinary tensor: probes train on it
             out = torch.empty(x.shape[0], self.backbone.n_features)
         runs = _runs(segments, masks)
         began = time.perf_counter()
         try:
-            swaps, swap_s = self._run(x, out, runs)
+            with current(self.backbone.device):
+                batch, result = self._staging.batch(x, self.backbone.dtype), self._staging.result(out)
+                swaps, swap_s = self._run(batch, result, runs)
+                self._staging.finish(result, out)
         except BaseException:
             self._forget_worn()
             raise
         return Embedded(out, swaps, swap_s, time.perf_counter() - began - swap_s)
 
-    def _run(self, x: Tensor, out: Float32[Tensor, "n d"], runs: Sequence[Run]) -> tuple[int, float]:
+    def _run(self, batch: Batch, out: Float32[Tensor, "n d"], runs: Sequence[Run]) -> tuple[int, float]:
         """Embed all runs into `out`; returns how many masks were put on, and the seconds that took."""
         began = time.perf_counter()
         swaps, mixes = 0, len(runs) > 1 and self._mixes
-        if len(runs) > 1:
+        if len(runs) > 1 and not (mixes and self._mixed.all_linear):
             in_slots = {run.mask.digest: run.mask for run in runs if run.mask is not None and not run.mask.patched}
             # What is there is touched first, so that no swap of this batch evicts it.
             absent = [mask for mask in in_slots.values() if not self._slots.touch(mask.digest)]
@@ -191,21 +216,33 @@ class Engine:
                     self._swap_in(mask)
                 swaps = len(absent)
         swap_s = time.perf_counter() - began
-        if mixes and self._run_mixed(x, out, runs):
+        if mixes and self._run_mixed(batch.rows, out, runs):
             return swaps, swap_s
         for run in runs:
             began = time.perf_counter()
-            swaps += self._wear(run.mask)
+            swaps += self._wear(run.mask) if self._graphs is None else self._bring(run.mask)
             swap_s += time.perf_counter() - began
-            out[run.start : run.stop] = self.backbone.model(x[run.start : run.stop])
+            out[run.start : run.stop] = self._forward(run.mask, batch.rows[run.start : run.stop])
         return swaps, swap_s
+
+    def _forward(self, mask: Prepared | None, x: Tensor) -> Float[Tensor, "n d"]:
+        """Through a mask that is worn or, with graphs, resident."""
+        if self._graphs is None:
+            return self.backbone.model(x)
+        place = None if mask is None else self._slots.place(mask)
+        return self._graphs.run(place, x, lambda: self._wear(mask), self.backbone.model)
 
     def _run_mixed(self, x: Tensor, out: Float32[Tensor, "n d"], runs: Sequence[Run]) -> bool:
         """All runs in one forward; False if the model will not have it."""
-        self._forget_worn()
         parts = [Part(run.start, run.stop, run.mask, self._weights(run.mask)) for run in runs]
         try:
-            out[:] = self._mixed.run(self.backbone.model, x, parts)
+            if self._graphs is not None and self._mixed.all_linear:
+                self._mixed.take(parts, self._graphs.size_for(x) or len(x))
+                forward = partial(self._mixed.forward, self.backbone.model)
+                out[:] = self._graphs.run("mixed", x, self._forget_worn, forward)
+            else:
+                self._forget_worn()
+                out[:] = self._mixed.run(self.backbone.model, x, parts)
         except Unsplittable as error:
             LOG.warning("batches that mix masks run segment by segment: %s", error)
             self._mixes = False
@@ -213,16 +250,20 @@ class Engine:
         return True
 
     def _weights(self, mask: Prepared | None) -> Weights | None:
-        if mask is None:
+        if mask is None or self._mixed.all_linear:
             return self._slots.root_views
         return None if mask.patched else self._slots.views(mask)
 
+    def _bring(self, mask: Prepared | None) -> int:
+        """Have a mask that is not worn by a patch in a slot; returns 1 if it was not there."""
+        if mask is None or mask.patched or self._slots.touch(mask.digest):
+            return 0
+        self._swap_in(mask)
+        return 1
+
     def _wear(self, mask: Prepared | None) -> int:
         """Make the model wear a mask; returns 1 if weights were written for that. The last one worn costs nothing."""
-        written = 0
-        if mask is not None and not mask.patched and not self._slots.touch(mask.digest):
-            self._swap_in(mask)
-            written = 1
+        written = self._bring(mask)
         if mask is self._worn:
             return 0
         before, self._worn = self._worn, UNKNOWN
@@ -272,6 +313,13 @@ class Engine:
         if missing:
             raise NotReady(f"mask {missing[0]} is not prepared")
         return masks
+
+
+def graphs_of(backbone: Backbone, capture: Capture | None) -> Graphs | None:
+    """The captured forwards of a backbone, where they can be captured."""
+    if capture is None:
+        return None
+    return Graphs(tuple(backbone.preprocess["input_size"]), backbone.dtype, backbone.device, capture)
 
 
 def _runs(segments: Sequence[Segment], masks: Mapping[str, Prepared]) -> list[Run]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -19,10 +20,16 @@ from torch import Tensor, nn
 
 from smn_core.correction import Corrector, Rows
 from smn_core.costs import Costs, base_pays
+from smn_core.graphs import MAX_IMAGES
+from smn_core.kernels.choice import Kernels
+from smn_core.kernels.table import Table
 from smn_core.layout import Layout
 from smn_core.patch import Patch
 from smn_core.sites import Site, Weights, multiply
 from smn_core.slots import Prepared
+
+if TYPE_CHECKING:
+    from smn_core.kernels.linear import Layer
 
 
 class Unsplittable(Exception):
@@ -42,7 +49,8 @@ class Part:
 class Mixed:
     """Runs batches of parts. Owned by one thread.
 
-    `rest` is what the modules' own tables hold outside their forward: the root's weights and state.
+    `rest` is what the modules' own tables hold outside their forward: the root's weights and state. With `kernels`,
+    linear layers run the whole batch in one launch, whatever the masks (kernels/linear.py).
     """
 
     def __init__(
@@ -53,13 +61,22 @@ class Mixed:
         patch: Patch,
         corrector: Corrector,
         costs: Costs | None,
+        kernels: Kernels | None = None,
     ) -> None:
         self._sites, self._layout, self._patch, self._corrector = sites, layout, patch, corrector
         self._root_weights, self._root_state = root
         self._costs = costs
         self.rest = root
+        self.kernels = kernels
+        self._layers: dict[int, Layer] = {}
+        self._tables: dict[int, Table] = {}
         self._parts: Sequence[Part] = ()
         self._n_rows = 0
+
+    @property
+    def all_linear(self) -> bool:
+        """Whether the kernels run all that differs by mask: the masks need no slots, any batch the same launches."""
+        return self.kernels is not None and all(site.is_linear for site in self._sites)
 
     def run(self, model: nn.Module, x: Float[Tensor, "n 3 h w"], parts: Sequence[Part]) -> Float[Tensor, "n d"]:
         """`z[p.start:p.stop] = model(x[p.start:p.stop])` through the weights of every part p.
@@ -67,8 +84,19 @@ class Mixed:
         Raises:
             Unsplittable: it cannot be done in one forward.
         """
-        self._parts, self._n_rows = parts, len(x)
-        if any(part.weights is None for part in parts):
+        self.take(parts, len(x))
+        return self.forward(model, x)
+
+    def take(self, parts: Sequence[Part], n_rows: int) -> None:
+        """Take the parts of the next batch of `n_rows`; rows behind the last part only fill it up."""
+        self._parts, self._n_rows = parts, n_rows
+        if self.kernels is not None:
+            wholes = [(part.start, part.mask.bits.whole if part.mask is not None else None) for part in parts]
+            self._table.fill([*wholes, (parts[-1].stop, None)], n_rows)
+
+    def forward(self, model: nn.Module, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+        """`run`, for the parts that were taken."""
+        if any(part.weights is None for part in self._parts):
             self._patch.clean()
         try:
             for site in self._sites:
@@ -83,6 +111,8 @@ class Mixed:
         block, rest = divmod(x.shape[0], self._n_rows)
         if rest:
             raise Unsplittable(f"a {type(site.module).__name__} gets {x.shape[0]} rows for {self._n_rows} images")
+        if self.kernels is not None and site.is_linear:
+            return self._in_one_launch(self.kernels, site, x)
         parts = self._parts_of(site)
         try:
             if len(parts) == 1 and parts[0].mask is None:
@@ -92,6 +122,25 @@ class Mixed:
             return torch.cat([self._segment(site, x[p.start * block : p.stop * block], p) for p in parts])
         finally:
             site.show(*self.rest)
+
+    @property
+    def _table(self) -> Table:
+        """One for batches as large as graphs are captured for, which must stay where it is, others for larger ones."""
+        capacity = 1 << max(MAX_IMAGES - 1, self._n_rows - 1).bit_length()
+        if capacity not in self._tables:
+            self._tables[capacity] = Table(capacity, self._patch.device)
+        return self._tables[capacity]
+
+    def _in_one_launch(self, kernels: Kernels, site: Site, x: Float[Tensor, "*r i"]) -> Float[Tensor, "*r o"]:
+        """A linear layer for all parts."""
+        assert site.weight is not None
+        if site.weight not in self._layers:
+            weight, bias = self._root(site)
+            self._layers[site.weight] = kernels.layer(weight, bias, site.weight, -1 if site.bias is None else site.bias)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        block = rows.shape[0] // self._n_rows
+        out = kernels.linear(rows, self._layers[site.weight], kernels.plan, self._table, block)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     def _parts_of(self, site: Site) -> list[Part]:
         """The parts as a module sees them: a mask that changes nothing here is the root, equal neighbours are one."""

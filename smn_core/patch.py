@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor, nn
@@ -26,6 +27,10 @@ class Patch:
         self._flat: Tensor | None = None
         self._views: Mapping[str, Tensor] = {}
         self._worn: tuple[Resident, Tensor, list[int]] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self._theta.device
 
     @property
     def nbytes(self) -> int:

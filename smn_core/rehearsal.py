@@ -12,15 +12,16 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from smn_core.apply import TorchApplier
 from smn_core.backbone import Backbone
 from smn_core.mixed import Mixed, Part, Unsplittable
 from smn_core.patch import views
-from smn_core.resident import Resident
+from smn_core.resident import resident_of
+from smn_core.sample import half_mask
 from smn_core.sites import Site, Weights, scale_behind
 from smn_core.slots import Prepared, Slots
 
@@ -38,9 +39,12 @@ def rehearse(backbone: Backbone, slots: Slots, mixed: Mixed) -> bool:
     model, sites = backbone.model, slots.sites
     random = torch.Generator().manual_seed(0)
     x = torch.randn(3, *backbone.preprocess["input_size"], generator=random).to(backbone.device, backbone.dtype)
-    other = slots.theta * (0.7 + 0.6 * torch.rand(len(slots.theta), generator=random)).to(slots.theta)
+    bits = resident_of(half_mask(backbone.layout), backbone.device, slots.plan)
+    other = torch.zeros_like(slots.theta)
+    TorchApplier(slots.theta, backbone.layout).write(bits, other)
     weights = views(other, backbone.layout)
     state = {name: tensor * 1.25 for name, tensor in slots.root_state.items()}
+    mask = Prepared("", bits, state)
     try:
         root = _count(model, sites, x)
         slots.show(weights, state)
@@ -49,7 +53,11 @@ def rehearse(backbone: Backbone, slots: Slots, mixed: Mixed) -> bool:
             LOG.warning("every mask takes a slot: 1 / alpha cannot move behind the products of this model")
             for site in sites:
                 site.scalable = False
-        reason = _cannot_split(model, x, sites, mixed, Prepared("", _all_changed(backbone), state), weights, root, worn)
+        reason = _cannot_split(model, x, sites, mixed, mask, weights, root, worn)
+        if reason and mixed.kernels is not None:
+            LOG.warning("mixed batches run without Triton's kernels: %s", reason)
+            mixed.kernels = None
+            reason = _cannot_split(model, x, sites, mixed, mask, weights, root, worn)
         if reason:
             LOG.warning("batches that mix masks run segment by segment: %s", reason)
         return not reason
@@ -137,13 +145,6 @@ def _nans(tensors: Weights) -> Weights:
         name: nn.Parameter(torch.full((1,), torch.nan).to(tensor).expand(tensor.shape), requires_grad=False)
         for name, tensor in tensors.items()
     }
-
-
-def _all_changed(backbone: Backbone) -> Resident:
-    """The bits of a mask that leaves no tensor as it is."""
-    n_tensors = len(backbone.layout.tensors)
-    bits = torch.zeros(0, dtype=torch.int32)
-    return Resident(bits, np.zeros(n_tensors + 1, np.int32), {}, np.full(n_tensors, 2, np.float32))
 
 
 def _agree(found: Float[Tensor, "n d"], expected: Float[Tensor, "n d"]) -> bool:

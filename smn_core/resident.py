@@ -16,7 +16,9 @@ from numpy import ndarray
 from torch import Tensor
 
 from smn_core import bits
+from smn_core.kernels.devicemask import DeviceMask, Plan
 from smn_core.mask import TaskMask
+from smn_core.transfer import to_device
 
 # From this density on, zeroing listed positions after one scaling pass is faster than unpacking bits
 # (benchmarks/swap.py), and the list, at 4 bytes a position, takes at most half the memory.
@@ -31,17 +33,19 @@ class Resident:
 
     `off[bounds[t]:bounds[t + 1]]` are the ascending positions, in a flat array of weights, of the OFF weights of tensor
     t; `packed[t]` its bits instead, where there are many. `scales[t]` is `1 / alpha`, exactly 1 where t is all ON.
+    `whole` is there for the kernels only; `packed` then are views of its bits.
     """
 
     off: Int[Tensor, "n_off"]
     bounds: Int[ndarray, "n_tensors_and_1"]
     packed: Mapping[int, UInt8[Tensor, "n_bytes"]]
     scales: Float32[ndarray, "n_tensors"]
+    whole: DeviceMask | None = None
 
     @property
     def nbytes(self) -> int:
-        bits = self.off.nbytes + sum(packed.nbytes for packed in self.packed.values())
-        return bits + int(self.bounds.nbytes + self.scales.nbytes)
+        packed = self.whole.nbytes if self.whole is not None else sum(bits.nbytes for bits in self.packed.values())
+        return self.off.nbytes + packed + int(self.bounds.nbytes + self.scales.nbytes)
 
     def off_of(self, tensor: int) -> Int[Tensor, "n"]:
         """The listed OFF positions of one tensor; none where it keeps bits."""
@@ -53,20 +57,25 @@ def inverse_alphas(mask: TaskMask) -> Float32[ndarray, "n_tensors"]:
     return (1.0 / mask.alphas.astype(np.float64)).astype(np.float32)
 
 
-def resident_of(mask: TaskMask, device: torch.device) -> Resident:
-    """The resident form of a mask; keeps nothing of the mask itself."""
+def resident_of(mask: TaskMask, device: torch.device, plan: Plan | None = None) -> Resident:
+    """The resident form of a mask, with a plan in the form for the kernels too; keeps nothing of the mask itself."""
     lists: list[ndarray] = []
     packed: dict[int, Tensor] = {}
     counts = [0]
     kind = np.int32 if mask.layout.n_elements < 2**31 else np.int64
+    whole = to_device(mask.packed, device) if plan is not None else None
     for index, (tensor, on) in enumerate(zip(mask.layout, mask.on_counts.tolist(), strict=True)):
         n_off = tensor.n_weights - on
         if n_off > max(SHORT_LIST, tensor.n_weights * (1 - SPARSE_DENSITY)):
-            packed[index] = torch.from_numpy(mask.packed[tensor.bytes].copy()).to(device)
+            packed[index] = whole[tensor.bytes] if whole is not None else to_device(mask.packed[tensor.bytes], device)
             n_off = 0
         elif n_off:
             found = bits.off_positions(mask.packed[tensor.bytes], tensor.n_weights) + tensor.first_element
             lists.append(found.astype(kind))
         counts.append(n_off)
-    off = np.concatenate(lists) if lists else np.zeros(0, kind)
-    return Resident(torch.from_numpy(off).to(device), np.cumsum(counts).astype(kind), packed, inverse_alphas(mask))
+    off, bounds = np.concatenate(lists) if lists else np.zeros(0, kind), np.cumsum(counts).astype(kind)
+    listed, scales = to_device(off, device), inverse_alphas(mask)
+    if plan is None or whole is None:
+        return Resident(listed, bounds, packed, scales)
+    cuts = to_device(plan.cuts(off, bounds), device)
+    return Resident(listed, bounds, packed, scales, DeviceMask(whole, to_device(scales, device), listed, cuts))

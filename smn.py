@@ -85,6 +85,34 @@ def demo(
     run(create_app(settings, backbone, registry), settings.host, port, settings.drain_s)
 
 
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer turns, smaller sizes: minutes, not hours.")] = False,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME,...", help="These; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON lines.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Measure nothing: write docs/performance.md.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="Measure nothing: list names and questions.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where NAME.jsonl are added to. Default: benchmarks/results.")
+    ] = None,
+) -> None:
+    """Measure what SMN costs, beside what one would use instead; keep the rows. For a clone of the repository."""
+    from smn_core.errors import InvalidArgument
+
+    try:
+        from benchmarks.command import list_benches, measure, write_report
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "benchmarks":
+            raise InvalidArgument(f"benchmarks need {error.name}: install smn[service,training,bench]") from error
+        raise InvalidArgument("the benchmarks are not installed: `make setup` in a clone of the repository") from error
+    if list_only:
+        list_benches(as_json=as_json)
+    elif report:
+        write_report(out)
+    elif not measure(only or [], quick=quick, as_json=as_json, out=out):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run a verb. Exit code 0; 2 for anything the user can mend, with one line on stderr; 130 for ctrl-C."""
     try:

@@ -15,8 +15,8 @@ class Asked:
     """A row of the page: rows of `bench` with this metric, and these variants and parameters where given.
 
     `bench` is the row's own word; `run` the name by which `smn bench --only` measures it. `most` or `least` is the aim
-    for the median; neither, where the figure is only to be known. `figure` is a plot under docs/figures. `needs` is what
-    not every machine has.
+    for the median; neither, where the figure is only to be known. `figure` is a plot under docs/figures. `needs` is
+    what not every machine has.
     """
 
     title: str

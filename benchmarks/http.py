@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -32,8 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
+from benchmarks.photos import photo
 from benchmarks.rows import row
 from benchmarks.server import Running, backbone_again, pixels, serving
 from benchmarks.traffic import LAWS, tasks_of
@@ -228,14 +227,6 @@ def swaps_of(server: Running) -> float:
     with urllib.request.urlopen(f"{server.url}/metrics") as answer:
         lines = answer.read().decode().splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith("smn_swap_total ")))
-
-
-def photo() -> bytes:
-    """A JPEG of 500 x 375 px, smooth noise."""
-    noise = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
 
 
 def stages(server_timing: str) -> dict[str, float]:

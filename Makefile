@@ -35,6 +35,10 @@ imports: setup
 pytest: setup
 	$(BIN)/pytest
 
+bench: setup  ## every benchmark in its quick form, peers too
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/smn bench --quick
+
 constraints: setup  ## renew the exact pins of constraints.txt
 	$(UV) pip compile --quiet --upgrade --all-extras --python-version 3.11 --no-header --no-annotate \
 	  --no-emit-index-url --output-file constraints.txt pyproject.toml

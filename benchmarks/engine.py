@@ -79,7 +79,7 @@ def main(
     bench = Bench(3 if quick else 15, 16 if quick else 32, wall, out)
     for name in [model] if model else MODELS:
         for question, ask in {"hot": hot, "swap": swap, "traffic": traffic, "set": working_set}.items():
-            for density in MODELS[name] if only in (None, question) else ():
+            for density in MODELS.get(name, (0.9995,)) if only in (None, question) else ():
                 ask(bench, name, density)
     if only in (None, "soak"):
         soak(bench, 2_000 if quick else 20_000)

@@ -94,8 +94,9 @@ def find(names: Sequence[str]) -> list[Bench]:
     wanted = [part for name in names for part in name.split(",") if part]
     for name in wanted:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=2) or known
-            raise InvalidArgument(f"--only {name!r}: no benchmark has that name; there are {', '.join(near)}")
+            near = difflib.get_close_matches(name, known, n=2)
+            hint = f"near it: {', '.join(near)}" if near else f"there are {', '.join(known)}"
+            raise InvalidArgument(f"--only {name!r}: no benchmark has that name; {hint}")
     return [bench for bench in BENCHES if not wanted or bench.name in wanted]
 
 

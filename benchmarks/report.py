@@ -54,11 +54,11 @@ def read(results: Path) -> list[Row]:
 
 
 def latest(asked: Asked, rows: Sequence[Row]) -> list[Row]:
-    """The rows that answer a question, each variant with each set of parameters once: the last measured."""
+    """The rows that answer a question, each variant with each set of parameters on each device once: the last."""
     found: dict[str, Row] = {}
     for row in rows:
         if asked.takes(row):
-            found[f"{row['variant']} {_shown(row)}"] = row
+            found[f"{row['variant']} {_shown(row)} {row['device']}"] = row
     return [found[key] for key in sorted(found)]
 
 

@@ -25,7 +25,7 @@ from smn_core.maskfile import to_bytes
 from smn_core.spec import BackboneSpec
 from tests.service.redis_server import free_port
 
-START_LIMIT_S = 180
+START_LIMIT_S = 600
 END_LIMIT_S = 30
 
 

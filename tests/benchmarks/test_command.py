@@ -67,7 +67,7 @@ def test_the_verb_lists_names_and_refuses_others():
     assert [row["name"] for row in json.loads(listed.stdout)] == [bench.name for bench in BENCHES]
     refused = smn("bench", "--only", "swp")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == "smn: error: --only 'swp': no benchmark has that name; there are swap\n"
+    assert refused.stderr == "smn: error: --only 'swp': no benchmark has that name; near it: swap\n"
 
 
 def test_the_verb_says_where_benchmarks_are_when_they_are_not_installed():

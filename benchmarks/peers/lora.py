@@ -130,12 +130,17 @@ class Bench:
             SMN: self.embed, "lora, set_adapter": self.set_adapter, "lora, merged": self.merge,
         }  # fmt: skip
         taken: dict[str, list[float]] = {name: [] for name in variants}
+        last: int | None = None
         for turn in range(turns + 1):
             runs = runs_of(tasks_of(law, BATCH, n_tasks, np.random.default_rng(turn)), first=turn * BATCH, n=n_tasks)
             for name, run in variants.items():
-                if name != "lora, merged":
+                # Untimed: each finds its weights as it left them, the merged one with its last task on.
+                if name == "lora, merged":
+                    self._merge(last)
+                else:
                     self._unmerge()
                 seconds = _seconds(partial(run, runs))
+                last = self.merged if name == "lora, merged" else last
                 if turn:
                     taken[name].append(seconds)
         params = {"tasks": n_tasks, "law": law}
@@ -158,12 +163,16 @@ class Bench:
     def merge(self, runs: Sequence[Run]) -> Tensor:
         parts = []
         for a, b, task in runs:
-            if task != self.merged:
-                self._unmerge()
-                self.adapted.merge_adapter([_name(task)])
-                self.merged = task
+            self._merge(task)
             parts.append(self.adapted(self.x[a:b]))
         return torch.cat(parts)
+
+    def _merge(self, task: int | None) -> None:
+        if task != self.merged:
+            self._unmerge()
+            if task is not None:
+                self.adapted.merge_adapter([_name(task)])
+            self.merged = task
 
     def _unmerge(self) -> None:
         if self.merged is not None:
@@ -177,6 +186,7 @@ class Bench:
         self.digests.append(str(mask.digest))
 
     def _add_adapter(self) -> None:
+        self._unmerge()
         self.adapted.load_adapter(self.saved, _name(self.n_adapters), torch_device="cpu", low_cpu_mem_usage=True)
         self.n_adapters += 1
 

@@ -42,7 +42,8 @@ def run(place: Place) -> None:
             with torch.inference_mode():
                 return {"embeddings": model(self._copies.reader(data)[None]).tolist()}
 
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=OBJECTS_BYTES, log_to_driver=False)
+    # Its own, whatever else of Ray runs here.
+    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=OBJECTS_BYTES, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": place.port})
     serve.run(Tasks.bind(place))  # type: ignore[attr-defined,unused-ignore]
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

@@ -14,7 +14,7 @@ setup: .venv/.installed  ## .venv with the `smn` command in it
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found: install Python 3.11 or say PYTHON=..." >&2; exit 2; }
 	@$(UV) --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
-	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[service,otel,training,dev]'
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[service,otel,training,dev]'
 	@touch $@
 
 demo: setup  ## train on digits, show the gain, serve: about two minutes
@@ -34,6 +34,10 @@ imports: setup
 
 pytest: setup
 	$(BIN)/pytest
+
+bench: setup  ## every benchmark in its quick form, peers too
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/smn bench --quick
 
 constraints: setup  ## renew the exact pins of constraints.txt
 	$(UV) pip compile --quiet --upgrade --all-extras --python-version 3.11 --no-header --no-annotate \

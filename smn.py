@@ -7,17 +7,33 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from service.__main__ import app as service_verbs
 from smn_core.__main__ import app as core_verbs
 from smn_core.errors import SMNError
 from training.__main__ import app as training_verbs
 
+
+class Verbs(TyperGroup):
+    """The list of verbs in plain text: loading what draws boxes took .35 s of .55. A verb's own help has them."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super(TyperGroup, self).format_help(ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, verb.help or "") for name, verb in self.commands.items()])
+        with formatter.indentation():
+            formatter.write("\nsmn VERB --help shows its options.\n")
+
+
 app = typer.Typer(
     name="smn",
+    cls=Verbs,
     help="One frozen vision backbone, hundreds of specialities: one bit per weight.",
     no_args_is_help=True,
     add_completion=False,
@@ -67,6 +83,34 @@ def demo(
     note(f"\nserving on http://127.0.0.1:{port}, stop with ctrl-C; in another shell:\n")
     note(f"  curl -F image=@{made.sample} 'http://127.0.0.1:{port}/embed?mask=inverted'\n")
     run(create_app(settings, backbone, registry), settings.host, port, settings.drain_s)
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer turns, smaller sizes: minutes, not hours.")] = False,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME,...", help="These; may be repeated.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON lines.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Measure nothing: write docs/performance.md.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="Measure nothing: list names and questions.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where NAME.jsonl are added to. Default: benchmarks/results.")
+    ] = None,
+) -> None:
+    """Measure what SMN costs, beside what one would use instead; keep the rows. For a clone of the repository."""
+    from smn_core.errors import InvalidArgument
+
+    try:
+        from benchmarks.command import list_benches, measure, write_report
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "benchmarks":
+            raise InvalidArgument(f"benchmarks need {error.name}: install smn[service,training,bench]") from error
+        raise InvalidArgument("the benchmarks are not installed: `make setup` in a clone of the repository") from error
+    if list_only:
+        list_benches(as_json=as_json)
+    elif report:
+        write_report(out)
+    elif not measure(only or [], quick=quick, as_json=as_json, out=out):
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -20,72 +20,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import io
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from safetensors.torch import save_file
 
-from benchmarks.masks import random_mask
+from benchmarks.photos import photo
 from benchmarks.rows import row
+from benchmarks.server import Running, backbone_again, pixels, serving
+from benchmarks.traffic import LAWS, tasks_of
 from service.client import AsyncClient, Client
 from service.registry.open import open_registry
-from smn_core.backbone import Backbone, load_backbone
 from smn_core.engine import Engine, Segment
-from smn_core.maskfile import from_bytes, to_bytes
-from smn_core.spec import BackboneSpec
+from smn_core.maskfile import from_bytes
 from smn_core.tensorfile import digest_of
-from tests.service.redis_server import RedisServer, free_port
+from tests.service.redis_server import RedisServer
 
 VIT, RESNET = "vit_tiny_patch16_224", "resnet50"
-LAWS = ("identical", "distinct", "uniform", "zipf:1.5", "skewed")
 SLOTS = 16
 CLIENTS = 8
-
-
-@dataclass
-class Running:
-    """A server process, its backbone here too, and the files of masks for it."""
-
-    url: str
-    pid: int
-    registry: str
-    backbone: Backbone
-    folder: Path
-
-    def mask(self, seed: int) -> bytes:
-        """A mask file of density .99."""
-        mask = random_mask(self.backbone.layout, 0.99, np.random.default_rng(seed))
-        named = replace(mask, model=self.backbone.model_json, fingerprint=self.backbone.fingerprint)
-        return to_bytes(named, "zstd")
-
-    def cpu_s(self) -> float:
-        """User and system time of the server's process, all threads; in steps of 10 ms."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def waits_ns(self) -> dict[str, tuple[int, int]]:
-        """Of every thread: nanoseconds on a processor, and nanoseconds that it was ready and had none."""
-        found = {}
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            ran, waited, _ = (task / "schedstat").read_text(encoding="utf-8").split()
-            found[task.name] = int(ran), int(waited)
-        return found
 
 
 def main() -> None:
@@ -102,53 +62,24 @@ def main() -> None:
         wanted = [part for part in args.only.split(",") if name == VIT or part == "cold"]
         if not wanted:
             continue
-        with serving(name) as server:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            RedisServer(Path(folder)) as redis,
+            serving(name, redis.url, slots=SLOTS) as server,
+        ):
             for part in wanted:
                 parts[part](server, args.quick, args.out)
 
 
-@contextlib.contextmanager
-def serving(name: str) -> Iterator[Running]:
-    """`smn serve` of random weights on a Redis of its own, one thread of torch."""
-    with tempfile.TemporaryDirectory() as text, RedisServer(Path(text) / "redis") as redis:
-        folder, port = Path(text), free_port()
-        torch.manual_seed(0)
-        save_file(timm.create_model(name, num_classes=0).state_dict(), folder / "theta.safetensors")
-        spec = BackboneSpec(name, weights=folder / "theta.safetensors", device="cpu")
-        flags = ["--backbone", name, "--weights", str(spec.weights), "--device", "cpu", "--registry", redis.url]
-        flags += ["--port", str(port), "--threads", "1", "--slots", str(SLOTS)]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen([Path(sys.executable).parent / "smn", "serve", *flags], stdout=log, stderr=log)
-        server = Running(f"http://127.0.0.1:{port}", process.pid, redis.url, load_backbone(spec), folder)
-        try:
-            with Client(server.url) as client:
-                until_ready(client, process, folder / "log")
-            yield server
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def until_ready(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(1200):
-        with contextlib.suppress(Exception):
-            client.info()
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    raise RuntimeError(log.read_text(encoding="utf-8")[-2000:])
-
-
 def processor(server: Running, quick: bool, out: Path | None) -> None:
     """Processor time per image, server against engine, in turn."""
-    engine, data = Engine(load_backbone_again(server), SLOTS, threads=1), server.mask(0)
+    engine, data = Engine(backbone_again(server), SLOTS, threads=1), server.mask(0)
     engine.prepare(from_bytes(data, server.backbone.layout))
     digest = digest_of(data)
     with Client(server.url) as client:
         client.push("processor", data)
         for n_images in (1, 8):
-            x = pixels(server, n_images)
+            x = pixels(server.backbone, n_images)
             rounds = 32 // n_images
             taken: dict[str, list[float]] = {"engine": [], "server": []}
             for turn in range(1 + (4 if quick else 15)):
@@ -170,7 +101,7 @@ def processor(server: Running, quick: bool, out: Path | None) -> None:
 
 def overhead(server: Running, quick: bool, out: Path | None) -> None:
     """What one client waits for beyond decode and forward."""
-    forms: dict[str, Any] = {"npy": pixels(server, 1), "jpeg": [photo()]}
+    forms: dict[str, Any] = {"npy": pixels(server.backbone, 1), "jpeg": [photo()]}
     with Client(server.url) as client:
         client.push("overhead", server.mask(0))
         found: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
@@ -198,12 +129,12 @@ def overhead(server: Running, quick: bool, out: Path | None) -> None:
 
 def cold(server: Running, quick: bool, out: Path | None) -> None:
     """The first answer through masks that are in Redis alone, and what loading one takes here."""
-    engine = Engine(load_backbone_again(server), SLOTS, threads=1)
+    engine = Engine(backbone_again(server), SLOTS, threads=1)
     registry = open_registry(server.registry, server.backbone.fingerprint)
     answers, parts = [], []
     with Client(server.url) as client:
         for seed in range(6 if quick else 20):
-            name, data, x = f"cold-{seed}", server.mask(seed), pixels(server, 1)
+            name, data, x = f"cold-{seed}", server.mask(seed), pixels(server.backbone, 1)
             registry.publish("masks", name, data)
             client.embed(x)  # all but the mask is warm
             while name not in {found["name"] for found in client.masks()}:
@@ -233,7 +164,7 @@ def load(server: Running, quick: bool, out: Path | None) -> None:
     with Client(server.url) as client:
         for index in range(n):
             client.push(f"load-{index}", server.mask(index))
-    x = pixels(server, 1)
+    x = pixels(server.backbone, 1)
     for _ in range(1 if quick else 3):
         rate = 0.0
         for law in LAWS:
@@ -286,21 +217,7 @@ async def drive(
 
 def requests_of(law: str, n: int, rng: np.random.Generator) -> list[int]:
     """The mask of each of n requests, in order of arrival."""
-    some = ceil(sqrt(n))
-    ranks = np.arange(1, some + 1)
-    weights: NDArray[np.floating[Any]]
-    match law:
-        case "identical":
-            return [0] * n
-        case "distinct":
-            return list(range(n))
-        case "uniform":
-            weights = np.ones(some)
-        case "skewed":
-            weights = 1.5**-ranks
-        case _:
-            weights = ranks ** -float(law.removeprefix("zipf:"))
-    return [int(i) for i in rng.choice(some, n, p=weights / weights.sum())]
+    return tasks_of(law, n, n if law == "distinct" else ceil(sqrt(n)), rng)
 
 
 def swaps_of(server: Running) -> float:
@@ -310,25 +227,6 @@ def swaps_of(server: Running) -> float:
     with urllib.request.urlopen(f"{server.url}/metrics") as answer:
         lines = answer.read().decode().splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith("smn_swap_total ")))
-
-
-def load_backbone_again(server: Running) -> Backbone:
-    """An engine takes its backbone over."""
-    spec = BackboneSpec(server.backbone.architecture, weights=server.folder / "theta.safetensors", device="cpu")
-    return load_backbone(spec)
-
-
-def pixels(server: Running, n: int) -> NDArray[np.float32]:
-    size = server.backbone.preprocess["input_size"]
-    return np.random.default_rng(0).standard_normal((n, *size), dtype=np.float32)
-
-
-def photo() -> bytes:
-    """A JPEG of 500 x 375 px, smooth noise."""
-    noise = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
 
 
 def stages(server_timing: str) -> dict[str, float]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +48,9 @@ def row(
         "commit": commit(),
         "device": device or f"cpu: {processor()}",
         "torch": torch.__version__,
+        "machine": machine(),
+        "command": command(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     line = json.dumps(result)
     print(line, flush=True)
@@ -66,6 +73,22 @@ def commit() -> str:
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+@cache
+def command() -> str:
+    """What was typed to measure this, without the file that the rows go to."""
+    words = list(sys.orig_argv[1:])
+    while "--out" in words:
+        del words[words.index("--out") : words.index("--out") + 2]
+    return shlex.join(["python", *words]) if words[:1] == ["-m"] else "python"
+
+
+@cache
+def machine() -> str:
+    """Cores, memory, and how busy others keep them: the load of the minute before."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores, {memory:.0f} GiB, load {os.getloadavg()[0]:.1f}"
 
 
 @cache

@@ -32,6 +32,8 @@ from smn_core.images import ImageReader
 
 DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]+)*,", re.ASCII)
 MAX_FIELDS = 16
+MAX_HEADER_BYTES = 4096
+"""Of an .npy array."""
 MAX_SMALL_BYTES = 64 * 1024
 """A JSON body that holds no image."""
 Model = TypeVar("Model", bound=BaseModel)
@@ -43,7 +45,7 @@ class Images:
     """What a request wants embedded: encoded images, or one array that is a model input already."""
 
     encoded: Sequence[bytes] = ()
-    array: bytes | None = None
+    array: bytearray | None = None
     n_rows: int = 0
 
     @property
@@ -63,6 +65,10 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     Raises:
         Rejected: 413.
     """
+    return b"".join(await _read_parts(request, limit_bytes))
+
+
+async def _read_parts(request: Request, limit_bytes: int) -> list[bytes]:
     require_length(request, limit_bytes)
     parts, size = [], 0
     async for part in request.stream():
@@ -70,7 +76,7 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
         if size > limit_bytes:
             raise TooLarge(limit_bytes)
         parts.append(part)
-    return b"".join(parts)
+    return parts
 
 
 def require_length(request: Request, limit_bytes: int) -> None:
@@ -94,7 +100,7 @@ async def read_images(request: Request, limit_bytes: int, max_images: int) -> Im
     elif kind.startswith("image/"):
         found = [await read_body(request, limit_bytes)]
     elif kind == NPY:
-        array = await read_body(request, limit_bytes)
+        array = bytearray().join(await _read_parts(request, limit_bytes))
         shape = _npy_header(array)[0]
         n_rows = shape[0] if shape else 0
         require_count(n_rows, max_images)
@@ -223,24 +229,24 @@ def _from_json(body: bytes, max_images: int) -> list[bytes]:
     return [decode_text(text, f"images[{i}]") for i, text in enumerate(images)]
 
 
-def _npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+def _npy_header(data: bytearray) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Shape, Fortran order, type, and where the values begin.
 
     Raises:
         Rejected: 422.
     """
-    stream = io.BytesIO(data)
+    stream = io.BytesIO(data[: 2 * MAX_HEADER_BYTES])
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream, max_header_size=4096)
+        shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
     except Exception as error:  # its parser of Python literals raises whatever a stranger's header leads it to
         raise Rejected(422, "invalid_tensor", f"the body is not an .npy array: {error}") from error
     return shape, fortran, dtype, stream.tell()
 
 
-def _from_npy(data: bytes, reader: ImageReader) -> Float32[Tensor, "n 3 h w"]:
-    """float32 [N,3,H,W], normalised already. The header is checked before anything is allocated."""
+def _from_npy(data: bytearray, reader: ImageReader) -> Float32[Tensor, "n 3 h w"]:
+    """float32 [N,3,H,W], normalised already: the body's own memory. The header is checked before anything else is."""
     shape, fortran, dtype, offset = _npy_header(data)
     expected = (3, *reader.input_px)
     if dtype != np.float32 or len(shape) != 4 or tuple(shape[1:]) != expected or fortran:
@@ -254,4 +260,5 @@ def _from_npy(data: bytes, reader: ImageReader) -> Float32[Tensor, "n 3 h w"]:
     x = np.frombuffer(data, "<f4", offset=offset).reshape(shape)
     if not np.isfinite(x).all():
         raise Rejected(422, "invalid_tensor", "the array has a value that is not finite")
-    return torch.from_numpy(x.copy())
+    # An odd header length puts the values between two places of a float.
+    return torch.from_numpy(x if x.flags.aligned else x.copy())

@@ -21,7 +21,7 @@ from smn_core.errors import InvalidArgument, InvalidMask, UnknownModel, WeightsU
 from smn_core.layout import Layout, layout_of
 from smn_core.spec import BackboneSpec
 from smn_core.tensorfile import canonical_json
-from smn_core.weights import load_weights
+from smn_core.weights import Unfilled, load_weights
 
 PREPROCESS_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 HUB_TIMEOUT_S = 5
@@ -68,7 +68,8 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
     architecture = spec.name.split(".")[0]
     ignored: list[str] = []
     if spec.weights is not None:
-        model = _create(spec.name, spec.args)
+        with Unfilled():
+            model = _create(spec.name, spec.args)
         ignored = load_weights(model, spec.weights)
     else:
         model = _create_pretrained(spec.name, spec.args)

@@ -76,7 +76,15 @@ def test_the_core_loads_no_server_and_no_training():
 def test_the_command_starts_without_torch():
     """`smn --help` and declaring every verb import neither torch nor timm: it answers at once."""
     run = "import sys, smn\nsys.argv = ['smn', '--help']\ntry:\n    smn.main()\nexcept SystemExit:\n    pass"
-    assert loaded(run) & {"torch", "timm", "torchvision", "numpy", "PIL", "fastapi", "sklearn"} == set()
+    assert loaded(run) & {"torch", "timm", "torchvision", "numpy", "PIL", "fastapi", "sklearn", "rich"} == set()
+
+
+def test_the_service_starts_without_what_learning_needs():
+    """A server imports neither lightly nor Lightning nor scikit-learn, nor what draws or measures."""
+    tops = {name.split(".")[0] for name in loaded("import service.app, service.server, service.__main__")}
+    assert (
+        tops & {"lightly", "pytorch_lightning", "lightning", "sklearn", "matplotlib", "training", "benchmarks"} == set()
+    )
 
 
 @pytest.mark.parametrize("module", ["errors", "spec", "options", "files"])

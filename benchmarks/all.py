@@ -1,0 +1,124 @@
+"""Every question that is measured, and the module that answers it; `smn bench` runs them one after another.
+
+To add one: a module whose `python -m benchmarks.MODULE [--quick] [--out FILE]` prints rows (benchmarks/rows.py), a line
+in BENCHES, and a row of the page in benchmarks/asked.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smn_core.errors import InvalidArgument
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A question and how its module is run; `needs` are packages without which it is left out, `extra` brings them."""
+
+    name: str
+    question: str
+    module: str
+    full: tuple[str, ...] = ()
+    quick: tuple[str, ...] = ("--quick",)
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+
+    def absent(self) -> list[str]:
+        """The packages it needs that are not installed."""
+        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+
+
+class Failed(Exception):
+    """A benchmark that ended with an error; what it was, its process has written to stderr."""
+
+
+def _engine(name: str, question: str) -> Bench:
+    return Bench(name, question, "engine", ("--only", name), ("--only", name, "--quick"))
+
+
+BENCHES = (
+    Bench("swap", "What does writing a mask's weights cost, against a plain copy?", "swap"),
+    _engine("hot", "What does a mask that is in place cost, against plain timm?"),
+    Bench(
+        "patch",
+        "What does a patch cost, against a slot; and how large is a mask?",
+        "engine",
+        ("--only", "swap"),
+        ("--only", "swap", "--quick"),
+    ),
+    _engine("traffic", "What do 100 masks cost, against one?"),
+    _engine("set", "Is there a cliff when masks outnumber the slots?"),
+    _engine("soak", "Does memory grow over 20,000 mixed requests?"),
+    Bench("many", "What do 1,000 registered masks cost a server, and what a mask in memory?", "many"),
+    Bench("decode", "How many decode workers pay, and what do they do to the event loop?", "decode"),
+    Bench("draft", "What does decoding at a reduced scale do to embeddings?", "draft", (), ("--photos=1",)),
+    Bench("http", "What does HTTP cost, against the engine in process?", "http"),
+    Bench("cascade", "What does a cascade cost, against a plain forward?", "cascade"),
+    Bench("train_step", "What does a training step cost, against one that moves all weights?", "train_step"),
+    Bench("peers", "What do others cost that serve many tasks: full copies, Ray Serve's multiplexing?", "peers"),
+    Bench(
+        "lora",
+        "What do LoRA adapters cost on the same backbone?",
+        "peers.lora",
+        needs=("peft",),
+        extra="bench",
+    ),
+    Bench(
+        "fit",
+        "Which constants does the cost model of smn_core/costs.py get here?",
+        "engine",
+        ("--fit",),
+        ("--fit", "--quick"),
+    ),
+)  # fmt: skip
+
+
+def find(names: Sequence[str]) -> list[Bench]:
+    """The benchmarks of these names, in the order of BENCHES; all of them without a name.
+
+    Raises:
+        InvalidArgument: an unknown name; the message names near ones.
+    """
+    known = {bench.name: bench for bench in BENCHES}
+    wanted = [part for name in names for part in name.split(",") if part]
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2)
+            hint = f"near it: {', '.join(near)}" if near else f"there are {', '.join(known)}"
+            raise InvalidArgument(f"--only {name!r}: no benchmark has that name; {hint}")
+    return [bench for bench in BENCHES if not wanted or bench.name in wanted]
+
+
+def run(bench: Bench, *, quick: bool, out: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a benchmark as they come, from a process of its own; each is in the file `out` by then.
+
+    What else the module prints goes to stderr.
+
+    Raises:
+        Failed: the process ended with an error; the rows before it are kept.
+    """
+    words = [sys.executable, "-m", f"benchmarks.{bench.module}", *(bench.quick if quick else bench.full)]
+    with subprocess.Popen([*words, "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if line.startswith("{"):
+                    yield json.loads(line)
+                else:
+                    print(line, end="", file=sys.stderr)
+        finally:
+            if sys.exc_info()[0] is not None:  # whoever reads stopped: leave no process behind
+                process.terminate()
+    if process.returncode:
+        raise Failed(f"{bench.name} ended with exit code {process.returncode}")

@@ -1,0 +1,290 @@
+"""SMN over HTTP beside servers with one full model a task: the same model, images, client and memory budget, in turn.
+
+    .venv/bin/python -m benchmarks.peers [--quick] [--only PEER,...] [--model NAME] [--out FILE.jsonl]
+
+Peers: a plain FastAPI server, LitServe, Ray Serve with @serve.multiplexed; each in a process of its own with one torch
+thread, with as many full copies as the budget holds, the least recently used one reloaded from disk. SMN gets the same
+budget for slots and masks. Every server decodes the same JPEG by the same code; clients wait for their answers.
+Before anything is timed, every server's embeddings are compared with plain timm.
+
+Of the peers' weights only the first 16 files differ, the others are links to them: they stay in the page cache, which
+favours the peers. SMN's masks all differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save, save_file
+from torch import nn
+
+from benchmarks.peers.copies import capacity_of
+from benchmarks.photos import photo
+from benchmarks.rows import row
+from benchmarks.server import Process, mask_file, process, random_weights, serving
+from benchmarks.traffic import LAWS, tasks_of
+from service.registry.open import open_registry
+from smn_core.backbone import Backbone, load_backbone
+from smn_core.export import masked_weights
+from smn_core.images import ImageReader
+from smn_core.maskfile import from_bytes
+from smn_core.show import note
+from tests.service.redis_server import free_port
+
+MODEL, DENSITY, SEED = "vit_tiny_patch16_224", 0.9995, 7
+BUDGET_BYTES = 512 * 2**20
+CLIENTS, FILES, N_ADDED = 8, 16, 5
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A server script of this folder, the path that says it is ready, and the package it needs."""
+
+    module: str
+    ready: str
+    needs: str
+
+
+SMN = "smn"
+PEERS = {
+    "fastapi": Peer("fastapi_copies", "/health", "fastapi"),
+    "litserve": Peer("litserve_copies", "/health", "litserve"),
+    "ray serve": Peer("ray_multiplexed", "/embed", "ray"),
+}
+
+
+class Tasks:
+    """The tasks of a run: a mask file each for SMN, full weights for the others, and what plain timm says of them."""
+
+    def __init__(self, model: str, folder: Path, n_tasks: int) -> None:
+        self.model, self.folder, self.weights = model, folder, folder / "weights"
+        self.weights.mkdir()
+        self.spec = random_weights(model, folder)
+        self.backbone: Backbone = load_backbone(self.spec)
+        self.image = photo()
+        self.client = httpx2.Client()  # made once: it reads certificates for longer than an upload takes
+        self.registry = folder / "registry"
+        registry = open_registry(str(self.registry), self.backbone.fingerprint)
+        for index in range(n_tasks):
+            data = self.mask(index)
+            registry.publish("masks", name_of(index), data)
+            if index < FILES:
+                save_file(masked_weights(self.backbone, from_bytes(data, self.backbone.layout)), self.file(index))
+            else:
+                os.link(self.file(index % FILES), self.file(index))
+        registry.close()
+
+    def mask(self, index: int) -> bytes:
+        return mask_file(self.backbone, DENSITY, SEED + index)
+
+    def file(self, index: int) -> Path:
+        return self.weights / f"{name_of(index)}.safetensors"
+
+    @torch.inference_mode()
+    def expected(self, index: int) -> NDArray[np.float32]:
+        """The embedding of the image by plain timm."""
+        from safetensors.torch import load_file
+
+        model: nn.Module = timm.create_model(self.model, num_classes=0).eval()
+        model.load_state_dict(load_file(self.file(index)))
+        x = ImageReader(self.backbone.preprocess)(self.image)
+        return np.asarray(model(x[None])[0], np.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="1 and 16 tasks, two laws, few requests")
+    parser.add_argument("--only", default=",".join(PEERS), help="these peers")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--tasks", help="numbers of tasks, with commas")
+    parser.add_argument("--requests", type=int, help="requests a turn")
+    parser.add_argument("--budget-mib", type=int, default=BUDGET_BYTES // 2**20, help="memory for copies, or masks")
+    parser.add_argument("--out", type=Path, help="append the rows to this file too")
+    args = parser.parse_args()
+    if unknown := set(args.only.split(",")) - set(PEERS):
+        parser.error(f"--only {sorted(unknown)[0]!r}: the peers are {', '.join(PEERS)}")
+    torch.set_num_threads(1)
+    numbers = [int(n) for n in (args.tasks or ("1,16" if args.quick else "1,16,100,1000")).split(",")]
+    bench = Bench(
+        args.model,
+        args.budget_mib * 2**20,
+        args.requests or (24 if args.quick else 96),
+        2 if args.quick else 5,
+        args.out,
+    )
+    laws = ("identical", "zipf:1.5") if args.quick else LAWS
+    with tempfile.TemporaryDirectory() as text:
+        tasks = Tasks(args.model, Path(text), max(numbers))
+        with started(tasks, args.only.split(","), bench.budget_bytes) as servers:
+            for name, server in servers.items():
+                check(name, server, tasks, min(3, max(numbers)))
+                bench.row(name, {}, "start", "s", [server.start_s])
+            bench.sizes(servers, tasks, max(numbers))
+            bench.adding(servers, tasks, max(numbers))
+            for n_tasks in numbers:
+                for law in laws if n_tasks > 1 else laws[:1]:
+                    bench.traffic(servers, tasks, n_tasks, law)
+
+
+@contextlib.contextmanager
+def started(tasks: Tasks, wanted: Sequence[str], budget_bytes: int) -> Iterator[dict[str, Process]]:
+    """SMN and the peers that can be, one after another; a peer without its package is left out with a line."""
+    with contextlib.ExitStack() as stack:
+        half = str(budget_bytes // 2)
+        flags = ("--slot-bytes", half, "--cache-bytes", half, "--batch-size", str(CLIENTS))
+        smn = stack.enter_context(serving(tasks.model, str(tasks.registry), *flags, folder=tasks.folder))
+        servers: dict[str, Process] = {SMN: smn}
+        for name in wanted:
+            peer = PEERS[name]
+            if importlib.util.find_spec(peer.needs) is None:
+                note(f"peer {name}: left out, needs {peer.needs}: install smn[bench]")
+                continue
+            port = free_port()
+            words = [sys.executable, "-m", f"benchmarks.peers.{peer.module}", "--model", tasks.model]
+            words += ["--folder", str(tasks.weights), "--port", str(port), "--budget-bytes", str(budget_bytes)]
+            servers[name] = stack.enter_context(process(words, port, peer.ready, tasks.folder / f"{peer.module}.log"))
+        yield servers
+
+
+def check(name: str, server: Process, tasks: Tasks, n_tasks: int) -> None:
+    """The server's embeddings are plain timm's.
+
+    Raises:
+        RuntimeError: they are not.
+    """
+    for index in range(n_tasks):
+        found = ask(server, tasks, index)
+        expected = tasks.expected(index)
+        distance = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+        if distance > TOLERANCE:
+            raise RuntimeError(f"{name}, {name_of(index)}: {distance:.3g} away from plain timm's embedding")
+
+
+def name_of(index: int) -> str:
+    return f"task-{index}"
+
+
+def call(server: Process, tasks: Tasks, index: int) -> dict[str, Any]:
+    """One request that every server understands: the task is in the query, the form and a header."""
+    name = name_of(index)
+    return {
+        "url": f"{server.url}/embed?mask={name}",
+        "data": {"task": name},
+        "files": {"image": ("photo.jpg", tasks.image, "image/jpeg")},
+        "headers": {"serve_multiplexed_model_id": name},
+        "timeout": 120,
+    }
+
+
+def ask(server: Process, tasks: Tasks, index: int) -> NDArray[np.float32]:
+    """The server's embedding of the image through a task."""
+    return embedding(tasks.client.post(**call(server, tasks, index)))
+
+
+def embedding(answer: httpx2.Response) -> NDArray[np.float32]:
+    answer.raise_for_status()
+    return np.asarray(answer.json()["embeddings"][0], np.float32)
+
+
+class Bench:
+    """Settings of a run, and where its rows go."""
+
+    def __init__(self, model: str, budget_bytes: int, requests: int, turns: int, out: Path | None) -> None:
+        self.budget_bytes, self.requests, self.turns, self.out = budget_bytes, requests, turns, out
+        self.copies = capacity_of(model, budget_bytes)
+        self.params = {"model": model, "budget MiB": budget_bytes // 2**20}
+        self.smn: dict[str, list[float]] = {}
+
+    def row(self, variant: str, params: dict[str, Any], metric: str, unit: str, values: Sequence[float]) -> None:
+        row("peers", variant, self.params | params, metric, unit, values, out=self.out)
+
+    def sizes(self, servers: dict[str, Process], tasks: Tasks, n_tasks: int) -> None:
+        """Bytes a task: its file, and how much the processes grow by one more that was asked for."""
+        n_more = min(n_tasks, self.copies, FILES) - 1
+        for name, server in servers.items():
+            size = len(tasks.mask(0)) if name == SMN else tasks.file(0).stat().st_size
+            self.compare(name, "disk a task", "B", [float(size)])
+            if not n_more:
+                continue
+            ask(server, tasks, 0)
+            before = server.memory_bytes()
+            for index in range(1, n_more + 1):
+                ask(server, tasks, index)
+            self.compare(name, "memory a task", "B", [max(1.0, (server.memory_bytes() - before) / n_more)])
+
+    def adding(self, servers: dict[str, Process], tasks: Tasks, n_tasks: int) -> None:
+        """Milliseconds from a new task's bytes to its first answer: SMN gets an upload, the others find a file."""
+        added: dict[str, list[float]] = {name: [] for name in servers}
+        for index in range(n_tasks, n_tasks + N_ADDED):
+            data = tasks.mask(index)
+            weights = save(masked_weights(tasks.backbone, from_bytes(data, tasks.backbone.layout)))
+            for name, server in servers.items():
+                began = time.perf_counter()
+                if name == SMN:
+                    tasks.client.put(f"{server.url}/masks/{name_of(index)}", content=data).raise_for_status()
+                else:
+                    tasks.file(index).write_bytes(weights)
+                ask(server, tasks, index)
+                added[name].append(1e3 * (time.perf_counter() - began))
+        for name, values in added.items():
+            self.compare(name, "time to add a task", "ms", values)
+
+    def compare(self, name: str, metric: str, unit: str, values: list[float]) -> None:
+        """The row of a server, and of SMN's ratio to it; SMN comes first."""
+        self.row(name, {}, metric, unit, values)
+        if name == SMN:
+            self.smn[metric] = values
+        else:
+            ratios = [a / b for a, b in zip(self.smn[metric], values, strict=True)]
+            self.row(name, {}, f"{metric}, SMN's ratio to it", "x", ratios)
+
+    def traffic(self, servers: dict[str, Process], tasks: Tasks, n_tasks: int, law: str) -> None:
+        """Images a second of every server under the same requests, in turn; the first turn warms up."""
+        rates: dict[str, list[float]] = {name: [] for name in servers}
+        for turn in range(self.turns + 1):
+            order = tasks_of(law, self.requests, n_tasks, np.random.default_rng(turn))
+            for name, server in servers.items():
+                rate = asyncio.run(drive(server, tasks, order))
+                if turn:
+                    rates[name].append(rate)
+        params = {"tasks": n_tasks, "law": law, "clients": CLIENTS, "copies fit": n_tasks <= self.copies}
+        for name, values in rates.items():
+            self.row(name, params, "images/s", "images/s", values)
+            if name != SMN:
+                ratios = [a / b for a, b in zip(rates[SMN], values, strict=True)]
+                self.row(name, params, "images/s, SMN's ratio to it", "x", ratios)
+
+
+async def drive(server: Process, tasks: Tasks, order: Sequence[int]) -> float:
+    """Send the requests by clients that wait for their answers; returns images a second."""
+    todo = iter(order)
+    async with httpx2.AsyncClient() as client:
+
+        async def one_client() -> None:
+            for index in todo:
+                embedding(await client.post(**call(server, tasks, index)))
+
+        began = time.perf_counter()
+        await asyncio.gather(*(one_client() for _ in range(CLIENTS)))
+        return len(order) / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -108,15 +108,15 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def serving(name: str) -> Iterator[Running]:
-    """`smn serve` of random weights on a Redis of its own, one thread of torch."""
+def serving(name: str, *more: str) -> Iterator[Running]:
+    """`smn serve` of random weights on a Redis of its own, one thread of torch; `more` are further flags of it."""
     with tempfile.TemporaryDirectory() as text, RedisServer(Path(text) / "redis") as redis:
         folder, port = Path(text), free_port()
         torch.manual_seed(0)
         save_file(timm.create_model(name, num_classes=0).state_dict(), folder / "theta.safetensors")
         spec = BackboneSpec(name, weights=folder / "theta.safetensors", device="cpu")
         flags = ["--backbone", name, "--weights", str(spec.weights), "--device", "cpu", "--registry", redis.url]
-        flags += ["--port", str(port), "--threads", "1", "--slots", str(SLOTS)]
+        flags += ["--port", str(port), "--threads", "1", "--slots", str(SLOTS), *more]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen([Path(sys.executable).parent / "smn", "serve", *flags], stdout=log, stderr=log)
         server = Running(f"http://127.0.0.1:{port}", process.pid, redis.url, load_backbone(spec), folder)
@@ -305,11 +305,16 @@ def requests_of(law: str, n: int, rng: np.random.Generator) -> list[int]:
 
 def swaps_of(server: Running) -> float:
     """Slots written since the server began."""
+    return metric_of(server, "smn_swap_total")
+
+
+def metric_of(server: Running, name: str) -> float:
+    """A metric without labels, as it stands now."""
     import urllib.request
 
     with urllib.request.urlopen(f"{server.url}/metrics") as answer:
         lines = answer.read().decode().splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith("smn_swap_total ")))
+    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
 
 def load_backbone_again(server: Running) -> Backbone:

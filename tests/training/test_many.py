@@ -6,43 +6,13 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from smn_core.maskfile import read_mask
-from tests.training.builders import ARGS, World, train_command
+from tests.training.builders import World, manifest, states, train_command
 from training import jobs, processes
-
-
-def manifest(world: World, folder: Path, *masks: str, defaults: str = "") -> Path:
-    """`[[mask]]` tables over the defaults that `train_command` has as flags."""
-    args = ", ".join(f'"{key}={value}"' for key, value in ARGS["test_vit"].items())
-    text = f"""
-    [defaults]
-    data = "{world.data}"
-    backbone = "test_vit"
-    weights = "{world.folder}/test_vit.safetensors"
-    model-arg = [{args}]
-    image-size = 32
-    device = "cpu"
-    recipe = "tiny"
-    set = ["steps=8", "batch_size=16", "head_steps=2", "swav.prototypes=16"]
-    workers = 0
-    threads = 1
-    {defaults}
-    """
-    path = folder / "masks.toml"
-    path.write_text(text + "".join(f"\n[[mask]]\n{mask}\n" for mask in masks))
-    return path
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """Jobs run in this process, one after the other: starting processes is not what the test is about."""
-    monkeypatch.setattr(processes, "work_in_processes", lambda jobs, heard, **options: processes.work_here(
-        jobs, heard, keep_going=options["keep_going"]))  # fmt: skip
 
 
 @pytest.fixture
@@ -53,11 +23,9 @@ def trained(monkeypatch) -> list[str]:
     return found
 
 
-def states(out: str) -> dict[str, str]:
-    return {Path(row["out"]).name: row["state"] for row in json.loads(out)["masks"]}
-
-
-def test_a_broken_entry_is_listed_with_its_reason_and_the_others_finish(world: World, tmp_path, smn_run, here):
+def test_a_broken_entry_is_listed_with_its_reason_and_the_others_finish(
+    world: World, tmp_path, smn_run, in_this_process
+):
     """One for each way in which an entry can be broken."""
     broken = {
         'out = "b.smn"\ndata = "nowhere/"': f"{tmp_path}/nowhere does not exist",
@@ -86,7 +54,7 @@ def test_a_broken_entry_is_listed_with_its_reason_and_the_others_finish(world: W
     assert [path.name for path in sorted(tmp_path.glob("*.smn"))] == ["a.smn", "z.smn"]
 
 
-def test_an_entry_means_what_the_same_flags_mean(world: World, tmp_path, smn_run, here):
+def test_an_entry_means_what_the_same_flags_mean(world: World, tmp_path, smn_run, in_this_process):
     """An entry's own settings come after the defaults'; the mask is the one of `smn train`, byte for byte."""
     ran = smn_run("train-many", manifest(world, tmp_path, 'out = "a.smn"\nseed = 3\nset = ["lr=0.05"]'), "--json")
     assert ran.code == 0, ran.err
@@ -96,7 +64,7 @@ def test_an_entry_means_what_the_same_flags_mean(world: World, tmp_path, smn_run
 
 
 def test_what_is_finished_is_skipped_and_another_configuration_is_refused(
-    world: World, tmp_path, smn_run, here, trained
+    world: World, tmp_path, smn_run, in_this_process, trained
 ):
     path = manifest(world, tmp_path, 'out = "a.smn"', 'out = "b.smn"')
     assert states(smn_run("train-many", path, "--json").out) == {"a.smn": "trained", "b.smn": "trained"}

@@ -1,0 +1,116 @@
+"""The simulation of fleet.py against a real `smn serve`, over HTTP, on one machine: loads and images a second.
+
+One server whose host memory holds a third of the masks, clients that wait for their answers, Zipf traffic. The model
+gets what is measured first on the same server: an image's time on one mask, on a few masks that are all there, and the
+time of a load. It then predicts a run over all masks; the order of masks is the same for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.fleet import DEVICE, JOINED, Figures, Fleet, Room
+from benchmarks.http import CLIENTS, Running, load_backbone_again, metric_of, pixels, serving
+from benchmarks.rows import row
+from service.client import AsyncClient, Client
+from smn_core.engine import Engine
+from smn_core.maskfile import from_bytes
+from smn_core.show import note
+
+MODEL = "test_vit"
+MASKS, KEPT = 60, 20
+EXPONENT = 1.0
+HIT_TOLERANCE = 0.03
+RATE_TOLERANCE = 0.3
+
+
+def check(quick: bool, out: Path | None) -> bool:
+    """Rows of both, and whether they agree: hits within .03, images a second within 30 %."""
+    n = 300 if quick else 2000
+    with serving(MODEL) as probe:  # for the bytes that the engine keeps of a mask, which set the room of the server
+        masks = [probe.mask(seed) for seed in range(MASKS)]
+        engine = Engine(load_backbone_again(probe), slots=1, threads=1)
+        kept = []
+        for data in masks:
+            mask = from_bytes(data, engine.backbone.layout)
+            engine.prepare(mask)
+            kept.append(engine.bytes_of(str(mask.digest)))
+    with serving(MODEL, "--cache-bytes", str(int(KEPT * np.mean(kept)))) as server:
+        with Client(server.url) as client:
+            for index, data in enumerate(masks):
+                client.push(f"mask-{index}", data)
+        figures = calibrate(server, n // 2, len(masks[0]), int(np.mean(kept)))
+        order = zipf(n)
+        before = metric_of(server, "smn_load_seconds_count")
+        rate = closed_loop(server, order)
+        loads = metric_of(server, "smn_load_seconds_count") - before
+    fleet = Fleet(figures, Room(KEPT, cores=len(os.sched_getaffinity(0))), 1, np.full(MASKS, 1 / MASKS), affinity=True)
+    fleet.closed_loop(iter(order), CLIENTS)
+    fleet.env.run()
+    predicted_loads = len(fleet.seen.loads_s)
+    predicted_rate = n / fleet.env.now
+    joined = fleet.seen.tiers[JOINED] / n
+    params = {
+        "model": MODEL,
+        "masks": MASKS,
+        "kept": KEPT,
+        "law": f"zipf:{EXPONENT:g}",
+        "requests": n,
+        "clients": CLIENTS,
+    }
+    for variant, a, b in (("server", loads, rate), ("model", predicted_loads, predicted_rate)):
+        row("scale-check", variant, params, "loads a request", "1", [a / n], out=out)
+        row("scale-check", variant, params, "throughput", "images/s", [b], out=out)
+    hits, ratio = abs(loads - predicted_loads) / n, predicted_rate / rate
+    agree = hits <= HIT_TOLERANCE and abs(ratio - 1) <= RATE_TOLERANCE
+    note(
+        f"loads a request {loads / n:.3f} real, {predicted_loads / n:.3f} model ({joined:.3f} joined one, "
+        f"{fleet.seen.tiers[DEVICE] / n:.3f} hit); images/s {rate:.1f} real, {predicted_rate:.1f} model: "
+        f"{'they agree' if agree else 'THEY DISAGREE'}"
+    )
+    return agree
+
+
+def calibrate(server: Running, n: int, file_bytes: int, device_bytes: int) -> Figures:
+    """What the model is told: measured on this server, and nothing of the run that it predicts."""
+    with Client(server.url) as client:
+        x = pixels(server, 1)
+        before = [metric_of(server, f"smn_load_seconds_{part}") for part in ("sum", "count")]
+        for index in range(KEPT + 10):  # every one is cold; the last are there afterwards
+            client.embed(x, f"mask-{index}")
+        after = [metric_of(server, f"smn_load_seconds_{part}") for part in ("sum", "count")]
+    load_s = (after[0] - before[0]) / (after[1] - before[1])
+    there = [KEPT + index for index in range(10)]
+    one = closed_loop(server, [there[0]] * n)
+    mixed = closed_loop(server, np.random.default_rng(3).choice(there, n).tolist())
+    # Of a load, the fetch from a Redis beside the server is a small part: all of it is work on a core here.
+    return Figures(1 / one, 1 / mixed, 0.0, 0.0, load_s, file_bytes, device_bytes, 0, 1e12)
+
+
+def zipf(n: int) -> list[int]:
+    weights = np.arange(1, MASKS + 1) ** -EXPONENT
+    return np.random.default_rng(2).choice(MASKS, n, p=weights / weights.sum()).tolist()
+
+
+def closed_loop(server: Running, order: Sequence[int]) -> float:
+    """Images a second of clients that wait for their answers."""
+    x, todo = pixels(server, 1), iter(order)
+
+    async def drive() -> float:
+        async with AsyncClient(server.url) as client:
+
+            async def ask() -> None:
+                for index in todo:
+                    await client.embed(x, f"mask-{index}")
+
+            began = time.perf_counter()
+            await asyncio.gather(*(ask() for _ in range(CLIENTS)))
+            return len(order) / (time.perf_counter() - began)
+
+    return asyncio.run(drive())

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fleet import DEVICE, JOINED, Figures, Fleet, Room
-from benchmarks.http import CLIENTS, Running, load_backbone_again, metric_of, pixels, serving
+from benchmarks.http import CLIENTS, Running, metric_of, pixels, serving
 from benchmarks.rows import row
+from benchmarks.scale_model import mask_of
 from service.client import AsyncClient, Client
-from smn_core.engine import Engine
-from smn_core.maskfile import from_bytes
+from smn_core.backbone import layout_for, model_json
 from smn_core.show import note
 
 MODEL = "test_vit"
@@ -33,19 +33,14 @@ RATE_TOLERANCE = 0.3
 def check(quick: bool, out: Path | None) -> bool:
     """Rows of both, and whether they agree: hits within .03, images a second within 30 %."""
     n = 300 if quick else 2000
-    with serving(MODEL) as probe:  # for the bytes that the engine keeps of a mask, which set the room of the server
-        masks = [probe.mask(seed) for seed in range(MASKS)]
-        engine = Engine(load_backbone_again(probe), slots=1, threads=1)
-        kept = []
-        for data in masks:
-            mask = from_bytes(data, engine.backbone.layout)
-            engine.prepare(mask)
-            kept.append(engine.bytes_of(str(mask.digest)))
-    with serving(MODEL, "--cache-bytes", str(int(KEPT * np.mean(kept)))) as server:
+    _, file_bytes, resident_bytes, _ = mask_of(MODEL, 0.99, turns=1)
+    # A flag for each tensor comes on top of the resident form.
+    kept_bytes = resident_bytes + len(layout_for(model_json(MODEL, {})).tensors)
+    with serving(MODEL, "--cache-bytes", str(int((KEPT + 0.5) * kept_bytes))) as server:
         with Client(server.url) as client:
-            for index, data in enumerate(masks):
-                client.push(f"mask-{index}", data)
-        figures = calibrate(server, n // 2, len(masks[0]), int(np.mean(kept)))
+            for index in range(MASKS):
+                client.push(f"mask-{index}", server.mask(index))
+        figures = calibrate(server, n // 2, file_bytes, kept_bytes)
         order = zipf(n)
         before = metric_of(server, "smn_load_seconds_count")
         rate = closed_loop(server, order)

@@ -100,9 +100,11 @@ def _connected(address: str) -> Iterator[None]:
         return
     try:
         ray.init(address=address or None, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray has no one class for what keeps it from starting or answering
+        ray.shutdown()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InvalidArgument(f"--on ray={address}: no Ray answers there: {reason}") from error
+        where = f"no Ray answers at {address}" if address else "Ray does not start here"
+        raise InvalidArgument(f"--on ray: {where}: {reason}") from error
     try:
         yield
     finally:

@@ -33,7 +33,7 @@ def test_without_the_extra_one_line_says_what_to_install(world: World, tmp_path,
 def test_an_address_where_no_ray_is_is_one_line(world: World, tmp_path, refused):
     pytest.importorskip("ray", reason=NEEDS_RAY)
     said = refused("train-many", manifest(world, tmp_path, 'out = "a.smn"'), "--on", "ray=nowhere")
-    assert said.startswith("--on ray=nowhere: no Ray answers there")
+    assert said.startswith("--on ray: no Ray answers at nowhere: ")
 
 
 @pytest.fixture(scope="module")

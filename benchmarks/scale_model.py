@@ -73,9 +73,8 @@ def main() -> None:
     parser.add_argument("--zipf", default="1.0,1.5", help="exponents of the popularity, one run each")
     parser.add_argument("--p99-ms", type=float, default=200.0, help="what the slowest hundredth may take")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the run with a loss")
-    parser.add_argument(
-        "--changes", type=float, default=1.0, help="new versions a second, of masks as often as asked for"
-    )
+    parser.add_argument("--spare", type=int, default=1, help="replicas beyond the fewest")
+    parser.add_argument("--changes", type=float, default=1.0, help="new versions a second, of masks by popularity")
     parser.add_argument("--model", default="vit_base_patch32_224", help="a timm model: sizes of its masks")
     parser.add_argument("--density", type=float, default=0.9995)
     parser.add_argument("--images-per-s", type=float, default=800.0, help="ASSUMED: of one replica, one mask a batch")

@@ -83,7 +83,7 @@ def test_what_is_finished_is_skipped_and_another_configuration_is_refused(
 
 @pytest.mark.timeout(900)  # three processes import torch anew, which takes minutes where others hold the cores
 def test_a_run_whose_process_is_killed_goes_on_from_its_checkpoint(world: World, tmp_path, smn_run, monkeypatch):
-    """Without a retry it has failed and `--resume` goes on; with one nobody notices. The mask is that of `smn train`."""
+    """Without a retry it failed, and `--resume` goes on; with one nobody notices. The mask is that of `smn train`."""
     plain, kill_at = processes.work_in_processes, [4, 6]
 
     def kill(jobs: Any, heard: Callable[[int, int], None], **options: Any) -> dict[int, str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from smn_core.errors import InvalidArgument, SMNError
+from smn_core.names import check_name
 from training.jobs import Job, Push, require_key_by_name
 from training.request import Request
 
@@ -129,8 +130,9 @@ def _push(table: Any) -> Push | None:
         raise InvalidArgument('push: write {name = "...", server = "...", key = "env:NAME"}')
     if unknown := sorted(set(table) - {"name", "server", "key"}):
         raise InvalidArgument(f"push: unknown {unknown[0]!r}: there are name, server, key")
-    if not table.get("name"):
+    if "name" not in table:
         raise InvalidArgument("push: it has no name")
+    check_name(table["name"])
     require_key_by_name(table.get("key", ""))
     return Push(**table)
 

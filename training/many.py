@@ -12,7 +12,7 @@ from smn_core.backbone import Backbone, load_backbone
 from smn_core.errors import InvalidArgument, SMNError
 from smn_core.files import write_bytes
 from smn_core.tensorfile import canonical_json, digest_of
-from training.checkpoints import is_finished
+from training.checkpoints import CHECKPOINT, is_finished
 from training.jobs import FanOut, Job, Push, is_pushed, require_server, total_of
 from training.manifest import Entry
 from training.plan import PLAN, Plan, forget, plan_of, require_same
@@ -134,6 +134,10 @@ class _Check:
         if self._resume and file.exists():
             require_same(file, plan, request.out)
             job = replace(job, trained=is_finished(request.out))
+        elif self._resume and (request.out.exists() or (request.folder / CHECKPOINT).exists()):
+            raise InvalidArgument(
+                f"{request.out} was not begun by train-many: finish it with smn train --resume, or say --overwrite"
+            )
         if job.trained and (job.push is None or is_pushed(request.out, request.folder, job.push)):
             return _Checked(entry, plan, steps, job, nothing_left=True)
         if job.push is not None:

@@ -40,6 +40,7 @@ def test_a_broken_entry_is_listed_with_its_reason_and_the_others_finish(
         'out = "a.smn"': "mask 1 (a.smn) writes that file too",
         'out = "j.smn"\nresume = true': "say smn train-many --resume",
         'out = "k.smn"\npush = {name = "k", key = "secret"}': 'write key = "env:NAME"',
+        'out = "n.smn"\npush = {name = "N"}': "'N' is not a name",
         'out = "l.smn"\npush = {name = "l", server = "http://127.0.0.1:9"}': "no answer from http://127.0.0.1:9",
         'out = "m.smn"\nset = "steps=3"': "write a list of texts",
         "seed = 1": "Missing option '--out'",
@@ -77,6 +78,8 @@ def test_what_is_finished_is_skipped_and_another_configuration_is_refused(
     assert states(ran.out) == {"a.smn": "skipped", "b.smn": "failed", "c.smn": "trained"}
     assert "b.smn was begun with another seed: resume with the same options, or say --overwrite" in ran.err
     assert trained == ["a.smn", "b.smn", "c.smn"]
+    (tmp_path / "a.run" / "plan.json").unlink()  # as `smn train` leaves it
+    assert "a.smn was not begun by train-many" in smn_run("train-many", path, "--resume").err
     assert smn_run("train-many", path, "--overwrite").code == 0
     assert json.loads(read_mask(tmp_path / "b.smn").metadata["recipe"])["seed"] == 1
 

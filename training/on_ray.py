@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def work_on_ray(
     """
     if not jobs:
         return {}
-    with _connected(cluster.address):
+    # Ray tells of a worker's death on stdout, which belongs to results.
+    with redirect_stdout(sys.stderr), _connected(cluster.address):
         _say_if_too_large(cluster)
         task = ray.remote(
             # Its own process, as a run beside others has: nothing of one run is there for the next.

@@ -92,7 +92,7 @@ def at_step(monkeypatch):
     return set_up
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)  # workers import torch anew, which takes minutes where others hold the cores
 def test_a_killed_worker_goes_on_and_every_finished_mask_is_pushed_by_its_task(
     world: World, tmp_path, smn_run, ray, server, at_step, in_this_process
 ):
@@ -131,7 +131,7 @@ def test_a_killed_worker_goes_on_and_every_finished_mask_is_pushed_by_its_task(
     assert on_server() == there
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)  # workers import torch anew, which takes minutes where others hold the cores
 def test_ctrl_c_ends_the_tasks_with_checkpoints_and_resume_goes_on(world: World, tmp_path, smn_run, ray, at_step):
     path = manifest(world, tmp_path, 'out = "a.smn"\nset = ["checkpoint_steps=1000", "steps=60"]')
 
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_the_tasks_with_checkpoints_and_resume_goes_on(world: World,
     assert len((tmp_path / "a.run" / "curve.csv").read_text().splitlines()) == 61
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)  # workers import torch anew, which takes minutes where others hold the cores
 def test_the_experts_of_a_cascade_are_the_same_as_tasks_of_ray(world: World, tmp_path, smn_run, ray):
     run(world, tmp_path / "root.smn", config(checkpoint_steps=5), "test_resnet")
     where = ["--data", world.data, "--root", tmp_path / "root.smn", *world.flags("test_resnet"), "--json"]

@@ -233,8 +233,9 @@ class Fleet:
         self._rng, self._affinity = np.random.default_rng(seed), affinity
         # Rendezvous: every mask ranks the replicas in an order of its own; a replica's loss moves its masks alone.
         self._ranks = np.argsort(self._rng.random((len(popularity), n_replicas), np.float32), axis=1)
-        # A mask as hot as half a replica's fair share begins to spread: two are then there when one is full or lost.
-        self._spread = np.clip(np.ceil(2 * popularity * n_replicas), 1, n_replicas).astype(int)
+        # A mask that asks for a twentieth of a replica has two to choose from, and one more with every half replica.
+        share = popularity * n_replicas
+        self._spread = np.clip(np.ceil(2 * share) + ((share > 0.05) & (share <= 0.5)), 1, n_replicas).astype(int)
 
     def warm(self) -> None:
         """Fill the tiers as traffic would have: the hottest masks first, each where it is placed. Masks are by rank."""

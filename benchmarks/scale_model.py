@@ -40,7 +40,7 @@ from smn_core.show import note
 
 RESULTS = Path(__file__).parent / "results"
 MOST_REPLICAS = 400
-TRIAL_S = 6.0
+TRIAL_S = 3.0
 FLOAT32 = 4
 
 
@@ -226,12 +226,13 @@ def fewest(
         answered = len(latency_s) >= 0.99 * question.images_s * (TRIAL_S - question.p99_s)
         return answered and float(np.percentile(latency_s, 99)) <= question.p99_s
 
-    low, high = 0, max(2, int(np.ceil(question.images_s * figures.image_s)))
+    low, high = 0, max(2, int(np.ceil(question.images_s * figures.mixed_image_s / 0.9)))
     while not enough(high):
         low, high = high, high + max(1, high // 5)
         if high > MOST_REPLICAS:
             return None
-    while high - low > 1 and low > 0:
+    low = max(low, int(question.images_s * figures.image_s))  # fewer cannot keep up at all
+    while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ import simpy
 from numpy.typing import NDArray
 
 LOAD_THREADS = 2
+SHARE, UNSHARED = 1.25, 2
+"""Of the mean in work, and requests: what a replica may have before a mask's requests go to the next one."""
 DEVICE, HOST, REDIS, JOINED = "device", "host", "redis", "joined"
 """Where a request found its mask; joined: on its way already, for another request."""
 
@@ -124,15 +127,12 @@ class Replica:
         self._link, self._threads = link, simpy.Resource(env, LOAD_THREADS)
         self._cores = simpy.Resource(env, room.cores) if room.cores else None
         self._work = env.event()
-        self.alive = True
+        self.alive, self.in_work = True, 0
         env.process(self._serve())
-
-    @property
-    def queued(self) -> int:
-        return len(self._ready) + len(self._in_hand) + sum(map(len, self._waiting.values()))
 
     def submit(self, request: Request) -> None:
         mask = request.mask
+        self.in_work += 1
         if self.device.touch(mask):
             self._seen.tiers[DEVICE] += 1
             self._enqueue(request)
@@ -146,7 +146,7 @@ class Replica:
 
     def lose(self) -> list[Request]:
         """The replica dies; the requests that it had."""
-        self.alive = False
+        self.alive, self.in_work = False, 0
         had = [*self._in_hand, *self._ready, *(r for some in self._waiting.values() for r in some)]
         self._ready.clear()
         self._in_hand.clear()
@@ -183,6 +183,7 @@ class Replica:
             took_s = self._batch_s({request.mask for request in self._in_hand}, n)
             self._seen.busy_s += took_s
             yield from self._on_a_core(took_s)
+            self.in_work -= len(self._in_hand)
             for request in self._in_hand:  # none where the replica died meanwhile
                 self._seen.end_s.append(self._env.now)
                 self._seen.latency_s.append(self._env.now - request.arrived_s)
@@ -214,7 +215,8 @@ class Fleet:
 
     Args:
         popularity: [n_masks] the share of the traffic that each mask has.
-        affinity: a mask goes to few replicas, more the hotter it is; else to any.
+        affinity: a request goes to the first replica in its mask's own order that has not more than its share in work,
+            as service/on_ray/placement.py does it; else to any.
     """
 
     def __init__(
@@ -230,12 +232,9 @@ class Fleet:
         self.env, self.seen = simpy.Environment(), Seen()
         link = simpy.Resource(self.env, 1)
         self.replicas = [Replica(self.env, figures, room, link, self.seen) for _ in range(n_replicas)]
-        self._rng, self._affinity = np.random.default_rng(seed), affinity
+        self._rng, self._affinity, self._popularity = np.random.default_rng(seed), affinity, popularity
         # Rendezvous: every mask ranks the replicas in an order of its own; a replica's loss moves its masks alone.
         self._ranks = np.argsort(self._rng.random((len(popularity), n_replicas), np.float32), axis=1)
-        # A mask that asks for a twentieth of a replica has two to choose from, and one more with every half replica.
-        share = popularity * n_replicas
-        self._spread = np.clip(np.ceil(2 * share) + ((share > 0.05) & (share <= 0.5)), 1, n_replicas).astype(int)
 
     def warm(self) -> None:
         """Fill the tiers as traffic would have: the hottest masks first, each where it is placed. Masks are by rank."""
@@ -248,19 +247,25 @@ class Fleet:
     def _placed_on(self, number: int) -> NDArray[np.int64]:
         if not self._affinity:
             return np.arange(len(self._ranks))
-        first = np.arange(self._ranks.shape[1]) < self._spread[:, None]
+        n = self._ranks.shape[1]
+        spread = np.clip(np.ceil(self._popularity * n), 1, n)  # as many as a mask's traffic fills
+        first = np.arange(n) < spread[:, None]
         return np.flatnonzero(((self._ranks == number) & first).any(axis=1))
 
     def submit(self, request: Request) -> None:
         self._place(request.mask).submit(request)
 
     def _place(self, mask: int) -> Replica:
-        alive = (self.replicas[number] for number in self._ranks[mask] if self.replicas[number].alive)
+        alive = [replica for replica in self.replicas if replica.alive]
         if not self._affinity:
-            candidates = list(alive)
-            return candidates[int(self._rng.integers(len(candidates)))]
-        some = [replica for replica, _ in zip(alive, range(self._spread[mask]), strict=False)]
-        return min(some, key=lambda replica: replica.queued) if len(some) > 1 else some[0]
+            return alive[int(self._rng.integers(len(alive)))]
+        in_work = sum(replica.in_work for replica in alive)
+        most = max(UNSHARED, ceil(SHARE * (in_work + 1) / len(alive)))
+        for number in self._ranks[mask]:
+            replica = self.replicas[number]
+            if replica.alive and replica.in_work < most:
+                return replica
+        return min(alive, key=lambda replica: replica.in_work)
 
     def open_loop(self, masks: Iterable[int], gaps_s: Iterable[float]) -> None:
         """Requests that come whether or not earlier ones were answered."""

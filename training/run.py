@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.plugins.environments import TorchElasticEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 from timm.layers import set_fused_attn
 
 from smn_core import tensorfile
@@ -201,7 +202,8 @@ def _trainer_of(
         accelerator="gpu" if on_gpu else "cpu",
         devices=[backbone.device.index or 0] if on_gpu and world == 1 else devices,
         num_nodes=world // devices,
-        strategy="ddp" if world > 1 else "auto",
+        # Buffers stay each process's own: the queue is of its rows. Statistics are synchronised where torch can, or frozen.
+        strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
         sync_batchnorm=on_gpu and world > 1,
         precision=request.config.precision,
         max_steps=learner.total_steps,

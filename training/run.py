@@ -202,7 +202,7 @@ def _trainer_of(
         accelerator="gpu" if on_gpu else "cpu",
         devices=[backbone.device.index or 0] if on_gpu and world == 1 else devices,
         num_nodes=world // devices,
-        # Buffers stay each process's own: the queue is of its rows. Statistics are synchronised where torch can, or frozen.
+        # Every process keeps its own buffers: the queue is of its rows; statistics are synchronised where torch can.
         strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
         sync_batchnorm=on_gpu and world > 1,
         precision=request.config.precision,

@@ -29,7 +29,7 @@ from training.watch import StopCleanly
 RECIPE = plain_lr(1, 0, 100, swav=replace(SWAV, queue=32, queue_from=0.25, frozen_steps=2, centre=True))
 
 
-MOST_BITS_APART = 0.005
+MOST_BITS_APART = 0.01
 """Of the OFF weights: how far a mask that two processes learn may be from that of one."""
 
 

@@ -222,11 +222,16 @@ def requests_of(law: str, n: int, rng: np.random.Generator) -> list[int]:
 
 def swaps_of(server: Running) -> float:
     """Slots written since the server began."""
+    return metric_of(server, "smn_swap_total")
+
+
+def metric_of(server: Running, name: str) -> float:
+    """A metric without labels, as it stands now."""
     import urllib.request
 
     with urllib.request.urlopen(f"{server.url}/metrics") as answer:
         lines = answer.read().decode().splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith("smn_swap_total ")))
+    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
 
 def stages(server_timing: str) -> dict[str, float]:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Server = Annotated[str, typer.Option(metavar="URL", envvar="SMN_SERVER", help="The server.")]
-KeyOption = Annotated[str | None, typer.Option("--key", envvar="SMN_KEY", help="A key of the server.")]
+KeyOption = Annotated[
+    str | None, typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME is the variable NAME's.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 LOCAL = "http://127.0.0.1:8000"
 
@@ -201,8 +203,9 @@ def _kind_of(reference: str) -> tuple[Kind, str]:
 @contextmanager
 def _client(server: str, key: str | None) -> Iterator[Client]:
     from service.client import Client
+    from service.settings import secret
 
-    with Client(server, key) as client:
+    with Client(server, secret(key)) as client:
         yield client
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from smn_core.errors import InvalidArgument
 from smn_core.spec import BackboneSpec
 
 MIB = 2**20
@@ -86,3 +88,17 @@ class Settings(BaseSettings):
             device=self.device,
             dtype=self.dtype,
         )
+
+
+def secret(text: str | None) -> str | None:
+    """A key as it was given; `env:NAME` is what the environment variable NAME holds.
+
+    Raises:
+        InvalidArgument: it is not set.
+    """
+    if text is None or not text.startswith("env:"):
+        return text
+    value = os.environ.get(text.removeprefix("env:"), "")
+    if not value:
+        raise InvalidArgument(f"--key {text}: that environment variable is not set")
+    return value

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,19 +17,20 @@ from smn_core.spec import BackboneSpec
 if TYPE_CHECKING:
     from smn_core.mask import TaskMask
 
+Made = TypeVar("Made")
 GROUP = "Backbone"
 DEFAULT_BACKBONE = "resnet50"
 
 
-def model_options(command: Callable[..., None]) -> Callable[..., None]:
+def model_options(command: Callable[..., Made]) -> Callable[..., Made]:
     """Give a command the shared options; it receives them together as `spec: BackboneSpec`."""
     own = inspect.signature(command, eval_str=True)
     shared = inspect.signature(_spec, eval_str=True)
     parameters = [p for p in own.parameters.values() if p.name != "spec"] + list(shared.parameters.values())
 
-    def wrapped(**given: Any) -> None:
+    def wrapped(**given: Any) -> Made:
         spec = _spec(**{name: given.pop(name) for name in shared.parameters})
-        command(spec=spec, **given)
+        return command(spec=spec, **given)
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -26,8 +26,6 @@ from smn_core.sites import Site, Weights, scale_behind
 from smn_core.slots import Prepared, Slots
 
 LOG = logging.getLogger("smn.engine")
-# Factors that tell other weights from theta, again and again: one for each of 86 million took a third of a rehearsal.
-N_FACTORS = 65_521  # a prime: rows of a matrix never line up with it
 # Relative distance of embeddings: another order of summation stays far below, another weight far above.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 

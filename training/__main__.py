@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,22 @@ from smn_core.errors import InvalidArgument
 from smn_core.options import as_trained, model_options
 from smn_core.spec import BackboneSpec
 
+if TYPE_CHECKING:
+    from training.jobs import FanOut
+    from training.request import Request
+
 app = typer.Typer()
+# click's UsageError: typer's versions keep it in different places.
+USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
+
+On = Annotated[
+    str, typer.Option("--on", metavar="ray[=ADDRESS]", help="Runs are tasks of a Ray cluster. Default: processes here.")
+]
+Cpus = Annotated[float, typer.Option(min=0, help="CPUs of a Ray task.")]
+Gpus = Annotated[float, typer.Option(min=0, help="GPUs of a Ray task.")]
+Retries = Annotated[
+    int, typer.Option(min=0, help="How often a run whose process or worker dies goes on from its checkpoint.")
+]
 
 
 @app.command()
@@ -44,37 +59,19 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop an earlier run of this name.")] = False,
 ) -> None:
     """Learn a mask from images: SwAV without labels, or cross-entropy with them."""
-    from dataclasses import replace
-
     import torch
 
     from smn_core.show import note
-    from training.recipes import OBJECTIVES, find_recipe, override
-    from training.request import Request
+    from training.request import request_of
     from training.run import train as run
 
-    config = find_recipe(recipe)
-    if objective:
-        if objective not in OBJECTIVES:
-            raise InvalidArgument(f"unknown objective {objective!r}: choose {', '.join(OBJECTIVES)}")
-        config = replace(config, objective=objective)
-    if epochs is not None:
-        config = replace(config, epochs=epochs, steps=None)
-    rule = replace(
-        config.mask,
-        only=stages or config.mask.only,
-        share=config.mask.share if share is None else share,
-        density=config.mask.density if density is None else density,
-    )
-    config = replace(config, mask=rule)
-    config = override(config, setting or [])
+    request = request_of(
+        spec, data, out, objective=objective, recipe=recipe, epochs=epochs, labels=labels, seed=seed, split=split,
+        stages=stages, share=share, density=density, setting=setting, workers=workers, resume=resume,
+        overwrite=overwrite, command=["smn", *sys.argv[1:]],
+    )  # fmt: skip
     if threads:
         torch.set_num_threads(threads)
-    spec = as_trained(spec, None)
-    request = Request(
-        spec, data, config, out, split=split, seed=seed, labels=labels, resume=resume, overwrite=overwrite,
-        workers=workers, command=["smn", *sys.argv[1:]],
-    )  # fmt: skip
     result = run(request)
     if result.skipped:
         note(f"warning: {len(result.skipped)} images could not be read and were skipped:")
@@ -82,6 +79,77 @@ def train(
             note(f"  {name}")
     what = f"density {result.mask.density:.6f}, {result.mask.n_off} OFF, " if result.mask else ""
     note(f"{out}: {what}last loss {result.final_loss:.4f}, {result.seconds:.0f} s; the run is in {request.folder}")
+
+
+@app.command("train-many")
+def train_many(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="TOML: [defaults], and a [[mask]] for each.")],
+    processes: Annotated[int, typer.Option(min=0, help="Runs at once; 0: one a core or GPU.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="torch's threads of each; 0: shares the cores out.")] = 0,
+    on: On = "",
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    retries: Retries = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on; what is finished is kept.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop earlier runs of these names.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what became of each as one JSON object.")] = False,
+) -> None:
+    """Learn many masks, side by side, here or on Ray; a broken one costs no other. A finished mask is pushed at once.
+
+    An entry says what `smn train` is told, by the same names: data, out, recipe, set, seed, backbone ...; and push.
+    """
+    from smn_core import show
+    from training.jobs import RunFailed
+    from training.manifest import read_manifest
+    from training.many import FAILED, run_many
+
+    if resume and overwrite:
+        raise InvalidArgument("--resume and --overwrite exclude each other")
+    entries = read_manifest(manifest, _parse_train)
+    device = next((entry.job.request.spec.device for entry in entries if entry.job), "auto")
+    fan_out = _fan_out(on, processes, threads, cpus, gpus, retries, len(entries), device)
+    made = run_many(entries, fan_out, show.progress, show.note, resume=resume, overwrite=overwrite)
+    rows = [outcome.as_json() for outcome in made]
+    if as_json:
+        show.as_json({"masks": rows})
+    else:
+        show.table(("mask", "state", "digest"), [(r["out"], r["state"], r.get("digest", r["trouble"])) for r in rows])
+    if failed := [outcome for outcome in made if outcome.state == FAILED]:
+        for outcome in failed:
+            show.note(f"{outcome.entry.name}: {outcome.trouble}")
+        raise RunFailed(f"{len(failed)} of {len(made)} masks failed, as listed; mend them and say --resume")
+
+
+def _parse_train(words: list[str]) -> tuple[Request, int]:
+    """The request, and torch's threads, of a command line of `smn train`."""
+    from training.request import request_of
+
+    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    try:
+        given = command.make_context("train", words).params
+    except USAGE_ERROR as error:
+        raise InvalidArgument(error.format_message()) from error
+    threads = given.pop("threads")
+    return model_options(request_of)(**given), threads
+
+
+def _fan_out(
+    on: str, processes: int, threads: int, cpus: float, gpus: float, retries: int, n_runs: int, device: str
+) -> FanOut:
+    """Where several runs run: tasks of Ray, or processes here."""
+    from functools import partial
+
+    from training.processes import default_processes, work_in_processes
+
+    where, _, address = on.partition("=")
+    if where == "ray":
+        from training.on_ray import Cluster, work_on_ray
+
+        return partial(work_on_ray, cluster=Cluster(address, cpus, gpus, retries), threads=threads)
+    if on:
+        raise InvalidArgument(f"--on {on}: there is ray, or ray=ADDRESS")
+    processes = processes or default_processes(n_runs, device)
+    return partial(work_in_processes, processes=processes, threads=threads, retries=retries)
 
 
 @app.command()
@@ -115,6 +183,10 @@ def cascade(
     processes: Annotated[int, typer.Option(min=0, help="Experts at once; 0: one a core or GPU.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="torch's threads of each; 0: shares the cores out.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes of each expert that decode and augment.")] = 0,
+    on: On = "",
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    retries: Retries = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward where nothing is learned.")] = 32,
     resume: Annotated[bool, typer.Option("--resume", help="Go on; what is finished is kept.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop an earlier cascade of this name.")] = False,
@@ -131,7 +203,7 @@ def cascade(
     from smn_core.maskfile import read_mask
     from training.cascades import CascadeRequest, build
     from training.fusion import parse_plan
-    from training.processes import default_processes
+    from training.processes import default_processes, work_here
     from training.recipes import override
     from training.starts import config_of
 
@@ -144,11 +216,15 @@ def cascade(
     if threads:
         torch.set_num_threads(threads)
         threadpool_limits(threads)  # scikit-learn's and numpy's, which crawl where others want the cores
+    processes = processes or default_processes(experts, spec.device)
+    fan_out = work_here  # one at a time needs no process of its own
+    if on or min(processes, experts) > 1:
+        fan_out = _fan_out(on, processes, threads, cpus, gpus, retries, experts, spec.device)
     request = CascadeRequest(
         as_trained(spec, read_mask(root)), data, root, config, out, experts=experts, split_by=split_by,
         fusion=parse_plan(fusion, seed), modes=fitted, mode=mode or fitted[0], split=train_split, seed=seed,
-        resume=resume, overwrite=overwrite, workers=workers, threads=threads, batch_size=batch_size,
-        processes=processes or default_processes(experts, spec.device), command=["smn", *sys.argv[1:]],
+        resume=resume, overwrite=overwrite, workers=workers, fan_out=fan_out, batch_size=batch_size,
+        command=["smn", *sys.argv[1:]],
     )  # fmt: skip
     made = build(request, show.progress, show.note)
     if as_json:

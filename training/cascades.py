@@ -30,18 +30,19 @@ from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
 from smn_core.router import reduce, route
 from smn_core.spec import BackboneSpec
-from training.checkpoints import folder_of
+from training.checkpoints import folder_of, is_finished
 from training.data import open_split
 from training.features import EMBEDDINGS, Cache, Features, identity
 from training.fusion import FusionPlan, fit, inputs
+from training.jobs import FanOut, Job, total_of
 from training.learner import MASKS
+from training.plan import PLAN, require_same
 from training.plots import clusters_plot
-from training.processes import train_all
+from training.processes import work_here
 from training.recipes import Config
 from training.request import Request
 from training.split import Split, purity, split
 
-PLAN = "plan.json"
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
@@ -64,8 +65,7 @@ class CascadeRequest:
     resume: bool = False
     overwrite: bool = False
     workers: int = 0
-    processes: int = 1
-    threads: int = 0
+    fan_out: FanOut = work_here
     batch_size: int = 32
     command: Sequence[str] = ()
 
@@ -144,11 +144,7 @@ def _prepare_folder(request: CascadeRequest, root: TaskMask, images: ImageSet) -
     plan = json.loads(json.dumps(plan))
     path = request.out / PLAN
     if path.exists() and request.resume:
-        theirs = json.loads(path.read_text())
-        if differs := [key for key in plan if theirs.get(key) != plan[key]]:
-            raise InvalidArgument(
-                f"{request.out} was begun with another {differs[0]}: resume with the same options, or say --overwrite"
-            )
+        require_same(path, plan, request.out)
         return
     # A start that found its clusters too small has left no more than these.
     begun = request.out.is_dir() and {p.name for p in request.out.iterdir()} - {
@@ -200,31 +196,24 @@ def _expert(request: CascadeRequest, j: int) -> Path:
 
 def _train_experts(request: CascadeRequest, clusters: Split, found: Features, bar: Bar) -> None:
     assert request.config is not None
-    requests, done, total = [], 0, 0
+    jobs, done, total = [], 0, 0
     for j in range(request.experts):
         only = tuple(int(i) for i in found.kept[clusters.clusters == j])
         steps = request.config.total_steps(len(only))
         total += steps
         out = _expert(request, j)
-        if out.exists() and (folder_of(out) / "README.md").exists():
+        if is_finished(out):
             done += steps
             continue
-        requests.append(
-            Request(
-                request.spec, request.data, request.config, out, split=request.split, seed=request.seed + j,
-                resume=True, workers=request.workers, command=request.command, start=request.root, only=only,
-            )
+        expert = Request(
+            request.spec, request.data, request.config, out, split=request.split, seed=request.seed + j,
+            resume=True, workers=request.workers, command=request.command, start=request.root, only=only,
         )  # fmt: skip
-    steps_of = [0] * len(requests)
+        jobs.append(Job(expert))
     sizes = ", ".join(map(str, clusters.sizes))
     with bar(f"steps of experts on {sizes} images", total) as progress:
         progress(done)
-
-        def heard(number: int, step: int) -> None:
-            progress(step - steps_of[number])
-            steps_of[number] = step
-
-        train_all(requests, heard, request.processes, request.threads)
+        request.fan_out(jobs, total_of(progress))
 
 
 def _fuse(

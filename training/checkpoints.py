@@ -11,12 +11,17 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from smn_core.errors import InvalidWeights
 from smn_core.files import replacing
 
-CHECKPOINT = "last.ckpt"
+CHECKPOINT, README = "last.ckpt", "README.md"
 
 
 def folder_of(out: Path) -> Path:
     """Where the run that writes `out` keeps its checkpoint, curve and plots."""
     return out.with_name(f"{out.stem}.run")
+
+
+def is_finished(out: Path) -> bool:
+    """Whether the run that writes `out` came to its end: its README is the last that it writes."""
+    return out.exists() and (folder_of(out) / README).exists()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 
 from smn_core.files import write_bytes
 from smn_core.plots import density_plot
+from training.checkpoints import README
 from training.learner import Learner
 from training.plots import curve_plot
 from training.request import Request, Result
@@ -23,7 +24,7 @@ def write_folder(request: Request, learner: Learner, curve: Curve, result: Resul
     curve_plot(curve.rows, folder / "curve.png", request.out.stem)
     if result.mask is not None:
         density_plot(result.mask, folder / "density.png", request.out.stem)
-    write_bytes(folder / "README.md", _readme(request, learner, result).encode())
+    write_bytes(folder / README, _readme(request, learner, result).encode())
 
 
 def _readme(request: Request, learner: Learner, result: Result) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from smn_core.backbone import Backbone
+from smn_core.errors import InvalidWeights
 from training import masking
 from training.data import Batch
 from training.recipes import Config
@@ -108,6 +109,20 @@ class Learner(pl.LightningModule):
         """
         with torch.set_grad_enabled(self.global_step >= self.config.head_steps or self.world_size > 1):
             return cast("Tensor", self.model(x))
+
+    def on_train_start(self) -> None:
+        """Processes that begin at different steps would wait for each other for ever.
+
+        Raises:
+            InvalidWeights: they do, since not all of them see the same checkpoint.
+        """
+        if self.world_size > 1:
+            here = torch.tensor(self.global_step, device=self.device)
+            steps = cast("Tensor", self.all_gather(here)).tolist()
+            if len(set(steps)) > 1:
+                raise InvalidWeights(
+                    f"the processes resume from steps {steps}: --out must lie in a folder that all nodes share"
+                )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         self.model.train()

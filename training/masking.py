@@ -101,29 +101,38 @@ class Scores(nn.Module):
         return on if kept is None else on | kept  # type: ignore[operator]
 
 
+def taken(layout: Layout, rule: MaskRule) -> set[str]:
+    """Names of the maskable tensors that the rule takes.
+
+    Raises:
+        InvalidArgument: there are none.
+    """
+    names = {tensor.name for tensor in layout if re.search(rule.only, tensor.name)}
+    if not names:
+        stages = ", ".join(list(layout.stages)[:12])
+        raise InvalidArgument(f"--stages {rule.only!r} takes no maskable tensor; the stages are {stages}")
+    return names
+
+
 def attach(model: nn.Module, layout: Layout, rule: MaskRule) -> None:
     """Freeze the model and give every maskable tensor that the rule takes a parametrization with scores.
 
     Raises:
         InvalidArgument: the rule takes no tensor.
     """
+    names = taken(layout, rule)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(rule.seed)
-    pattern, n_masked = re.compile(rule.only), 0
     for tensor in layout:
         owner_name, _, local = tensor.name.rpartition(".")
         theta = model.get_parameter(tensor.name)
         # Drawn for every tensor, masked or not: a share is the same whatever `only` says.
         drawn = torch.rand(theta.shape, generator=generator) < rule.share if rule.share < 1 else None
-        if not pattern.search(tensor.name):
+        if tensor.name not in names:
             continue
         allowed = drawn.to(theta.device) if drawn is not None else None
         scores = Scores(theta.detach(), rule, allowed)
         parametrize.register_parametrization(model.get_submodule(owner_name), local, scores, unsafe=True)
-        n_masked += 1
-    if n_masked == 0:
-        names = ", ".join(list(layout.stages)[:12])
-        raise InvalidArgument(f"--stages {rule.only!r} takes no maskable tensor; the stages are {names}")
 
 
 def attached(model: nn.Module) -> Iterator[tuple[str, Scores]]:

@@ -1,4 +1,4 @@
-"""Several runs of training side by side: one process each, up to as many at once as there are devices or cores."""
+"""Several jobs of training side by side: one process each, up to as many at once as there are devices or cores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -16,17 +16,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from smn_core.errors import InvalidArgument, SMNError
-from training.request import Request
-from training.run import train
-
-Heard = Callable[[int, int], None]
-"""Called with the number of a run and its steps done."""
-
-
-class RunFailed(SMNError):
-    """One of the runs did not end well; the others were stopped with a checkpoint."""
-
-    code = "run_failed"
+from training.jobs import Heard, Job, PushFailed, RunFailed, work
 
 
 @dataclass
@@ -34,9 +24,11 @@ class _Child:
     number: int
     process: BaseProcess
     pipe: Connection
-    device: str
+    gpu: str
     done: bool = False
     trouble: str = ""
+    may_retry: bool = True
+    """Whether another attempt may end otherwise."""
 
 
 def cores() -> int:
@@ -50,56 +42,86 @@ def default_processes(n_runs: int, device: str) -> int:
     return max(1, min(n_runs, torch.cuda.device_count() if on_gpu else cores()))
 
 
-def train_all(requests: Sequence[Request], heard: Heard, processes: int, threads: int) -> None:
-    """Run every request; each writes its own output. One at a time stays in this process.
+def work_here(jobs: Sequence[Job], heard: Heard, *, keep_going: bool = False) -> dict[int, str]:
+    """Do the jobs in this process, one after the other; see `FanOut`."""
+    failed = {}
+    for number, job in enumerate(jobs):
+        try:
+            work(job, lambda step, number=number: heard(number, step))  # type: ignore[misc]
+        except SMNError as error:
+            if not keep_going:
+                raise
+            failed[number] = str(error)
+    return failed
+
+
+def work_in_processes(
+    jobs: Sequence[Job],
+    heard: Heard,
+    *,
+    processes: int,
+    threads: int = 0,
+    retries: int = 0,
+    keep_going: bool = False,
+) -> dict[int, str]:
+    """Do every job in a process of its own, `processes` at once; see `FanOut`.
 
     Args:
-        threads: torch's threads of each run; 0 shares the cores out.
-
-    Raises:
-        SMNError: as `train`, or RunFailed for a process that died; the other runs were stopped and can be resumed.
-        KeyboardInterrupt: ctrl-C; every run that had begun wrote a checkpoint.
+        threads: torch's threads of each job that does not say; 0 shares the cores out.
+        retries: how often a job begins again, from its checkpoint, whose process died or whose upload failed.
     """
     if processes < 1:
         raise InvalidArgument(f"--processes {processes}: at least 1")
-    processes = min(processes, len(requests))
-    if processes <= 1:
-        for number, request in enumerate(requests):
-            train(request, lambda step, number=number: heard(number, step))  # type: ignore[misc]
-        return
+    if not jobs:
+        return {}
+    processes = min(processes, len(jobs))
     threads = threads or max(1, cores() // processes)
-    free = _devices(requests[0].spec.device, processes)
-    waiting, running = list(enumerate(requests)), list[_Child]()
+    free = _gpus(processes)
+    waiting, running = list(enumerate(jobs)), list[_Child]()
+    left, failed = [retries] * len(jobs), dict[int, str]()
     try:
         while waiting or running:
             while waiting and free:
-                number, request = waiting.pop(0)
-                running.append(_start(number, request, free.pop(0), threads))
+                number, job = waiting.pop(0)
+                running.append(_start(number, job, free.pop(0), job.threads or threads))
             for pipe in wait([child.pipe for child in running]):
                 child = next(child for child in running if child.pipe is pipe)
-                if not _listen(child, heard):
-                    running.remove(child)
-                    free.append(child.device)
-                    _require_done(child)
+                if _listen(child, heard):
+                    continue
+                running.remove(child)
+                free.append(child.gpu)
+                child.pipe.close()
+                if child.done:
+                    continue
+                if child.may_retry and left[child.number] > 0:
+                    left[child.number] -= 1
+                    waiting.insert(0, (child.number, jobs[child.number]))
+                    continue
+                failed[child.number] = _trouble(child)
+                if not keep_going:
+                    raise RunFailed(f"run {child.number + 1}: {failed[child.number]}")
     finally:
         _stop(running)
+    return failed
 
 
-def _devices(device: str, n: int) -> list[str]:
-    """A device for every process: the GPUs in turn, or the one that was named."""
-    if device in ("cuda", "auto") and torch.cuda.is_available():
-        return [f"cuda:{i % torch.cuda.device_count()}" for i in range(n)]
-    return [device] * n
+def _gpus(n: int) -> list[str]:
+    """A GPU for every process, in turn; "" where there is none."""
+    count = torch.cuda.device_count()
+    return [f"cuda:{i % count}" if count else "" for i in range(n)]
 
 
-def _start(number: int, request: Request, device: str, threads: int) -> _Child:
+def _start(number: int, job: Job, gpu: str, threads: int) -> _Child:
     context = multiprocessing.get_context("spawn")  # a fork would take over torch's threads half-way
     ours, theirs = context.Pipe()
-    request = replace(request, spec=replace(request.spec, device=device))
-    process = context.Process(target=_work, args=(theirs, request, threads), name=f"smn-run-{number + 1}")
+    spec = job.request.spec
+    if gpu and spec.device in ("cuda", "auto"):
+        spec = replace(spec, device=gpu)
+    job = replace(job, request=replace(job.request, spec=spec), threads=threads)
+    process = context.Process(target=_work, args=(theirs, job), name=f"smn-run-{number + 1}")
     process.start()
     theirs.close()
-    return _Child(number, process, ours, device)
+    return _Child(number, process, ours, gpu)
 
 
 def _listen(child: _Child, heard: Heard) -> bool:
@@ -114,17 +136,14 @@ def _listen(child: _Child, heard: Heard) -> bool:
     elif word == "done":
         child.done = True
     else:
-        child.trouble = value
+        child.trouble, child.may_retry = value, word == "died"
     return True
 
 
-def _require_done(child: _Child) -> None:
-    child.pipe.close()
-    if child.done:
-        return
+def _trouble(child: _Child) -> str:
     code = child.process.exitcode or 0
     died = f"it was killed by signal {-code}, perhaps for memory" if code < 0 else f"exit code {code}"
-    raise RunFailed(f"run {child.number + 1}: {child.trouble or died}")
+    return child.trouble or died
 
 
 def _stop(running: Sequence[_Child]) -> None:
@@ -138,21 +157,23 @@ def _stop(running: Sequence[_Child]) -> None:
         child.pipe.close()
 
 
-def _work(pipe: Connection, request: Request, threads: int) -> None:
-    """In the process: run, and tell how it goes."""
+def _work(pipe: Connection, job: Job) -> None:
+    """In the process: do the job, and tell how it goes."""
     os.setpgrp()  # ctrl-C on the terminal is for the parent, who asks every process to stop once
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_stop_when_told, args=(pipe,), daemon=True).start()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(job.threads)
     try:
-        train(request, lambda step: pipe.send(("step", step)))
+        work(job, lambda step: pipe.send(("step", step)))
         pipe.send(("done", None))
-    except (SMNError, OSError) as error:
+    except (PushFailed, OSError) as error:  # a server or disk that comes back
+        pipe.send(("died", str(error)))
+    except SMNError as error:
         pipe.send(("failed", str(error)))
     except KeyboardInterrupt:
-        pipe.send(("stopped", "it was stopped"))
+        pipe.send(("failed", "it was stopped"))
     except Exception:  # what nobody foresaw is told in full, where it can be read
-        pipe.send(("failed", traceback.format_exc()))
+        pipe.send(("died", traceback.format_exc()))
 
 
 def _stop_when_told(pipe: Connection) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from smn_core.errors import InvalidArgument
 from smn_core.mask import TaskMask
+from smn_core.options import as_trained
 from smn_core.spec import BackboneSpec
 from training.checkpoints import folder_of
-from training.recipes import Config
+from training.recipes import OBJECTIVES, Config, find_recipe, override
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,51 @@ class Request:
     @property
     def folder(self) -> Path:
         return folder_of(self.out)
+
+
+def request_of(
+    spec: BackboneSpec,
+    data: str,
+    out: Path,
+    *,
+    objective: str,
+    recipe: str,
+    epochs: float | None,
+    labels: float | None,
+    seed: int,
+    split: str,
+    stages: str,
+    share: float | None,
+    density: float | None,
+    setting: Sequence[str] | None,
+    workers: int,
+    resume: bool,
+    overwrite: bool,
+    command: Sequence[str] = (),
+) -> Request:
+    """The run that the options of `smn train` ask for.
+
+    Raises:
+        InvalidArgument: no such recipe, objective or setting, or a value that it cannot take.
+    """
+    config = find_recipe(recipe)
+    if objective:
+        if objective not in OBJECTIVES:
+            raise InvalidArgument(f"unknown objective {objective!r}: choose {', '.join(OBJECTIVES)}")
+        config = replace(config, objective=objective)
+    if epochs is not None:
+        config = replace(config, epochs=epochs, steps=None)
+    rule = replace(
+        config.mask,
+        only=stages or config.mask.only,
+        share=config.mask.share if share is None else share,
+        density=config.mask.density if density is None else density,
+    )
+    config = override(replace(config, mask=rule), list(setting or []))
+    return Request(
+        as_trained(spec, None), data, config, out, split=split, seed=seed, labels=labels, resume=resume,
+        overwrite=overwrite, workers=workers, command=command,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

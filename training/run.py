@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.plugins.environments import TorchElasticEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 from timm.layers import set_fused_attn
 
 from smn_core import tensorfile
@@ -30,9 +31,10 @@ from smn_core.precision import slow_on_cpu
 from smn_core.show import note
 from training import export, starts, supervised, swav
 from training.checkpoints import CHECKPOINT, WholeCheckpoints, read_checkpoint
-from training.data import StepLoader, StepSampler, Subset, Views, collate, open_split, pick_labels
+from training.data import StepLoader, StepSampler, Views, collate
 from training.folder import write_folder
-from training.learner import MASKS, Learner
+from training.learner import Learner
+from training.plan import forget, images_of, require_float32, require_output
 from training.recipes import PRECISIONS
 from training.request import Request, Result
 from training.watch import Curve, Steps, StopCleanly, StuckAtUniform
@@ -52,10 +54,9 @@ def train(request: Request, heard: Callable[[int], None] | None = None) -> Resul
     _quieten()
     rank, world = _process()
     checkpoint = _checkpoint_of(request)
-    images = _images_of(request)
+    images = images_of(request)
     backbone = load_backbone(request.spec)
-    if backbone.dtype != torch.float32:
-        raise InvalidArgument(f"--dtype {backbone.dtype}: training keeps float32 weights; set precision=bf16-mixed")
+    require_float32(backbone)
     slow = slow_on_cpu(PRECISIONS[request.config.precision], backbone.device)
     if slow and rank == 0:
         note(f"warning: precision={request.config.precision}: {slow}")
@@ -102,44 +103,12 @@ def _process() -> tuple[int, int]:
 
 def _checkpoint_of(request: Request) -> Path | None:
     """The checkpoint to resume from; refuses to write over an earlier run that nobody said to drop."""
-    wanted = ".smn" if request.config.objective in MASKS else ".safetensors"
-    if request.out.suffix != wanted:
-        raise InvalidArgument(f"--out {request.out}: objective {request.config.objective} writes a {wanted} file")
-    if not request.out.parent.is_dir():
-        raise InvalidArgument(f"--out {request.out}: the folder {request.out.parent} does not exist")
+    require_output(request)
     path = request.folder / CHECKPOINT
     if request.resume:
         return path if path.exists() else None
-    if not request.overwrite and (path.exists() or request.out.exists()):
-        raise InvalidArgument(f"{request.out} or its run exists: continue it with --resume, or say --overwrite")
-    path.unlink(missing_ok=True)
+    forget(request)
     return None
-
-
-def _images_of(request: Request) -> ImageSet:
-    images = open_split(request.data, request.split)
-    if request.only is not None:
-        images = Subset(images, np.array(request.only, np.int64))
-    config = request.config
-    if config.objective in ("supervised", "finetune"):
-        labels = images.labels
-        if labels is None:
-            raise InvalidData(f"objective {config.objective} needs labels: {request.data} has no class folders")
-        if len(np.unique(labels)) < 2:
-            raise InvalidData(f"objective {config.objective} needs at least two classes, {request.data} has one")
-        if request.labels is not None:
-            images = Subset(images, pick_labels(labels, request.labels, request.seed))
-    elif request.labels is not None:
-        raise InvalidArgument(f"--labels is for objectives with labels; {config.objective} uses none")
-    n_images = len(images.names)
-    if n_images < config.batch_size:
-        raise InvalidData(f"{n_images} images do not fill one batch of {config.batch_size}: --set batch_size=...")
-    # A run that goes on from another has its prototypes, however few images it has of its own.
-    if request.start is None and config.objective in ("swav", "swav-finetune") and n_images < config.swav.prototypes:
-        raise InvalidData(
-            f"{n_images} images are fewer than {config.swav.prototypes} prototypes: --set swav.prototypes=..."
-        )
-    return images
 
 
 def _learner_of(request: Request, backbone: Backbone, images: ImageSet, world: int) -> Learner:
@@ -233,7 +202,8 @@ def _trainer_of(
         accelerator="gpu" if on_gpu else "cpu",
         devices=[backbone.device.index or 0] if on_gpu and world == 1 else devices,
         num_nodes=world // devices,
-        strategy="ddp" if world > 1 else "auto",
+        # Every process keeps its own buffers: the queue is of its rows; statistics are synchronised where torch can.
+        strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
         sync_batchnorm=on_gpu and world > 1,
         precision=request.config.precision,
         max_steps=learner.total_steps,

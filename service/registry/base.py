@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from smn_core.errors import InvalidArgument, NotFound
+from smn_core.names import check_name
 
 Kind = Literal["masks", "cascades"]
 KINDS: tuple[Kind, ...] = ("masks", "cascades")
 CASCADE = "cascade:"
 """What a reference begins with where masks and cascades are named alike."""
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 GRACE_S = 3600.0
 """How old an unreferenced blob must be before `collect` may take it: an upload writes its blob before its name."""
@@ -150,12 +150,6 @@ def parse_reference(reference: str) -> tuple[str, int | str | None]:
     if re.fullmatch(r"[1-9][0-9]{0,8}", pin):
         return name, int(pin)
     raise InvalidArgument(f"{reference!r} is not a reference: write name, name@3 or name@sha256:<64 hex digits>")
-
-
-def check_name(name: str) -> None:
-    """Raise InvalidArgument unless `name` may name a mask or cascade."""
-    if not NAME.fullmatch(name):
-        raise InvalidArgument(f"{name[:160]!r} is not a name: [a-z0-9][a-z0-9._-]*, at most 128 characters")
 
 
 def check_digest(digest: str) -> None:

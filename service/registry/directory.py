@@ -36,12 +36,12 @@ from service.registry.base import (
     Version,
     absent,
     check_digest,
-    check_name,
     check_needs,
     parse_reference,
     pick,
 )
 from smn_core.errors import Conflict, InvalidArgument, MissingMasks, PreconditionFailed, Unavailable
+from smn_core.names import check_name
 from smn_core.tensorfile import digest_of
 
 Stamp = tuple[int, int, int]

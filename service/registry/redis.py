@@ -28,7 +28,6 @@ from service.registry.base import (
     Version,
     absent,
     check_digest,
-    check_name,
     check_needs,
     parse_reference,
     pick,
@@ -36,6 +35,7 @@ from service.registry.base import (
 from service.registry.connect import ERRORS, Client, connector, disconnect, unavailable, where
 from service.registry.table import Table
 from smn_core.errors import Conflict, MissingMasks, NotFound, PreconditionFailed, Unavailable
+from smn_core.names import check_name
 from smn_core.tensorfile import digest_of
 
 KEYS = ("masks", "cascades", "last", "refs", "blobs", "changed", "changes")

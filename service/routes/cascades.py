@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Request, Response
 
 from service.bodies import read_body
-from service.registry.base import Entry, Registry, check_name
+from service.registry.base import Entry, Registry
 from service.routes.versions import Name, add_common_routes, answer, guards, in_thread, require_entry
 from service.schemas import CascadeInfo, Written
 from service.security import Caller, may_change, may_read
@@ -17,6 +17,7 @@ from service.work import Server
 from smn_core.cascade import Cascade
 from smn_core.cascadefile import check_fits, from_bytes
 from smn_core.errors import MissingMasks
+from smn_core.names import check_name
 
 router = APIRouter(prefix="/cascades", tags=["cascades"])
 add_common_routes(router, "cascades")

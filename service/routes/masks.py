@@ -8,12 +8,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Request, Response
 
 from service.bodies import read_body
-from service.registry.base import check_name
 from service.routes.versions import Name, add_common_routes, answer, guards, in_thread, require_entry
 from service.schemas import MaskInfo, Written
 from service.security import Caller, may_change, may_read
 from service.work import Server
 from smn_core.maskfile import check_fits, from_bytes, max_file_bytes
+from smn_core.names import check_name
 
 router = APIRouter(prefix="/masks", tags=["masks"])
 add_common_routes(router, "masks")

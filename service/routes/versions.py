@@ -10,10 +10,11 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from service.bodies import read_json
 from service.errors import Rejected
-from service.registry.base import DIGEST, Entry, Kind, Published, Version, check_name
+from service.registry.base import DIGEST, Entry, Kind, Published, Version
 from service.schemas import MaskList, SetCurrent, Written
 from service.security import Caller, may_change, may_read
 from service.work import Server
+from smn_core.names import check_name
 
 Name = Annotated[str, Path(description="[a-z0-9][a-z0-9._-]*, at most 128 characters")]
 VersionNumber = Annotated[int | None, Query(ge=1, description="Default: the current one.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,6 +104,33 @@ def train_command(world: World, out: Path, *more: object, name: str = "test_vit"
     small += ["--set", "swav.prototypes=16", "--workers", "0", "--threads", "1"]
     where = ["--data", str(world.data), "--out", str(out), *world.flags(name)]
     return ["train", *where, *small, *map(str, more)]
+
+
+def manifest(world: World, folder: Path, *masks: str, defaults: str = "") -> Path:
+    """`[[mask]]` tables over the defaults that `train_command` has as flags."""
+    args = ", ".join(f'"{key}={value}"' for key, value in ARGS["test_vit"].items())
+    text = f"""
+    [defaults]
+    data = "{world.data}"
+    backbone = "test_vit"
+    weights = "{world.folder}/test_vit.safetensors"
+    model-arg = [{args}]
+    image-size = 32
+    device = "cpu"
+    recipe = "tiny"
+    set = ["steps=8", "batch_size=16", "head_steps=2", "swav.prototypes=16"]
+    workers = 0
+    threads = 1
+    {defaults}
+    """
+    path = folder / "masks.toml"
+    path.write_text(text + "".join(f"\n[[mask]]\n{mask}\n" for mask in masks))
+    return path
+
+
+def states(out: str) -> dict[str, str]:
+    """What `smn train-many --json` says became of each output, by file name."""
+    return {Path(row["out"]).name: row["state"] for row in json.loads(out)["masks"]}
 
 
 def python(*words: object) -> list[str]:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -74,3 +75,14 @@ def refused(smn_run: Callable[..., Ran]) -> Callable[..., str]:
         return notes[0].removeprefix("smn: error: ")
 
     return line
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run here, one after the other: starting processes is not what the test is about."""
+    from training import processes
+
+    def work(jobs: Any, heard: Any, *, keep_going: bool = False, **_: object) -> dict[int, str]:
+        return processes.work_here(jobs, heard, keep_going=keep_going)
+
+    monkeypatch.setattr(processes, "work_in_processes", work)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from smn_core.engine import Engine, Segment
 from smn_core.images import ImageReader
 from smn_core.maskfile import read_mask
 from smn_core.router import route
-from tests.training.builders import World, config, run
+from tests.training.builders import REPOSITORY, World, config, python, run
 from training.checkpoints import CHECKPOINT, folder_of, read_checkpoint
 from training.data import open_split
 from training.recipes import config_from
@@ -179,6 +183,50 @@ def test_experts_side_by_side_are_the_same_experts(made: Path, world: World, roo
     ran = smn_run(*words(world, root, out, "--resume", "--processes", 2, "--json"))
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["digest"] == open_folder(made).cascade.digest
+
+
+@pytest.mark.timeout(900)  # as above
+def test_ctrl_c_ends_experts_that_train_side_by_side_and_resume_goes_on(world: World, root: Path, smn_run, tmp_path):
+    """The terminal sends it to the whole group, as it does here, while both are in the middle of their runs."""
+    out, steps = tmp_path / "digits", 250
+    more = ["--set", f"steps={steps}", "--set", "checkpoint_steps=1", "--processes", 2]
+    process = subprocess.Popen(
+        python("-m", "smn", *words(world, root, out, *more)),
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    checkpoints = [out / f"expert-{j}.run" / CHECKPOINT for j in (1, 2)]
+    while process.poll() is None and not all(path.exists() for path in checkpoints):
+        time.sleep(0.02)
+    children = descendants_of(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert len(children) >= 2
+    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+    done = [read_checkpoint(path)["global_step"] for path in checkpoints]
+    assert all(0 < step < steps for step in done), done
+    assert sorted(path.name for path in out.iterdir()) == [
+        "embeddings", "expert-1.run", "expert-2.run", "plan.json", "root.smn"]  # fmt: skip
+    assert [[file.name for file in path.parent.iterdir()] for path in checkpoints] == [[CHECKPOINT]] * 2
+    ran = smn_run(*words(world, root, out, *more[:-2], "--processes", 1, "--resume"))
+    assert ran.code == 0, ran.err
+    for path in checkpoints:
+        assert len((path.parent / "curve.csv").read_text().splitlines()) == steps + 1
+    assert len(open_folder(out).files) == 3
+
+
+def descendants_of(pid: int) -> list[int]:
+    """Processes that a process started, and those that they started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found += [child, *descendants_of(child)]
+    return found
 
 
 def test_a_root_can_be_whitened_without_experts(world: World, root: Path, smn_run, tmp_path):

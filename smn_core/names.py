@@ -1,0 +1,15 @@
+"""What masks and cascades may be called."""
+
+from __future__ import annotations
+
+import re
+
+from smn_core.errors import InvalidArgument
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidArgument unless `name` may name a mask or cascade."""
+    if not NAME.fullmatch(name):
+        raise InvalidArgument(f"{name[:160]!r} is not a name: [a-z0-9][a-z0-9._-]*, at most 128 characters")

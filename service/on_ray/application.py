@@ -1,0 +1,136 @@
+"""Settings -> a Ray Serve application: ingresses before replicas; and `smn serve --on ray`, which runs it.
+
+A Ray cluster that is there already runs it as `serve run service.on_ray.application:application registry=redis://...`,
+KubeRay by the same path; what is not given comes from the `SMN_` variables.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import ray
+import torch
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import LoggingConfig
+from torch import nn
+
+from service.on_ray.ingress import Ingress
+from service.on_ray.placement import HolderRouter
+from service.on_ray.replica import Replica
+from service.registry.open import REDIS_SCHEMES
+from service.security import guard_of
+from service.settings import Settings
+from smn_core.backbone import Backbone, load_backbone
+from smn_core.errors import InvalidArgument
+
+NAME = "smn"
+HEALTH_EVERY_S, HEALTH_WITHIN_S = 2.0, 30.0
+INGRESS_REQUESTS = 10_000
+"""More than an ingress admits: its own 429 is to answer, not a wait in Ray's proxy."""
+
+
+def application(args: dict[str, str]) -> serve.Application:
+    """What `serve run` and KubeRay build: the settings as `name=value`, or from the `SMN_` variables.
+
+    Raises:
+        SMNError: as `build`.
+    """
+    settings = Settings(**{"on": "ray", **args})  # type: ignore[arg-type]
+    return build(settings, describe(settings))
+
+
+def describe(settings: Settings) -> Backbone:
+    """What the backbone is, without its weights: enough for an ingress, small enough to send.
+
+    Raises:
+        SMNError: it cannot be loaded.
+    """
+    on_processor = replace(settings.spec(), device="cpu", dtype="float32")
+    backbone = load_backbone(on_processor)
+    return replace(backbone, model=nn.Identity(), dtype=getattr(torch, settings.dtype))
+
+
+def build(settings: Settings, backbone: Backbone) -> serve.Application:
+    """The application; `backbone` is what `describe` says.
+
+    Raises:
+        InvalidArgument: a registry that other machines do not have, or keys that do not fit the address.
+    """
+    guard_of(settings)
+    scheme = settings.registry.partition(":")[0]
+    if scheme not in REDIS_SCHEMES:
+        raise InvalidArgument(
+            f"--on ray needs a registry that every node reaches: --registry redis://..., not {settings.registry}"
+        )
+    logging_config = LoggingConfig(enable_access_log=False)
+    deployment: Any = serve.deployment  # its overloads are declared as decorators
+    shared: dict[str, Any] = {
+        "graceful_shutdown_timeout_s": settings.drain_s,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "health_check_period_s": HEALTH_EVERY_S,
+        "health_check_timeout_s": HEALTH_WITHIN_S,
+        "logging_config": logging_config,
+    }
+    replicas = deployment(
+        Replica,
+        # A request is an image at least: the replica's own bound refuses first, and by images.
+        max_ongoing_requests=settings.queue_images + 1,
+        ray_actor_options={"num_cpus": settings.replica_cpus, "num_gpus": settings.replica_gpus},
+        request_router_config={"request_router_class": f"{HolderRouter.__module__}.{HolderRouter.__qualname__}"},
+        **_how_many(settings),
+        **shared,
+    )
+    ingress = deployment(
+        Ingress,
+        num_replicas=settings.ingresses,
+        max_ongoing_requests=INGRESS_REQUESTS,
+        ray_actor_options={"num_cpus": 0},
+        **shared,
+    )
+    keyless = settings.model_copy(update={"api_keys": [], "admin_keys": []})
+    bound: serve.Application = ingress.bind(settings, backbone, replicas.bind(keyless, backbone.fingerprint))
+    return bound
+
+
+def _how_many(settings: Settings) -> dict[str, Any]:
+    if settings.max_replicas <= settings.replicas:
+        return {"num_replicas": settings.replicas}
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=settings.replicas,
+            max_replicas=settings.max_replicas,
+            # A batch in work while the next one gathers.
+            target_ongoing_requests=max(2, settings.batch_size),
+        )
+    }
+
+
+def run(settings: Settings, started: Callable[[], None]) -> None:
+    """Serve on the Ray cluster of this machine or of RAY_ADDRESS, or on one started here, until SIGTERM or ctrl-C.
+
+    Args:
+        started: called once it answers.
+
+    Raises:
+        SMNError: as `build`.
+    """
+    built = build(settings, describe(settings))
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        serve.start(http_options={"host": settings.host, "port": settings.port})
+        serve.run(built, name=NAME)
+        started()
+        stopping.wait()
+        serve.delete(NAME)  # returns once what was in flight is answered
+    finally:
+        serve.shutdown()
+        ray.shutdown()

@@ -31,6 +31,8 @@ from smn_core.errors import InvalidArgument
 
 NAME = "smn"
 HEALTH_EVERY_S, HEALTH_WITHIN_S = 2.0, 30.0
+HEAD = "node:__internal_head__"
+"""What Ray calls the head node among its resources."""
 INGRESS_REQUESTS = 10_000
 """More than an ingress admits: its own 429 is to answer, not a wait in Ray's proxy."""
 
@@ -88,9 +90,8 @@ def build(settings: Settings, backbone: Backbone) -> serve.Application:
     )
     ingress = deployment(
         Ingress,
-        num_replicas=settings.ingresses,
         max_ongoing_requests=INGRESS_REQUESTS,
-        ray_actor_options={"num_cpus": 0},
+        **_where(settings),
         **shared,
     )
     keyless = settings.model_copy(update={"api_keys": [], "admin_keys": []})
@@ -109,6 +110,16 @@ def _how_many(settings: Settings) -> dict[str, Any]:
             target_ongoing_requests=max(2, settings.batch_size),
         )
     }
+
+
+def _where(settings: Settings) -> dict[str, Any]:
+    """One ingress is on the head, without which nothing runs; several are on as many nodes, as Ray's proxies are.
+
+    A proxy prefers the ingress of its own node, so a node that goes takes only those requests that came in by it.
+    """
+    if settings.ingresses == 1:
+        return {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0, "resources": {HEAD: 0.001}}}
+    return {"num_replicas": settings.ingresses, "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 0}}
 
 
 def run(settings: Settings, started: Callable[[], None]) -> None:

@@ -33,6 +33,7 @@ NAME = "smn"
 HEALTH_EVERY_S, HEALTH_WITHIN_S = 2.0, 30.0
 HEAD = "node:__internal_head__"
 """What Ray calls the head node among its resources."""
+HOLDERS = f"{HolderRouter.__module__}.{HolderRouter.__qualname__}"
 INGRESS_REQUESTS = 10_000
 """More than an ingress admits: its own 429 is to answer, not a wait in Ray's proxy."""
 
@@ -58,8 +59,8 @@ def describe(settings: Settings) -> Backbone:
     return replace(backbone, model=nn.Identity(), dtype=getattr(torch, settings.dtype))
 
 
-def build(settings: Settings, backbone: Backbone) -> serve.Application:
-    """The application; `backbone` is what `describe` says.
+def build(settings: Settings, backbone: Backbone, router: str | None = HOLDERS) -> serve.Application:
+    """The application; `backbone` is what `describe` says, `router` the class that places requests, None Ray's own.
 
     Raises:
         InvalidArgument: a registry that other machines do not have, or keys that do not fit the address.
@@ -84,7 +85,7 @@ def build(settings: Settings, backbone: Backbone) -> serve.Application:
         # A request is an image at least: the replica's own bound refuses first, and by images.
         max_ongoing_requests=settings.queue_images + 1,
         ray_actor_options={"num_cpus": settings.replica_cpus, "num_gpus": settings.replica_gpus},
-        request_router_config={"request_router_class": f"{HolderRouter.__module__}.{HolderRouter.__qualname__}"},
+        request_router_config={"request_router_class": router} if router else None,
         **_how_many(settings),
         **shared,
     )

@@ -74,7 +74,7 @@ def test_ray_listens_where_the_plain_servers_do_and_every_pod_says_so():
 
 
 def test_settings_secrets_and_claims_are_those_of_the_plain_servers():
-    plain = [found for found in yaml.safe_load_all((KUBERNETES / "smn.yaml").read_text())]
+    plain = list(yaml.safe_load_all((KUBERNETES / "smn.yaml").read_text()))
     (server,) = plain[0]["spec"]["template"]["spec"]["containers"]
     env, theirs = container(HEAD)["env"], {variable["name"]: variable for variable in server["env"]}
     assert container(HEAD)["envFrom"] == server["envFrom"]

@@ -46,10 +46,8 @@ def ray_settings(theta, redis, tmp_path_factory):
 def served(ray_settings):
     """See `Served`."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    from ray_cluster import Served, quietly
+    from ray_cluster import Served
 
-    undo = quietly()
     running = Served(ray_settings, WORKERS)
     yield running
     running.close()
-    undo()

@@ -1,6 +1,7 @@
 """The service on several simulated Ray nodes: real Redis, real HTTP, real losses."""
 
 import asyncio
+import os
 import signal
 import threading
 import time
@@ -249,8 +250,8 @@ def test_an_ingress_that_starts_without_redis_says_so_and_goes_on_when_it_is_the
     redis.stop()
     x = as_npy(inputs())
     try:
-        (process,) = served.processes("Ingress")
-        process.send_signal(signal.SIGKILL)
+        (pid,) = served.processes("Ingress")
+        os.kill(pid, signal.SIGKILL)
 
         def refused():
             answer = http.post("/embed?mask=later", content=x, headers=HEADERS)
@@ -297,7 +298,7 @@ def losing(served, theta, http, lose):
 
 def test_a_replica_that_dies_in_the_middle_of_batches_costs_no_request(served, theta, http):
     def kill():
-        served.processes("Replica")[0].send_signal(signal.SIGKILL)
+        os.kill(served.processes("Replica")[0], signal.SIGKILL)
 
     moments, _, failed = losing(served, theta, http, kill)
     assert failed == [] and len(moments) > 20

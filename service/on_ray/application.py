@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-import torch
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
@@ -27,7 +26,7 @@ from service.registry.open import REDIS_SCHEMES
 from service.security import guard_of
 from service.settings import Settings
 from smn_core.backbone import Backbone, load_backbone
-from smn_core.errors import InvalidArgument
+from smn_core.errors import InvalidArgument, Unavailable
 
 NAME = "smn"
 HEALTH_EVERY_S, HEALTH_WITHIN_S = 2.0, 30.0
@@ -42,7 +41,7 @@ def application(args: dict[str, str]) -> serve.Application:
     """What `serve run` and KubeRay build: the settings as `name=value`, or from the `SMN_` variables.
 
     Raises:
-        SMNError: as `build`.
+        SMNError: as `describe`.
     """
     settings = Settings(**{"on": "ray", **args})  # type: ignore[arg-type]
     return build(settings, describe(settings))
@@ -52,25 +51,19 @@ def describe(settings: Settings) -> Backbone:
     """What the backbone is, without its weights: enough for an ingress, small enough to send.
 
     Raises:
+        InvalidArgument: a registry that other machines do not have, or keys that do not fit the address.
         SMNError: it cannot be loaded.
     """
-    on_processor = replace(settings.spec(), device="cpu", dtype="float32")
-    backbone = load_backbone(on_processor)
-    return replace(backbone, model=nn.Identity(), dtype=getattr(torch, settings.dtype))
-
-
-def build(settings: Settings, backbone: Backbone, router: str | None = HOLDERS) -> serve.Application:
-    """The application; `backbone` is what `describe` says, `router` the class that places requests, None Ray's own.
-
-    Raises:
-        InvalidArgument: a registry that other machines do not have, or keys that do not fit the address.
-    """
     guard_of(settings)
-    scheme = settings.registry.partition(":")[0]
-    if scheme not in REDIS_SCHEMES:
+    if settings.registry.partition(":")[0] not in REDIS_SCHEMES:
         raise InvalidArgument(
             f"--on ray needs a registry that every node reaches: --registry redis://..., not {settings.registry}"
         )
+    return replace(load_backbone(replace(settings.spec(), device="cpu")), model=nn.Identity())
+
+
+def build(settings: Settings, backbone: Backbone, router: str | None = HOLDERS) -> serve.Application:
+    """The application; `backbone` is what `describe` says, `router` the class that places requests, None Ray's own."""
     logging_config = LoggingConfig(enable_access_log=False)
     deployment: Any = serve.deployment  # its overloads are declared as decorators
     shared: dict[str, Any] = {
@@ -130,7 +123,7 @@ def run(settings: Settings, started: Callable[[], None]) -> None:
         started: called once it answers.
 
     Raises:
-        SMNError: as `build`.
+        SMNError: as `describe`; Unavailable, the replicas did not start.
     """
     built = build(settings, describe(settings))
     stopping = threading.Event()
@@ -139,7 +132,10 @@ def run(settings: Settings, started: Callable[[], None]) -> None:
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         serve.start(http_options={"host": settings.host, "port": settings.port})
-        serve.run(built, name=NAME)
+        try:
+            serve.run(built, name=NAME)
+        except RuntimeError as error:  # all that Ray says of replicas that do not start
+            raise Unavailable(f"the replicas did not start: {str(error).strip().splitlines()[-1]}") from error
         started()
         stopping.wait()
         serve.delete(NAME)  # returns once what was in flight is answered

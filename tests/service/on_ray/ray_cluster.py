@@ -54,7 +54,7 @@ class Served:
 
     def processes(self, deployment: str) -> list[int]:
         """The processes of a deployment's replicas."""
-        return [pid for pid in descendants(os.getpid()) if f"::{NAME}#{deployment}#" in command(pid)]
+        return [pid for pid in descendants(os.getpid()) if f":ServeReplica:{NAME}:{deployment}" in command(pid)]
 
     def close(self) -> None:
         """Ends everything that was started.

@@ -302,7 +302,7 @@ def test_a_replica_that_dies_in_the_middle_of_batches_costs_no_request(served, t
 
     moments, failed = losing(served, theta, http, kill)
     assert failed == [] and len(moments) > 20
-    eventually(lambda: http.get("/info").json()["replicas"] == len(served.workers), 60)
+    eventually(lambda: http.get("/info").json()["replicas"] == len(served.workers), 180)
 
 
 def test_a_node_that_goes_under_load_costs_no_request_and_answers_go_on_within_2_s(served, theta, http):

@@ -74,6 +74,7 @@ BENCHES = (
         needs=("peft",),
         extra="bench",
     ),
+    Bench("scale", "What does Ray cost, and what placement by digest bring?", "scale", needs=("ray",), extra="ray"),
     Bench(
         "fit",
         "Which constants does the cost model of smn_core/costs.py get here?",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from service.client import Client, Kind
+    from service.settings import Settings
 
 app = typer.Typer()
 
@@ -40,6 +41,12 @@ def serve(
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Pixel deviation.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: a GPU where there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32.")] = None,
+    on: Annotated[str | None, typer.Option(help="here, or ray: replicas on a Ray cluster. Default: here.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="On Ray: replicas, or the fewest. Default: 1.")] = None,
+    max_replicas: Annotated[int | None, typer.Option(help="On Ray: replicas under load. Default: 0, as many.")] = None,
+    replica_cpus: Annotated[float | None, typer.Option(help="On Ray: processors a replica. Default: 1.")] = None,
+    replica_gpus: Annotated[float | None, typer.Option(help="On Ray: GPUs a replica. Default: 0.")] = None,
+    ingresses: Annotated[int | None, typer.Option(help="On Ray: processes that decode. Default: 1.")] = None,
     slots: Annotated[int | None, typer.Option(help="Masks resident at once. Default: by --slot-bytes.")] = None,
     slot_bytes: Annotated[int | None, typer.Option(help="Memory for slots. Default: 2 GiB.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a forward. Default: 32.")] = None,
@@ -62,13 +69,18 @@ def serve(
     given = {name: value for name, value in locals().items() if value is not None}
     settings = _settings(given)
 
-    from service.app import create_app
-    from service.server import run
     from service.telemetry import configure_logs
     from smn_core.show import note
 
     configure_logs(settings.log_format)
     note(f"loading {settings.backbone}")
+    if settings.on == "ray":
+        _serve_on_ray(settings)
+        return
+
+    from service.app import create_app
+    from service.server import run
+
     application = create_app(settings)
     note(f"serving on http://{settings.host}:{settings.port} (docs at /docs, stop with ctrl-C)")
     run(application, settings.host, settings.port, settings.drain_s)
@@ -192,6 +204,19 @@ def gc(
         show.as_json(gone)
     else:
         show.note(f"{len(gone)} blobs deleted")
+
+
+def _serve_on_ray(settings: Settings) -> None:
+    from importlib.util import find_spec
+
+    from smn_core.show import note
+
+    if find_spec("ray") is None or find_spec("ray.serve") is None:
+        raise InvalidArgument("--on ray needs the extra ray: pip install 'smn[ray]'")
+
+    from service.on_ray.application import run
+
+    run(settings, lambda: note(f"serving on http://{settings.host}:{settings.port} (docs at /docs, stop with ctrl-C)"))
 
 
 def _kind_of(reference: str) -> tuple[Kind, str]:

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import torch
 from fastapi import Depends, FastAPI
 from opentelemetry.trace import TracerProvider
 
 from service import errors, tracing
 from service.connection import Lingering
+from service.local import Local, engine_of
 from service.registry.base import Registry
 from service.routes import cascades, embed, masks, openai, status
 from service.schemas import ErrorBody
 from service.security import guard_of, known_query
 from service.settings import Settings
-from service.telemetry import Observed
+from service.telemetry import Metrics, Observed
 from service.work import Server
 from smn_core.backbone import Backbone, load_backbone
-from smn_core.engine import Engine, slots_within
 
 DESCRIPTION = """One frozen vision backbone, hundreds of specialities: `POST /embed?mask=NAME` embeds images through a
 mask that was learned for their domain and uploaded with `PUT /masks/NAME`.
@@ -42,14 +41,22 @@ def create_app(
     Raises:
         SMNError: the backbone cannot be loaded, the registry not opened, or the keys do not fit the address.
     """
-    guard = guard_of(settings)
-    exporting = tracing.provider_of(settings.otlp_endpoint)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    guard_of(settings)  # before the backbone is loaded
     backbone = backbone if backbone is not None else load_backbone(settings.spec())
     registry = registry if registry is not None else registry_of(settings, backbone)
-    slots = settings.slots or slots_within(backbone, settings.slot_bytes)
-    server = Server(settings, Engine(backbone, slots, capacity=max(slots, settings.batch_size)), registry)
+    metrics = Metrics()
+    embedder = Local(settings, engine_of(settings, backbone), registry, metrics)
+    return app_of(settings, Server(settings, embedder, registry, metrics), tracer_provider)
+
+
+def app_of(settings: Settings, server: Server, tracer_provider: TracerProvider | None = None) -> FastAPI:
+    """The application around a server.
+
+    Raises:
+        InvalidArgument: the keys do not fit the address.
+    """
+    guard = guard_of(settings)
+    exporting = tracing.provider_of(settings.otlp_endpoint)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""Admission, one queue per mask, and the one thread that owns the engine.
+"""One queue per mask, and the one thread that owns the engine.
 
 A batch leaves as soon as the engine is free: the images with the smallest tags across all masks, up to the batch size
 and the engine's capacity of distinct masks, grouped into segments. Tags are those of start-time fair queueing (Goyal
@@ -18,8 +18,7 @@ import threading
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,12 +29,6 @@ from torch import Tensor
 
 from smn_core.engine import Engine, Segment
 from smn_core.errors import NotReady, SMNError, Unavailable
-
-
-class QueueFull(SMNError):
-    """As many images as the server admits are in work already."""
-
-    code = "queue_full"
 
 
 class EngineFailed(SMNError):
@@ -120,15 +113,11 @@ class Batcher:
     Args:
         engine: no one else calls its `embed`.
         batch_size: images a forward.
-        max_images: admitted at once, decoding and waiting together.
         heard: called on the engine's thread after every batch.
     """
 
-    def __init__(
-        self, engine: Engine, batch_size: int, max_images: int, heard: Callable[[BatchDone], None] = lambda _: None
-    ) -> None:
-        self._engine, self._batch_size, self._max_images, self._heard = engine, batch_size, max_images, heard
-        self._admitted = 0
+    def __init__(self, engine: Engine, batch_size: int, heard: Callable[[BatchDone], None] = lambda _: None) -> None:
+        self._engine, self._batch_size, self._heard = engine, batch_size, heard
         self._queues: dict[str | None, deque[Row]] = {}
         self._last_tag: dict[str | None, float] = {}
         self._now = 0.0
@@ -141,29 +130,9 @@ class Batcher:
         self._thread.start()
 
     @property
-    def admitted(self) -> int:
-        """Images between admission and answer."""
-        return self._admitted
-
-    @property
     def waiting(self) -> int:
         """Images in the queues."""
         return self._waiting
-
-    @contextmanager
-    def admit(self, n_images: int) -> Iterator[None]:
-        """Take `n_images` places for the length of a request; on the event loop.
-
-        Raises:
-            QueueFull: there are not so many.
-        """
-        if self._admitted + n_images > self._max_images:
-            raise QueueFull(f"{self._admitted} images are in work, at most {self._max_images} are admitted")
-        self._admitted += n_images
-        try:
-            yield
-        finally:
-            self._admitted -= n_images
 
     async def embed(self, mask: str | None, x: Float32[Tensor, "n 3 h w"]) -> Timing:
         """Embeddings of `x` through a mask that is ready. Cancelling drops what has not run yet.

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from service.batcher import QueueFull
+from service.admission import QueueFull
 from smn_core import errors
 
 RETRY_AFTER_S = 1

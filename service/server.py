@@ -45,7 +45,7 @@ class DrainingServer(uvicorn.Server):
         while self._server.in_flight and loop.time() < end:
             await asyncio.sleep(0.01)
         if self._server.in_flight:  # the limit is reached: what waits for the engine gets its 503 while it can be sent
-            await asyncio.to_thread(self._server.batcher.stop)
+            await asyncio.to_thread(self._server.embedder.stop)
         # What is left of the limit is for answers on their way; a second at least, or none would get through.
         self.config.timeout_graceful_shutdown = max(1, round(end - loop.time()))
         self.should_exit = True

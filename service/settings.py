@@ -39,6 +39,15 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one.")
     dtype: str = Field("float32", description="float32, bfloat16 or float16.")
 
+    on: str = Field("here", pattern="here|ray", description="here: this process; ray: a Ray cluster (extra ray).")
+    replicas: int = Field(
+        1, ge=1, description="On Ray: replicas, each with an engine; the fewest when they are scaled."
+    )
+    max_replicas: int = Field(0, ge=0, description="On Ray: replicas under load; 0 does not scale.")
+    replica_cpus: float = Field(1.0, ge=0, description="On Ray: processors that a replica reserves.")
+    replica_gpus: float = Field(0.0, ge=0, description="On Ray: GPUs, or a part of one, that a replica reserves.")
+    ingresses: int = Field(1, ge=1, description="On Ray: processes that take requests and decode.")
+
     slots: int = Field(0, ge=0, description="Masks whose weights are resident at once; 0: as many as slot_bytes holds.")
     slot_bytes: int = Field(2048 * MIB, ge=MIB, description="Memory for slots, each as large as the maskable weights.")
     batch_size: int = Field(32, ge=1, description="Images a forward.")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -23,36 +25,44 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 OUTCOMES = {2: "ok", 4: "client_error", 5: "server_error"}
 
 
-class Metrics:
-    """What Prometheus reads; base units, no label without a bound."""
+class Instruments:
+    """Makes Prometheus' instruments, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        on = self.registry
-        self.requests = Counter(
-            "smn_request_total", "Requests by route and outcome.", ["route", "outcome"], registry=on
-        )
-        self.request_seconds = Histogram(
-            "smn_request_seconds", "From request to answer.", ["route"], buckets=SECONDS, registry=on
-        )
-        self.queue_seconds = Histogram(
-            "smn_queue_seconds", "From enqueued to first batch.", buckets=SECONDS, registry=on
-        )
-        self.decode_seconds = Histogram(
-            "smn_decode_seconds", "Reading and decoding a request.", buckets=SECONDS, registry=on
-        )
-        self.swap_seconds = Histogram(
-            "smn_swap_seconds", "Writing slots, by batch with swaps.", buckets=SECONDS, registry=on
-        )
-        self.forward_seconds = Histogram("smn_forward_seconds", "Forwards, by batch.", buckets=SECONDS, registry=on)
-        self.load_seconds = Histogram("smn_load_seconds", "A cold mask: fetch and check.", buckets=SECONDS, registry=on)
-        self.batch_images = Histogram("smn_batch_images", "Images of a batch.", buckets=IMAGES, registry=on)
-        self.batch_masks = Histogram("smn_batch_masks", "Distinct masks of a batch.", buckets=IMAGES, registry=on)
-        self.swaps = Counter("smn_swap_total", "Slots written.", registry=on)
-        self.queue_images = Gauge("smn_queue_images", "Images admitted and not answered.", registry=on)
-        self.registry_up = Gauge("smn_registry_up", "1 where the registry answers, 0 where it is away.", registry=on)
-        self.masks_resident = Gauge("smn_masks_resident", "Masks held, by tier.", ["tier"], registry=on)
-        self.masks_bytes = Gauge("smn_masks_bytes", "Memory of masks, by tier.", ["tier"], registry=on)
+
+    def counter(self, name: str, told: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(name, told, labels, registry=self.registry)
+
+    def gauge(self, name: str, told: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(name, told, labels, registry=self.registry)
+
+    def histogram(
+        self, name: str, told: str, buckets: Sequence[float] = SECONDS, labels: Sequence[str] = ()
+    ) -> Histogram:
+        return Histogram(name, told, labels, buckets=buckets, registry=self.registry)
+
+
+class Metrics:
+    """What Prometheus reads; base units, no label without a bound."""
+
+    def __init__(self, make: Instruments | None = None) -> None:
+        make = make or Instruments()
+        self.registry = make.registry
+        self.requests = make.counter("smn_request_total", "Requests by route and outcome.", ["route", "outcome"])
+        self.request_seconds = make.histogram("smn_request_seconds", "From request to answer.", labels=["route"])
+        self.queue_seconds = make.histogram("smn_queue_seconds", "From enqueued to first batch.")
+        self.decode_seconds = make.histogram("smn_decode_seconds", "Reading and decoding a request.")
+        self.swap_seconds = make.histogram("smn_swap_seconds", "Writing slots, by batch with swaps.")
+        self.forward_seconds = make.histogram("smn_forward_seconds", "Forwards, by batch.")
+        self.load_seconds = make.histogram("smn_load_seconds", "A cold mask: fetch and check.")
+        self.batch_images = make.histogram("smn_batch_images", "Images of a batch.", IMAGES)
+        self.batch_masks = make.histogram("smn_batch_masks", "Distinct masks of a batch.", IMAGES)
+        self.swaps = make.counter("smn_swap_total", "Slots written.")
+        self.queue_images = make.gauge("smn_queue_images", "Images admitted and not answered.")
+        self.registry_up = make.gauge("smn_registry_up", "1 where the registry answers, 0 where it is away.")
+        self.masks_resident = make.gauge("smn_masks_resident", "Masks held, by tier.", ["tier"])
+        self.masks_bytes = make.gauge("smn_masks_bytes", "Memory of masks, by tier.", ["tier"])
 
     def batch(self, done: BatchDone) -> None:
         """A batch ran; called on the engine's thread."""
@@ -63,16 +73,42 @@ class Metrics:
             self.swaps.inc(done.swaps)
             self.swap_seconds.observe(done.swap_s)
 
+    def hold(self, state: State) -> None:
+        """What engines hold now."""
+        self.masks_resident.labels("slot").set(state.resident_masks)
+        self.masks_resident.labels("host").set(state.shelves)
+        self.masks_bytes.labels("theta").set(state.theta_bytes)
+        self.masks_bytes.labels("slot").set(state.slot_bytes)
+        self.masks_bytes.labels("host").set(state.mask_bytes)
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
 
+@dataclass(frozen=True)
+class State:
+    """What engines hold: slots, the masks in them, bytes of theta, slots and masks, shelves in host memory."""
+
+    device: str
+    replicas: int = 1
+    slots: int = 0
+    resident_masks: int = 0
+    theta_bytes: int = 0
+    slot_bytes: int = 0
+    mask_bytes: int = 0
+    shelves: int = 0
+
+
 @dataclass
 class Record:
-    """One request as it is told: stages in seconds, what it asked for, how it ended."""
+    """One request as it is told: stages in seconds, what it asked for, how it ended.
+
+    `began`, and `ends`, its deadline, are of `time.perf_counter`.
+    """
 
     request_id: str
     began: float = field(default_factory=time.perf_counter)
+    ends: float = math.inf
     stages: dict[str, float] = field(default_factory=dict)
     facts: dict[str, object] = field(default_factory=dict)
 

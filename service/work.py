@@ -1,6 +1,6 @@
 """The path of a request through the server: admit, resolve, decode beside loading, queue, run; with its deadline.
 
-`routes -> work -> (images | library) -> (passes ->) batcher -> engine`
+`routes -> work -> images -> embedder: (library | passes ->) batcher -> engine, here or on a replica`
 """
 
 from __future__ import annotations
@@ -14,28 +14,23 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import structlog
-import torch
 from fastapi import Request
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from service.batcher import Batcher
+from service.admission import Admission
 from service.bodies import Images, to_inputs
+from service.embedder import Embedder, Through
 from service.errors import Rejected
-from service.library import Library
-from service.passes import Passes
 from service.registry.base import Registry, Resolved
 from service.settings import Settings
 from service.telemetry import Metrics, Record
-from smn_core.cascade import Cascade
-from smn_core.engine import Engine
-from smn_core.errors import InvalidArgument, SMNError, Unavailable
+from smn_core.backbone import Backbone
+from smn_core.errors import InvalidArgument, Unavailable
 from smn_core.images import ImageReader
 from smn_core.offline import require_dimensions
 
-log = structlog.get_logger("smn.work")
 T = TypeVar("T")
 CLERKS = 4
 MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
@@ -53,11 +48,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Target:
-    """What the references of a request meant; a cascade with its file's contents and the mode to run in."""
+    """What the references of a request meant; a cascade with the mode to run in."""
 
     mask: Resolved | None = None
     cascade: Resolved | None = None
-    found: Cascade | None = None
     mode: str = ""
 
 
@@ -85,58 +79,28 @@ class Embedding:
 class Server:
     """Everything one process holds; made once by `create_app`, closed once at its end."""
 
-    def __init__(self, settings: Settings, engine: Engine, registry: Registry) -> None:
-        self.settings, self.engine, self.registry = settings, engine, registry
-        self.metrics = Metrics()
-        self.library = Library(registry, engine, settings.cache_bytes, self.metrics.load_seconds.observe)
-        self.batcher = Batcher(engine, settings.batch_size, settings.queue_images, self.metrics.batch)
-        self.passes = Passes(self.library, self.batcher, self.metrics.queue_seconds.observe)
-        self.reader = ImageReader(engine.backbone.preprocess, settings.max_pixels)
+    def __init__(self, settings: Settings, embedder: Embedder, registry: Registry, metrics: Metrics) -> None:
+        self.settings, self.embedder, self.registry, self.metrics = settings, embedder, registry, metrics
+        self.admission = Admission(settings.queue_images)
+        self.reader = ImageReader(self.backbone.preprocess, settings.max_pixels)
         self.decoders = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="smn-decode")
         # Its own threads: a registry that hangs must not keep images from being decoded.
         self.clerks = ThreadPoolExecutor(CLERKS, thread_name_prefix="smn-registry")
         self.draining = False
         self.ready = False
         self.in_flight = 0
-        self._following: asyncio.Task[None] | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.embedder.backbone
 
     async def start(self) -> None:
-        """Warm up, and load what is to be resident; ready afterwards."""
-        await self.warm_up()
-        for reference in self.settings.preload:
-            async with self.library.hold(*await self.library.masks_of(reference)):
-                pass
-        await self.library.pin(self.settings.pin)
-        if self.settings.pin:
-            self._following = asyncio.create_task(self._follow_pins())
+        """Ready afterwards."""
+        await self.embedder.start()
         self.ready = True
 
-    async def warm_up(self) -> None:
-        """One forward on the engine's own thread. That of `load_backbone` ran on another, and a GPU's libraries keep
-        their handles by thread; and an engine that cannot run is found before the server says it is ready.
-        """
-        await self.batcher.embed(None, torch.zeros(1, 3, *self.reader.input_px))
-
-    async def _follow_pins(self) -> None:
-        """A pinned name stays pinned through uploads and rollbacks: whenever names change, load what it means now."""
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        self.registry.listen(lambda: loop.call_soon_threadsafe(changed.set))
-        changed.set()  # what changed before this listened
-        while True:
-            await changed.wait()
-            changed.clear()
-            try:
-                await self.library.pin(self.settings.pin)
-            except SMNError as error:
-                log.warning("pin", error=str(error))
-
     def close(self) -> None:
-        if self._following is not None:
-            self.registry.listen(lambda: None)
-            self._following.cancel()
-        self.batcher.stop()
-        self.passes.close()
-        self.library.close()
+        self.embedder.close()
         self.decoders.shutdown(wait=False, cancel_futures=True)
         self.clerks.shutdown(wait=False, cancel_futures=True)
         self.registry.close()
@@ -167,13 +131,13 @@ class Server:
             QueueFull, NotFound, Unavailable, InvalidImage, InvalidMask, InvalidCascade: as their sources.
         """
         record: Record = request.state.record
-        self.deadline_s(request)  # one that cannot be read is refused before anything else
+        record.ends = record.began + self.deadline_s(request)  # one that cannot be read is refused before anything else
         async with self.working():
             # One place before anything is read; the others once it is known how many images there are.
-            with self.batcher.admit(1):
+            with self.admission.admit(1):
                 target = await self.in_time(request, lambda: self._check(self._resolve(wanted), wanted))
                 images = await self.in_time(request, read)
-                with self.batcher.admit(max(0, images.count - 1)):
+                with self.admission.admit(max(0, images.count - 1)):
                     return await self.in_time(request, lambda: until_gone(request, self._run(record, images, target)))
 
     def _resolve(self, wanted: Wanted) -> Target:
@@ -183,39 +147,30 @@ class Server:
 
     async def _check(self, target: Target, wanted: Wanted) -> Target:
         """Whether it can be embedded as it is wanted, before anything of it is read; loads a cascade, not its masks."""
-        width = self.engine.backbone.n_features
+        width = self.backbone.n_features
         if target.cascade is None:
             with refusing("too_many_dimensions", "dimensions"):
                 require_dimensions(wanted.dimensions, width)
             return target
-        async with self.library.hold_cascade(target.cascade.digest) as found:
+        async with self.embedder.hold_cascade(target.cascade.digest) as found:
             with refusing("no_such_mode", "mode"):
                 mode = found.choose_mode(wanted.mode)
             with refusing("too_many_dimensions", "dimensions"):
                 found.choose_dimensions(wanted.dimensions, mode, width)
-        return replace(target, found=found, mode=mode)
+        return replace(target, mode=mode)
 
     async def _run(self, record: Record, images: Images, target: Target) -> Embedding:
-        """Decode and load side by side, then queue and run."""
+        """Decode, while the embedder loads what it needs; then it embeds."""
         used = target.cascade or target.mask
         record.facts |= {"images": images.count, "digest": used.digest if used is not None else None}
+        mask, cascade = (found.digest if found else None for found in (target.mask, target.cascade))
         decoding = asyncio.create_task(self._decode(record, images))
         try:
-            if target.found is not None:
-                done = await self.passes.run(record, target.found, target.mode, decoding)
-                return Embedding(done.z, None, done.warnings, target.cascade, target.mode, done.chosen)
-            if target.mask is None:
-                timing, warnings = await self.batcher.embed(None, await decoding), list[str]()
-            else:
-                began = time.perf_counter()
-                async with self.library.hold(target.mask.digest) as warnings:
-                    record.stages["load"] = time.perf_counter() - began
-                    timing = await self.batcher.embed(target.mask.digest, await decoding)
+            done = await self.embedder.embed(record, Through(mask, cascade, target.mode), decoding)
         finally:
             decoding.cancel()
-        record.stages |= {"queue": timing.queue_s, "swap": timing.swap_s, "forward": timing.forward_s}
-        self.metrics.queue_seconds.observe(timing.queue_s)
-        return Embedding(timing.embeddings, target.mask, warnings)
+        mode = target.mode if target.cascade is not None else None
+        return Embedding(done.z, target.mask, done.warnings, target.cascade, mode, done.chosen)
 
     async def _decode(self, record: Record, images: Images) -> Float32[Tensor, "n 3 h w"]:
         began = time.perf_counter()

@@ -58,9 +58,9 @@ async def read(name: Name, request: Request, caller: Annotated[Caller, Depends(m
     """Versions, and the current one's masks, by a name that holds each, fusion and modes."""
     server: Server = request.app.state.server
     entry = require_entry(server, "cascades", caller, name)
-    async with server.library.hold_cascade(entry.current.digest) as cascade:
+    async with server.embedder.hold_cascade(entry.current.digest) as cascade:
         places = await in_thread(server, lambda: _places(server.registry, caller.prefix, name, cascade))
-    width = server.engine.backbone.n_features
+    width = server.backbone.n_features
     return {
         "name": name,
         "current": {"version": entry.current.version, "digest": entry.current.digest},
@@ -76,7 +76,7 @@ async def read(name: Name, request: Request, caller: Annotated[Caller, Depends(m
 def _check(server: Server, data: bytes) -> Cascade:
     """The cascade that the bytes are, if it is this backbone's."""
     cascade = from_bytes(data)
-    check_fits(cascade, server.engine.backbone)
+    check_fits(cascade, server.backbone)
     return cascade
 
 

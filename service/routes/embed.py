@@ -73,7 +73,7 @@ def _answer(request: Request, server: Server, found: Embedding, dimensions: int 
         answer = respond.as_npy(z)
     else:
         body: dict[str, Any] = {
-            "model": server.engine.backbone.architecture,
+            "model": server.backbone.architecture,
             "mask": vars(found.mask) if found.mask is not None else None,
             "cascade": _cascade_used(found),
             "dimensions": z.shape[1],

@@ -34,7 +34,7 @@ async def upload(
     caller.require_name(name)
     guard, absent = guards(if_match, if_none_match)
     async with server.working():
-        limit = min(server.settings.max_body_bytes, max_file_bytes(server.engine.backbone.layout))
+        limit = min(server.settings.max_body_bytes, max_file_bytes(server.backbone.layout))
         data = await server.in_time(request, lambda: read_body(request, limit))
         warnings = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
         done = await in_thread(
@@ -49,7 +49,7 @@ async def read(name: Name, request: Request, caller: Annotated[Caller, Depends(m
     server: Server = request.app.state.server
     entry = require_entry(server, "masks", caller, name)
     mask = await in_thread(
-        server, lambda: from_bytes(server.registry.blob(entry.current.digest), server.engine.backbone.layout)
+        server, lambda: from_bytes(server.registry.blob(entry.current.digest), server.backbone.layout)
     )
     return {
         "name": name,
@@ -68,4 +68,4 @@ async def read(name: Name, request: Request, caller: Annotated[Caller, Depends(m
 
 def _check(server: Server, data: bytes) -> list[str]:
     """Whether the bytes are a mask of this backbone; returns warnings."""
-    return check_fits(from_bytes(data, server.engine.backbone.layout), server.engine.backbone)
+    return check_fits(from_bytes(data, server.backbone.layout), server.backbone)

@@ -58,7 +58,7 @@ async def embeddings(request: Request, caller: Annotated[Caller, Depends(may_rea
 async def models(request: Request, caller: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
     """The backbone, every mask and every cascade as models."""
     server: Server = request.app.state.server
-    ids = [server.engine.backbone.architecture]
+    ids = [server.backbone.architecture]
     kinds: tuple[tuple[Kind, str], ...] = (("masks", ""), ("cascades", CASCADE))
     for kind, before in kinds:
         entries = server.registry.names(kind, MODELS_LISTED, caller.after(""))
@@ -73,5 +73,5 @@ def _wanted(body: OpenAIRequest, server: Server) -> Wanted:
     """What OpenAI's `model` means; a cascade runs in its default mode."""
     if body.model.startswith(CASCADE):
         return Wanted(cascade=body.model.removeprefix(CASCADE), dimensions=body.dimensions)
-    mask = None if body.model == server.engine.backbone.architecture else body.model
+    mask = None if body.model == server.backbone.architecture else body.model
     return Wanted(mask=mask, dimensions=body.dimensions)

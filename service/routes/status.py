@@ -21,8 +21,7 @@ router = APIRouter(tags=["status"])
 async def info(request: Request, _: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
     """Backbone, preprocessing, limits, and what is resident."""
     server: Server = request.app.state.server
-    backbone, settings = server.engine.backbone, server.settings
-    memory = server.engine.memory()
+    backbone, settings, state = server.backbone, server.settings, await server.embedder.state()
     return {
         "model": backbone.architecture,
         "args": dict(backbone.args),
@@ -31,10 +30,11 @@ async def info(request: Request, _: Annotated[Caller, Depends(may_read)]) -> dic
         "dimensions": backbone.n_features,
         "maskable_weights": backbone.layout.n_weights,
         "preprocess": dict(backbone.preprocess),
-        "device": str(backbone.device),
+        "device": state.device,
         "dtype": str(backbone.dtype).removeprefix("torch."),
-        "slots": {"capacity": server.engine.slots, "resident": memory.resident_masks},
-        "memory_bytes": {"theta": memory.theta, "slots": memory.slots, "masks": server.library.bytes},
+        "replicas": state.replicas,
+        "slots": {"capacity": state.slots, "resident": state.resident_masks},
+        "memory_bytes": {"theta": state.theta_bytes, "slots": state.slot_bytes, "masks": state.mask_bytes},
         "limits": {
             "max_body_bytes": settings.max_body_bytes,
             "max_pixels": settings.max_pixels,
@@ -65,8 +65,7 @@ async def readyz(request: Request) -> JSONResponse:
         reasons.append("starting")
     if server.draining:
         reasons.append("draining")
-    if not server.batcher.alive:
-        reasons.append("the engine's thread is gone")
+    reasons += await server.embedder.troubles()
     ready, away = not reasons, await _registry_away(server)
     if away is not None:
         reasons.append(f"registry: {away}")
@@ -78,14 +77,9 @@ async def readyz(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     server: Server = request.app.state.server
-    memory = server.engine.memory()
+    server.metrics.hold(await server.embedder.state())
     server.metrics.registry_up.set(await _registry_away(server) is None)
-    server.metrics.queue_images.set(server.batcher.admitted)
-    server.metrics.masks_resident.labels("slot").set(memory.resident_masks)
-    server.metrics.masks_resident.labels("host").set(server.library.count)
-    server.metrics.masks_bytes.labels("theta").set(memory.theta)
-    server.metrics.masks_bytes.labels("slot").set(memory.slots)
-    server.metrics.masks_bytes.labels("host").set(server.library.bytes)
+    server.metrics.queue_images.set(server.admission.admitted)
     return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -39,9 +39,9 @@ def every_container(test):
     return pytest.mark.parametrize("name", WORKLOADS)(test)
 
 
-def test_the_kustomization_takes_every_manifest_but_the_training_job():
+def test_the_kustomization_takes_every_manifest_but_those_applied_by_hand():
     listed = {DEPLOY / path for path in KUSTOMIZATION["resources"]}
-    assert listed == set(FILES) - {DEPLOY / "kubernetes" / "training.yaml"}
+    assert listed == set(FILES) - {DEPLOY / "kubernetes" / name for name in ("training.yaml", "ray.yaml")}
 
 
 def test_every_file_of_a_config_map_is_there():
@@ -140,7 +140,8 @@ def test_only_the_servers_reach_redis():
     policy = objects("NetworkPolicy")["redis"]["spec"]
     (rule,) = policy["ingress"]
     assert policy["podSelector"]["matchLabels"] == {"app": "redis"} and policy["policyTypes"] == ["Ingress"]
-    assert rule["from"] == [{"podSelector": {"matchLabels": {"app": "smn"}}}]
+    servers = [{"podSelector": {"matchLabels": {"app": app}}} for app in ("smn", "smn-ray")]
+    assert rule["from"] == servers
     assert rule["ports"] == [{"port": container("redis")["ports"][0]["containerPort"]}]
 
 

@@ -92,6 +92,11 @@ def test_the_services_and_profiles_of_its_commands_are_those_of_the_compose_file
 
 
 def test_the_answers_of_readyz_are_those_that_the_server_gives():
-    source = (ROOT / "service" / "routes" / "status.py").read_text()
-    for reason in ("starting", "draining", "the engine's thread is gone"):
-        assert f"503 `{reason}`" in GUIDE and f'"{reason}"' in source
+    reasons = {
+        "routes/status.py": ("starting", "draining"),
+        "local.py": ("the engine's thread is gone",),
+        "on_ray/remote.py": ("no replica answers",),
+    }
+    for file, found in reasons.items():
+        source = (ROOT / "service" / file).read_text()
+        assert all(f"503 `{reason}`" in GUIDE and f'"{reason}"' in source for reason in found)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from served import eventually, inputs, photo
 
-from service.batcher import Batcher, EngineFailed, QueueFull
+from service.batcher import Batcher, EngineFailed
 from smn_core.engine import Embedded
 from smn_core.errors import NotReady
 
@@ -48,11 +48,11 @@ def engine():
 
 @pytest.fixture
 def run(engine):
-    """`run(scenario, batch_size=..., max_images=...)`: `await scenario(batcher)` on a loop of its own."""
+    """`run(scenario, batch_size=..., heard=...)`: `await scenario(batcher)` on a loop of its own."""
 
-    def ran(scenario, batch_size=4, max_images=1000, **more):
+    def ran(scenario, batch_size=4, **more):
         async def main():
-            batcher = Batcher(engine, batch_size, max_images, **more)
+            batcher = Batcher(engine, batch_size, **more)
             try:
                 return await asyncio.wait_for(scenario(batcher), 20)
             finally:
@@ -243,19 +243,6 @@ def test_a_mask_let_go_by_a_client_that_hung_up_does_not_fail_its_batch_mates(en
     run(scenario)
 
 
-def test_admission_counts_images_and_gives_their_places_back(engine, run):
-    async def scenario(batcher):
-        with batcher.admit(3), batcher.admit(2):
-            assert batcher.admitted == 5
-            with pytest.raises(QueueFull), batcher.admit(1):
-                pass
-            with pytest.raises(QueueFull):
-                batcher.admit(10).__enter__()
-        assert batcher.admitted == 0
-
-    run(scenario, max_images=5)
-
-
 def test_telemetry_hears_of_every_batch(engine, run):
     heard = []
 
@@ -267,7 +254,7 @@ def test_telemetry_hears_of_every_batch(engine, run):
 
 
 def test_stopping_ends_the_thread(engine):
-    batcher = Batcher(engine, 4, 10)
+    batcher = Batcher(engine, 4)
     batcher.stop()
     assert not batcher.alive
 
@@ -281,7 +268,7 @@ def slow(serve):
 
     def start(**settings):
         client = serve(**settings)
-        engine = client.app.state.server.engine
+        engine = client.app.state.server.embedder.engine
         real, client.gate, client.entered = engine.embed, threading.Event(), threading.Event()
 
         def embed(x, segments):
@@ -315,7 +302,7 @@ def test_a_full_queue_answers_429_with_retry_after_before_anything_is_decoded(sl
     client = slow(queue_images=2, batch_size=1)
     waiting = [in_background(post, client) for _ in range(2)]
     server = client.app.state.server
-    eventually(lambda: server.batcher.admitted == 2)
+    eventually(lambda: server.admission.admitted == 2)
     answer = post(client, b"this would be 422 if it were decoded")
     require_error(answer, 429, "queue_full")
     assert int(answer.headers["retry-after"]) >= 1
@@ -376,7 +363,7 @@ def post_ok(real):
 def test_a_hang_up_takes_the_queued_rows_with_it(make_app, theta):
     app = make_app(batch_size=1)
     server = app.state.server
-    real, gate, entered = server.engine.embed, threading.Event(), threading.Event()
+    real, gate, entered = server.embedder.engine.embed, threading.Event(), threading.Event()
     ran = []
 
     def embed(x, segments):
@@ -404,17 +391,17 @@ def test_a_hang_up_takes_the_queued_rows_with_it(make_app, theta):
 
     async def main():
         async with app.router.lifespan_context(app):
-            server.engine.embed = embed
+            server.embedder.engine.embed = embed
             stays, goes = asyncio.Event(), asyncio.Event()
             first = asyncio.create_task(ask(photo(1), stays))
             await until(entered.is_set)
             second = asyncio.create_task(ask(photo(2), goes))
-            await until(lambda: server.batcher.waiting == 1)
+            await until(lambda: server.embedder.batcher.waiting == 1)
             goes.set()
             await second
             gate.set()
             assert (await first)[0]["status"] == 200
-            await until(lambda: server.batcher.admitted == 0 and server.in_flight == 0)
+            await until(lambda: server.admission.admitted == 0 and server.in_flight == 0)
 
     asyncio.run(main())
     assert ran == [1]

@@ -88,7 +88,7 @@ def test_an_unconditional_cascade_of_one_image_is_one_batch_of_all_its_masks(ser
     client, batches = serve(slots=8), []
     put_all(client, "c", cascade)
     embed(client, inputs(1), cascade="c")
-    engine = client.app.state.server.engine
+    engine = client.app.state.server.embedder.engine
     plain = engine.embed
     engine.embed = lambda x, segments: (
         batches.append([(s.mask, s.stop - s.start) for s in segments]) or plain(x, segments)
@@ -107,7 +107,7 @@ def test_a_conditional_cascade_loads_no_expert_that_no_row_goes_to(serve, cascad
     x = inputs(1)
     _, chosen = cascade.embed(x, "conditional")
     embed(client, x, cascade="c", mode="conditional")
-    engine = client.app.state.server.engine
+    engine = client.app.state.server.embedder.engine
     assert [engine.ready(mask.digest) for mask in cascade.masks] == [True, *(j == chosen[0] for j in range(K))]
 
 
@@ -170,7 +170,7 @@ def test_preloading_a_cascade_loads_all_its_masks(make_app, cascade, theta, tmp_
         registry.publish("masks", f"m{number}", mask.data)
     registry.publish("cascades", "c", cascade.data, needs=[mask.digest for mask in cascade.masks])
     with TestClient(make_app(registry=registry, preload=["cascade:c"])) as client:
-        assert all(client.app.state.server.engine.ready(mask.digest) for mask in cascade.masks)
+        assert all(client.app.state.server.embedder.engine.ready(mask.digest) for mask in cascade.masks)
 
 
 # --- versions

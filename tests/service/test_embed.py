@@ -410,7 +410,9 @@ def test_memory_of_a_request_is_given_back(client):
     server = client.app.state.server
     for body in (photo(), b"text"):
         embed(client, body)
-    eventually(lambda: server.batcher.admitted == 0 and server.in_flight == 0 and server.batcher.waiting == 0)
+    eventually(
+        lambda: server.admission.admitted == 0 and server.in_flight == 0 and server.embedder.batcher.waiting == 0
+    )
 
 
 def test_base64_in_the_openai_shape_is_little_endian_float32(client, theta):

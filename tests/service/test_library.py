@@ -198,8 +198,8 @@ def test_a_pinned_name_stays_in_memory_through_uploads_and_rollbacks(serve, thet
         other.publish("masks", "m", masks[0].data)
         client = serve(registry=open_registry(place, fingerprint), pin=["m"], cache_bytes=2**20)
         server = client.app.state.server
-        server.library._budget = 1
-        ready = server.engine.ready
+        server.embedder.library._budget = 1
+        ready = server.embedder.engine.ready
         assert ready(masks[0].digest)
         assert client.put("/masks/m", content=masks[1].data).status_code == 201
         eventually(lambda: ready(masks[1].digest) and not ready(masks[0].digest))

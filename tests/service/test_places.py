@@ -20,7 +20,7 @@ def run(engine):
 
     def ran(scenario, batch_size=8):
         async def main():
-            batcher = Batcher(engine, batch_size, 1000)
+            batcher = Batcher(engine, batch_size)
             try:
                 return await asyncio.wait_for(scenario(batcher), 20)
             finally:

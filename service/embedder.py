@@ -1,0 +1,74 @@
+"""What a request's images are handed to once they are decoded: the engine of this process, or replicas elsewhere.
+
+Everything before it (routes, names, admission, decode, deadline) is the same for both. `local.py` is the engine here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+from torch import Tensor
+
+from service.telemetry import Record, State
+from smn_core.backbone import Backbone
+from smn_core.cascade import Cascade
+
+
+@dataclass(frozen=True)
+class Through:
+    """What images go through, by digest: a mask, or a cascade in a mode; neither is the untouched backbone."""
+
+    mask: str | None = None
+    cascade: str | None = None
+    mode: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Embeddings, the masks' warnings, and the experts that a conditional cascade picked, from 0."""
+
+    z: Float32[ndarray, "n d"]
+    warnings: list[str] = field(default_factory=list)
+    chosen: Int64[ndarray, "n"] | None = None
+
+
+class Embedder(Protocol):
+    """Embeds decoded images. `backbone` is read for what it is; its model may be elsewhere."""
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+    async def start(self) -> None:
+        """Whatever must be done before the server says that it is ready.
+
+        Raises:
+            SMNError: it cannot embed, or what is to be resident cannot be loaded.
+        """
+
+    async def embed(self, record: Record, through: Through, decoded: Awaitable[Tensor]) -> Done:
+        """Embeddings of the images that `decoded` gives, by `record.ends`; its stages are written to the record.
+
+        Raises:
+            NotFound, Unavailable, InvalidMask, InvalidCascade: what it should go through cannot be loaded.
+            QueueFull, EngineFailed, TimeoutError: as they say.
+        """
+
+    def hold_cascade(self, digest: str) -> AbstractAsyncContextManager[Cascade]:
+        """A cascade, without its masks, inside the block; raises as `Library.hold_cascade`."""
+
+    async def state(self) -> State:
+        """What is held now, of all replicas together."""
+
+    async def troubles(self) -> Sequence[str]:
+        """Why nothing can be embedded now; empty where it can."""
+
+    def stop(self) -> None:
+        """Fail what waits. May block."""
+
+    def close(self) -> None:
+        """Give back threads and memory."""

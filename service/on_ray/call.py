@@ -1,0 +1,47 @@
+"""What an ingress asks a replica for beside the pixels, and what it hears."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from service.embedder import Done, Through
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request's images through what its name meant when the ingress resolved it.
+
+    Args:
+        fingerprint: of the backbone that the ingress speaks for.
+        left_s: seconds until the client's deadline.
+        avoid: replicas that refused it already.
+    """
+
+    through: Through
+    fingerprint: str
+    left_s: float
+    request_id: str
+    avoid: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str | None:
+        """What the replica should hold; None for the untouched backbone."""
+        return self.through.cascade or self.through.mask
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What the replica made of it, and the seconds that each stage took there."""
+
+    done: Done
+    stages: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a replica did not embed; `elsewhere`: another replica may."""
+
+    replica: str
+    error: Exception
+    elsewhere: bool = False

@@ -1,0 +1,51 @@
+"""The HTTP side as a Ray Serve deployment: the very application of a plain server, before replicas elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.app import app_of, registry_of
+from service.on_ray.meters import Doubled
+from service.on_ray.remote import Remote
+from service.settings import Settings
+from service.telemetry import Metrics, configure_logs
+from service.work import Server
+from smn_core.backbone import Backbone
+
+
+@serve.ingress()
+class Ingress:
+    """Routes, keys, names, decode and deadline; follows the registry, so that a name means one digest a request.
+
+    Args:
+        backbone: what it is, without its weights.
+    """
+
+    def __init__(self, settings: Settings, backbone: Backbone, replicas: DeploymentHandle[Any]) -> None:
+        configure_logs(settings.log_format)
+        metrics, registry = Metrics(Doubled()), registry_of(settings, backbone)
+        self._server = Server(settings, Remote(settings, backbone, registry, replicas, metrics), registry, metrics)
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return OneRequestId(app_of(self._settings, self._server))
+
+
+class OneRequestId:
+    """Middleware: Ray's proxy sets X-Request-ID on every answer, to what the application was given; once is enough."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)["X-Request-ID"]
+            await send(message)
+
+        await self._app(scope, receive, sending)

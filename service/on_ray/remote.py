@@ -1,0 +1,148 @@
+"""The embedder of an ingress: replicas, one after the other until one has embedded. Embedding twice does no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from torch import Tensor
+
+from service.embedder import Done, Through
+from service.library import Library
+from service.on_ray.call import Call, Embedded, Refused
+from service.registry.base import Registry
+from service.settings import Settings
+from service.telemetry import Metrics, Record, State
+from smn_core.backbone import Backbone
+from smn_core.cascade import Cascade
+from smn_core.errors import InvalidArgument, Unavailable, WrongBackbone
+from smn_core.mask import TaskMask
+
+STATE_WITHIN_S = 2.0
+"""A replica that does not say how it is in this time counts as none; less than probes wait."""
+AGAIN_S = 0.02
+"""Pause after a replica was lost: Ray tells its routers that one is gone when it knows."""
+
+log = structlog.get_logger("smn.remote")
+
+
+class Remote:
+    """See `Embedder`. Its library holds cascades alone: their modes and widths are checked before anything is sent."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        backbone: Backbone,
+        registry: Registry,
+        replicas: DeploymentHandle[Any],
+        metrics: Metrics,
+    ) -> None:
+        self._backbone, self._replicas = backbone, replicas
+        self._library = Library(registry, CascadesAlone(backbone), settings.cache_bytes, metrics.load_seconds.observe)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._backbone
+
+    async def start(self) -> None:
+        """Nothing: replicas start by themselves, and `troubles` tells whether one is there."""
+
+    async def embed(self, record: Record, through: Through, decoded: Awaitable[Tensor]) -> Done:
+        """Ask replicas until one embeds: another one where one died, is full, or has another backbone.
+
+        Raises:
+            as the first refusal that no other replica can mend; QueueFull, Unavailable where all refused so.
+        """
+        x = (await decoded).numpy()
+        call = Call(through, self.backbone.fingerprint, 0.0, record.request_id)
+        while True:
+            call = replace(call, left_s=max(0.0, record.ends - time.perf_counter()))
+            try:
+                found = await self._ask(call, x)
+            except RayTaskError:
+                raise  # the replica's own code failed: that is no loss of a replica
+            except DeploymentUnavailableError as error:
+                raise Unavailable("no replica runs: their log says why") from error
+            except RayError as error:
+                log.warning("replica lost", request_id=record.request_id, error=str(error).partition("\n")[0])
+                await asyncio.sleep(AGAIN_S)
+                continue
+            if isinstance(found, Embedded):
+                record.stages |= found.stages
+                return found.done
+            if not found.elsewhere or found.replica in call.avoid:  # every other one was asked in between
+                raise _for_client(found.error)
+            call = replace(call, avoid=(*call.avoid, found.replica))
+
+    async def _ask(self, call: Call, x: Any) -> Embedded | Refused:
+        """One attempt; cancelling it drops the work there too."""
+        response = self._replicas.embed.remote(call, x)
+        try:
+            found: Embedded | Refused = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        return found
+
+    def hold_cascade(self, digest: str) -> AbstractAsyncContextManager[Cascade]:
+        return self._library.hold_cascade(digest)
+
+    async def state(self) -> State:
+        """Sums over the replicas that answer."""
+        found = await self._states()
+        total = State(device=", ".join(sorted({state.device for state in found})), replicas=len(found))
+        summed = ("slots", "resident_masks", "theta_bytes", "slot_bytes", "mask_bytes", "shelves")
+        return replace(total, **{name: sum(getattr(state, name) for state in found) for name in summed})
+
+    async def troubles(self) -> Sequence[str]:
+        return [] if await self._states() else ["no replica answers"]
+
+    def stop(self) -> None:
+        """Nothing: Ray ends the requests of an ingress that is over its time."""
+
+    def close(self) -> None:
+        self._library.close()
+
+    async def _states(self) -> list[State]:
+        try:
+            asked = self._replicas.broadcast("state")
+            found = await asyncio.wait_for(asked.results_async(return_exceptions=True), STATE_WITHIN_S)
+        except (DeploymentUnavailableError, TimeoutError):
+            return []
+        return [state for state in found if isinstance(state, State)]
+
+
+class CascadesAlone:
+    """The `Holder` of a library that is asked for no mask."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._backbone
+
+    def prepare(self, mask: TaskMask) -> list[str]:
+        raise InvalidArgument(f"mask {mask.digest} belongs on a replica: an ingress holds none")
+
+    def ready(self, digest: str) -> bool:  # noqa: ARG002
+        return False
+
+    def bytes_of(self, digest: str) -> int:  # noqa: ARG002
+        return 0
+
+    def release(self, digest: str) -> None:
+        pass
+
+
+def _for_client(error: Exception) -> Exception:
+    """A replica's other backbone is nothing that the client could mend: 503, not 422."""
+    return Unavailable(str(error)) if isinstance(error, WrongBackbone) else error

@@ -78,7 +78,7 @@ def build(settings: Settings, backbone: Backbone, router: str | None = HOLDERS) 
         # A request is an image at least: the replica's own bound refuses first, and by images.
         max_ongoing_requests=settings.queue_images + 1,
         ray_actor_options={"num_cpus": settings.replica_cpus, "num_gpus": settings.replica_gpus},
-        request_router_config={"request_router_class": router} if router else None,
+        request_router_config={"request_router_class": router} if router else {},
         **_how_many(settings),
         **shared,
     )

@@ -43,7 +43,14 @@ def run(place: Place) -> None:
                 return {"embeddings": model(self._copies.reader(data)[None]).tolist()}
 
     # Its own, whatever else of Ray runs here.
-    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=OBJECTS_BYTES, log_to_driver=False)
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=OBJECTS_BYTES,
+        log_to_driver=False,
+        _system_config={"agent_register_timeout_ms": 600_000},
+    )
     serve.start(http_options={"host": "127.0.0.1", "port": place.port})
     serve.run(Tasks.bind(place))  # type: ignore[attr-defined,unused-ignore]
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

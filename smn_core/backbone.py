@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,10 +20,12 @@ from torch import nn
 
 from smn_core.errors import InvalidArgument, InvalidMask, UnknownModel, WeightsUnavailable
 from smn_core.layout import Layout, layout_of
+from smn_core.precision import slow_on_cpu
 from smn_core.spec import BackboneSpec
 from smn_core.tensorfile import canonical_json
 from smn_core.weights import Unfilled, load_weights
 
+LOG = logging.getLogger("smn.backbone")
 PREPROCESS_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 HUB_TIMEOUT_S = 5
 MAX_ARGUMENT, MAX_ARGUMENTS = 8192, 64
@@ -65,6 +68,8 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
         InvalidWeights, WeightsUnavailable: as `load_weights`, or timm's pretrained weights cannot be fetched.
     """
     device, dtype = _device(spec.device), _dtype(spec.dtype)
+    if (slow := slow_on_cpu(dtype, device)) is not None:
+        LOG.warning("--dtype %s: %s", spec.dtype, slow)
     architecture = spec.name.split(".")[0]
     ignored: list[str] = []
     if spec.weights is not None:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from smn_core.apply import TorchApplier
+from smn_core.apply import applier_for
 from smn_core.backbone import Backbone
 from smn_core.mixed import Mixed, Part, Unsplittable
 from smn_core.patch import views
@@ -41,7 +41,7 @@ def rehearse(backbone: Backbone, slots: Slots, mixed: Mixed) -> bool:
     x = torch.randn(3, *backbone.preprocess["input_size"], generator=random).to(backbone.device, backbone.dtype)
     bits = resident_of(half_mask(backbone.layout), backbone.device, slots.plan)
     other = torch.zeros_like(slots.theta)
-    TorchApplier(slots.theta, backbone.layout).write(bits, other)
+    applier_for(slots.theta, backbone.layout, threads=1).write(bits, other)
     weights = views(other, backbone.layout)
     state = {name: tensor * 1.25 for name, tensor in slots.root_state.items()}
     mask = Prepared("", bits, state)

@@ -23,7 +23,8 @@ class Tasks(litserve.LitAPI):  # type: ignore[misc,unused-ignore]
         torch.set_num_threads(1)
         self._copies = Copies(self._place)
 
-    def decode_request(self, request: Any, **_: Any) -> tuple[str, torch.Tensor]:
+    # Without a type at `request`: LitServe would hand it to FastAPI as that of a parameter.
+    def decode_request(self, request, **_) -> tuple[str, torch.Tensor]:  # type: ignore[no-untyped-def]
         return request["task"], self._copies.reader(request["image"].file.read())
 
     def batch(self, inputs: list[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:

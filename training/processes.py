@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +18,9 @@ import torch
 
 from smn_core.errors import InvalidArgument, SMNError
 from training.jobs import Heard, Job, PushFailed, RunFailed, work
+
+OVERDUE_S = 5.0
+"""From when a run is asked to stop to when its next step is made to."""
 
 
 @dataclass
@@ -161,10 +165,17 @@ def _work(pipe: Connection, job: Job) -> None:
     """In the process: do the job, and tell how it goes."""
     os.setpgrp()  # ctrl-C on the terminal is for the parent, who asks every process to stop once
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=_stop_when_told, args=(pipe,), daemon=True).start()
+    overdue = threading.Event()
+    threading.Thread(target=_stop_when_told, args=(pipe, overdue), daemon=True).start()
     torch.set_num_threads(job.threads)
+
+    def tell(step: int) -> None:
+        if overdue.is_set():
+            raise KeyboardInterrupt
+        pipe.send(("step", step))
+
     try:
-        work(job, lambda step: pipe.send(("step", step)))
+        work(job, tell)
         pipe.send(("done", None))
     except (PushFailed, OSError) as error:  # a server or disk that comes back
         pipe.send(("died", str(error)))
@@ -176,8 +187,13 @@ def _work(pipe: Connection, job: Job) -> None:
         pipe.send(("died", traceback.format_exc()))
 
 
-def _stop_when_told(pipe: Connection) -> None:
-    """A message or the end of the parent, however it died, is ctrl-C here."""
+def _stop_when_told(pipe: Connection, overdue: threading.Event) -> None:
+    """A message or the end of the parent, however it died, is ctrl-C here.
+
+    One that falls into a destructor or callback of a library is lost there; the next step then stands in for it.
+    """
     with suppress(EOFError, OSError):
         pipe.recv()
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(OVERDUE_S)
+    overdue.set()

@@ -32,13 +32,13 @@ types: setup
 imports: setup
 	$(BIN)/lint-imports
 
-# A process a core, each with one thread; then what starts whole Ray clusters, with the machine to itself.
+# A process a core, each with one thread; then what starts Ray, one cluster after the other, with the machine to itself.
 JOBS ?= 2
 RAY_TESTS := tests/service/on_ray tests/training/test_on_ray.py
 
 pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile $(RAY_TESTS:%=--ignore=%)
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(RAY_TESTS)
+	for tests in $(RAY_TESTS); do OMP_NUM_THREADS=1 $(BIN)/pytest $$tests || exit 1; done
 
 bench: setup  ## every benchmark in its quick form, peers too
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[bench]'

@@ -122,6 +122,9 @@ ASKED = (
         "Against every peer: time to add a task",
         "peers", "peers", "time to add a task, SMN's ratio to it", most=1.0,
     ),
+    Asked(
+        "Against every peer: processor time an image", "peers", "peers", "processor time an image, SMN's ratio to it",
+    ),
     Asked("Peers: time to start", "peers", "peers", "start"),
     Asked(
         "Against LoRA adapters in process: images/s", "lora", "lora", "images/s, SMN's ratio to it", least=0.95,

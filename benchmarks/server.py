@@ -38,9 +38,13 @@ class Process:
     start_s: float
 
     def cpu_s(self) -> float:
-        """User and system time of the process, all threads; in steps of 10 ms."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """User and system time of the process and all that descend from it, all threads; in steps of 10 ms."""
+        ticks = 0
+        for pid in _tree(self.pid):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory_bytes(self) -> int:
         """Memory of the process and all that descend from it; pages that several share count once in all (PSS)."""

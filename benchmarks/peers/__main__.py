@@ -141,11 +141,13 @@ def main() -> None:
             for n_tasks in numbers:
                 for law in laws if n_tasks > 1 else laws[:1]:
                     bench.traffic(servers, tasks, n_tasks, law)
+    if lost := [name for name in args.only.split(",") if name not in servers and not absent(name)]:
+        sys.exit(f"did not start: {', '.join(lost)}")
 
 
 @contextlib.contextmanager
 def started(tasks: Tasks, wanted: Sequence[str], budget_bytes: int) -> Iterator[dict[str, Process]]:
-    """SMN and the peers that can be, one after another; a peer without its package is left out with a line."""
+    """SMN and the peers that can be, one after another; one that has no package, or fails, is left out with a line."""
     with contextlib.ExitStack() as stack:
         half = str(budget_bytes // 2)
         flags = ("--slot-bytes", half, "--cache-bytes", half, "--batch-size", str(CLIENTS))
@@ -153,14 +155,23 @@ def started(tasks: Tasks, wanted: Sequence[str], budget_bytes: int) -> Iterator[
         servers: dict[str, Process] = {SMN: smn}
         for name in wanted:
             peer = PEERS[name]
-            if importlib.util.find_spec(peer.needs) is None:
+            if absent(name):
                 note(f"peer {name}: left out, needs {peer.needs}: install smn[bench]")
                 continue
             port = free_port()
             words = [sys.executable, "-m", f"benchmarks.peers.{peer.module}", "--model", tasks.model]
             words += ["--folder", str(tasks.weights), "--port", str(port), "--budget-bytes", str(budget_bytes)]
-            servers[name] = stack.enter_context(process(words, port, peer.ready, tasks.folder / f"{peer.module}.log"))
+            log = tasks.folder / f"{peer.module}.log"
+            try:
+                servers[name] = stack.enter_context(process(words, port, peer.ready, log))
+            except RuntimeError as error:  # the others are measured all the same
+                note(f"peer {name}: {error}")
         yield servers
+
+
+def absent(name: str) -> bool:
+    """Whether a peer's package is not installed."""
+    return importlib.util.find_spec(PEERS[name].needs) is None
 
 
 def check(name: str, server: Process, tasks: Tasks, n_tasks: int) -> None:
@@ -256,20 +267,29 @@ class Bench:
             self.row(name, {}, f"{metric}, SMN's ratio to it", "x", ratios)
 
     def traffic(self, servers: dict[str, Process], tasks: Tasks, n_tasks: int, law: str) -> None:
-        """Images a second of every server under the same requests, in turn; the first turn warms up."""
+        """Images a second, and processor time, of every server under the same requests, in turn; the first turn warms up."""
         rates: dict[str, list[float]] = {name: [] for name in servers}
+        cpu_ms: dict[str, list[float]] = {name: [] for name in servers}
         for turn in range(self.turns + 1):
             order = tasks_of(law, self.requests, n_tasks, np.random.default_rng(turn))
             for name, server in servers.items():
+                before = server.cpu_s()
                 rate = asyncio.run(drive(server, tasks, order))
                 if turn:
                     rates[name].append(rate)
+                    cpu_ms[name].append(1e3 * (server.cpu_s() - before) / len(order))
         params = {"tasks": n_tasks, "law": law, "clients": CLIENTS, "copies fit": n_tasks <= self.copies}
         for name, values in rates.items():
             self.row(name, params, "images/s", "images/s", values)
             if name != SMN:
                 ratios = [a / b for a, b in zip(rates[SMN], values, strict=True)]
                 self.row(name, params, "images/s, SMN's ratio to it", "x", ratios)
+        # What neighbours on the machine disturb least: who waits for a core does not count.
+        for name, values in cpu_ms.items():
+            self.row(name, params, "processor time an image", "ms", values)
+            if name != SMN:
+                ratios = [a / b for a, b in zip(cpu_ms[SMN], values, strict=True)]
+                self.row(name, params, "processor time an image, SMN's ratio to it", "x", ratios)
 
 
 async def drive(server: Process, tasks: Tasks, order: Sequence[int]) -> float:

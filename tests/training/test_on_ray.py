@@ -99,7 +99,7 @@ def test_a_killed_worker_goes_on_and_every_finished_mask_is_pushed_by_its_task(
     """Beside a broken entry; the masks are those of `smn train`, and a second start has nothing to do."""
     push = f'push = {{server = "{server.url}", key = "env:MASKS_KEY"}}'
     masks = ['out = "a.smn"\nset = ["checkpoint_steps=2", "steps=40"]\npush.name = "a"']
-    masks += ['out = "b.smn"\nrecipe = "none"', 'out = "c.smn"\nseed = 1\npush.name = "c"']
+    masks += ['out = "b.smn"\nrecipe = "none"\npush.name = "b"', 'out = "c.smn"\nseed = 1\npush.name = "c"']
     path = manifest(world, tmp_path, *masks, defaults=push)
     killed: list[int] = []
 

@@ -267,7 +267,7 @@ class Bench:
             self.row(name, {}, f"{metric}, SMN's ratio to it", "x", ratios)
 
     def traffic(self, servers: dict[str, Process], tasks: Tasks, n_tasks: int, law: str) -> None:
-        """Images a second, and processor time, of every server under the same requests, in turn; the first turn warms up."""
+        """Images a second and processor time of every server under the same requests, in turn; the first warms up."""
         rates: dict[str, list[float]] = {name: [] for name in servers}
         cpu_ms: dict[str, list[float]] = {name: [] for name in servers}
         for turn in range(self.turns + 1):

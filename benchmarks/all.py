@@ -24,7 +24,10 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Bench:
-    """A question and how its module is run; `needs` are packages without which it is left out, `extra` brings them."""
+    """A question and how its module is run; `needs` are packages without which it is left out, `extra` brings them.
+
+    `on_gpu`: it is left out where there is none.
+    """
 
     name: str
     question: str
@@ -33,10 +36,15 @@ class Bench:
     quick: tuple[str, ...] = ("--quick",)
     needs: tuple[str, ...] = ()
     extra: str = ""
+    on_gpu: bool = False
 
-    def absent(self) -> list[str]:
-        """The packages it needs that are not installed."""
-        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+    def left_out(self) -> str:
+        """Why it cannot run here; empty where it can."""
+        if absent := [name for name in self.needs if importlib.util.find_spec(name) is None]:
+            return f"needs {', '.join(absent)}: install smn[{self.extra}]"
+        if self.on_gpu and not any(Path("/dev").glob("nvidia[0-9]*")):
+            return "needs a GPU"
+        return ""
 
 
 class Failed(Exception):
@@ -74,6 +82,8 @@ BENCHES = (
         needs=("peft",),
         extra="bench",
     ),
+    Bench("gpu", "What do masks cost on a GPU, against device copies and captured timm?", "gpu", on_gpu=True),
+    Bench("fleet", "What would 100,000 masks take, by the model of a fleet?", "scale_model"),
     Bench("scale", "What does Ray cost, and what placement by digest bring?", "scale", needs=("ray",), extra="ray"),
     Bench(
         "fit",

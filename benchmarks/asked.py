@@ -147,18 +147,18 @@ ASKED = (
           most=6.6, variants=("unconditional",)),
     Asked("Cascade of five experts, conditional, against plain timm", "cascade", "cascade", "ratio to plain",
           most=2.3, variants=("conditional",)),
-    Asked("GPU: swap against a device copy", "gpu", "gpu", "swap, ratio to device copy", most=1.25, needs="a GPU"),
+    Asked("GPU: swap against a device copy", "gpu", "gpu swap", "ratio to copy", most=1.25, needs="a GPU"),
     Asked(
         "GPU: hot mask through a captured graph against plain captured timm",
-        "gpu", "gpu", "hot, ratio to plain captured timm", most=1.03, needs="a GPU",
+        "gpu", "gpu hot", "ratio to plain captured timm", most=1.03, needs="a GPU",
     ),
     Asked(
         "GPU: 64 images with 64 masks in a batch against 64 with one",
-        "gpu", "gpu", "64 masks, images/s, ratio to one mask", least=0.5, needs="a GPU",
+        "gpu", "gpu mixed", "images/s, ratio to one mask", least=0.5, needs="a GPU",
     ),
     Asked(
         "GPU: 64 images with 64 masks in a batch against swapping one by one",
-        "gpu", "gpu", "64 masks, images/s, ratio to swapping", least=8, needs="a GPU",
+        "gpu", "gpu mixed", "images/s, ratio to one by one", least=8, needs="a GPU",
     ),
     Asked("Training step against one that moves all weights", "train_step", "train_step",
           "time ratio to all weights"),

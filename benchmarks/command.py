@@ -22,8 +22,8 @@ def measure(names: Sequence[str], *, quick: bool, as_json: bool, out: Path | Non
     benches, failed = find(names), list[str]()
     for number, bench in enumerate(benches, 1):
         place = f"{number}/{len(benches)} {bench.name}"
-        if absent := bench.absent():
-            note(f"{place}: left out, needs {', '.join(absent)}: install smn[{bench.extra}]")
+        if reason := bench.left_out():
+            note(f"{place}: left out, {reason}")
             continue
         note(f"{place}: {bench.question}")
         began = time.perf_counter()

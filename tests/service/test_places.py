@@ -92,13 +92,11 @@ def test_one_failing_forward_ends_all_jobs_of_the_request(engine, run):
         held = await hold(batcher, engine)
         lost = asyncio.create_task(batcher.embed_all([(str(i), rows(*range(4)), ()) for i in range(3)]))
         await until(lambda: batcher.waiting == 12)
-        engine.raising = RuntimeError("no memory")
+        engine.raising, engine.raising_times = RuntimeError("no memory"), 2  # the held batch, and the first of the lost
         engine.gate.set()
         await asyncio.gather(held, return_exceptions=True)
-        engine.raising = RuntimeError("no memory") if engine.raising is None else engine.raising
         with pytest.raises(EngineFailed):
             await lost
-        engine.raising = None
         assert (await batcher.embed("5", rows(1))).embeddings.tolist() == [[1, 5]]
 
     run(scenario, batch_size=4)

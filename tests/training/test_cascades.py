@@ -188,7 +188,7 @@ def test_experts_side_by_side_are_the_same_experts(made: Path, world: World, roo
 @pytest.mark.timeout(900)  # as above
 def test_ctrl_c_ends_experts_that_train_side_by_side_and_resume_goes_on(world: World, root: Path, smn_run, tmp_path):
     """The terminal sends it to the whole group, as it does here, while both are in the middle of their runs."""
-    out, steps = tmp_path / "digits", 80
+    out, steps = tmp_path / "digits", 300
     more = ["--set", f"steps={steps}", "--set", "checkpoint_steps=1", "--processes", 2]
     process = subprocess.Popen(
         python("-m", "smn", *words(world, root, out, *more)),

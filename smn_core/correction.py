@@ -34,11 +34,13 @@ class Rows:
 
 
 class Corrector:
-    """Corrects the products of linear layers. Owned by one thread."""
+    """Corrects the products of linear layers. Owned by one thread. Compiling takes a second: only where `wanted`."""
 
-    def __init__(self, theta: Float[Tensor, "n_elements"], layout: Layout, threads: int = 1) -> None:
+    def __init__(
+        self, theta: Float[Tensor, "n_elements"], layout: Layout, threads: int = 1, wanted: bool = True
+    ) -> None:
         self._theta, self._layout, self._threads = theta, layout, threads
-        usable = theta.device.type == "cpu" and theta.dtype == torch.float32 and layout.n_elements < 2**31
+        usable = wanted and theta.device.type == "cpu" and theta.dtype == torch.float32 and layout.n_elements < 2**31
         self._kernel: Callable[..., None] | None = compiled_correct() if usable else None
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="smn-correct") if threads > 1 else None
 

@@ -111,7 +111,7 @@ class Engine:
             self._slots = Slots(backbone, slots, threads, ways.kernels, fixed=ways.capture is not None)
             theta = self._slots.theta
             self._patch = Patch(theta, backbone.layout, self._slots.applier)
-            corrector = Corrector(theta, backbone.layout, threads)
+            corrector = Corrector(theta, backbone.layout, threads, mixing_pays(self._slots.sites, backbone.layout))
             # A captured forward reads its weights where they were: in slots.
             self._costs = None if ways != Ways() else costs_for(backbone.device, backbone.dtype)
             root = self._slots.root_views, self._slots.root_state

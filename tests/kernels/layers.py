@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from smn_core import bits
 from smn_core.apply import reference
 from smn_core.kernels.costs import CUDA, KernelCosts
 from smn_core.kernels.devicemask import Plan
@@ -27,22 +25,6 @@ def layout_of_shapes(shapes: list[tuple[int, ...]]) -> Layout:
 
 def plan_of(layout: Layout, costs: KernelCosts = CUDA) -> Plan:
     return Plan(layout, costs)
-
-
-def random_mask(layout: Layout, density: float, seed: int) -> TaskMask:
-    rng, packed = np.random.default_rng(seed), []
-    for tensor in layout:
-        on = rng.random(tensor.n_weights, np.float32) < density
-        on[rng.integers(tensor.n_weights)] = True
-        packed.append(bits.pack(on))
-    return TaskMask(layout, "{}", "", np.concatenate(packed), digest="sha256:x")
-
-
-def random_theta(layout: Layout, seed: int = 0) -> np.ndarray:
-    theta, rng = np.zeros(layout.n_elements, np.float32), np.random.default_rng(seed)
-    for tensor in layout:
-        theta[tensor.elements] = rng.standard_normal(tensor.n_weights, np.float32)
-    return theta
 
 
 def masked(layout: Layout, theta: Tensor, mask: TaskMask | None, index: int) -> Tensor:

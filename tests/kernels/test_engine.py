@@ -8,8 +8,8 @@ from torch import Tensor
 from smn_core.engine import Engine, Segment
 from smn_core.kernels import linear
 from smn_core.ways import Ways
-from tests.smn_core.builders import images
-from tests.smn_core.tape import Tape, by_hand, fitted, prepared, right, some_masks
+from tests.smn_core.builders import by_hand, images
+from tests.smn_core.tape import Tape, fitted, prepared, right, some_masks
 
 TINY_VIT = ("vit_tiny_patch16_224", 16, {"img_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2})
 TINY_CONVNEXT = ("test_convnext", 32, {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]})

@@ -17,7 +17,8 @@ from smn_core.kernels.linear import Layer, from_bits, shared_base
 from smn_core.kernels.table import Table
 from smn_core.mask import TaskMask
 from smn_core.resident import Resident, resident_of
-from tests.kernels.layers import CPU, LISTS, NO_LISTS, layout_of_shapes, masked, plan_of, random_mask, random_theta
+from tests.kernels.layers import CPU, LISTS, NO_LISTS, layout_of_shapes, masked, plan_of
+from tests.smn_core.builders import random_mask, random_theta
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

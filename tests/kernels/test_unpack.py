@@ -13,7 +13,8 @@ from smn_core.errors import InvalidArgument
 from smn_core.kernels.unpack import BLOCK, KernelApplier
 from smn_core.layout import Layout
 from smn_core.resident import resident_of
-from tests.kernels.layers import CPU, layout_of_shapes, plan_of, random_mask, random_theta
+from tests.kernels.layers import CPU, layout_of_shapes, plan_of
+from tests.smn_core.builders import random_mask, random_theta
 
 ODD = [(1,), (7,), (8, 1), (3, 3), (BLOCK - 1,), (BLOCK,), (BLOCK + 1,), (2, 4099), (2, 3, 3, 3), (5,)]
 

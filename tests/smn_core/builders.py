@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from smn_core import bits
 from smn_core.backbone import Backbone, wrap
+from smn_core.layout import Layout
 from smn_core.mask import TaskMask
 from smn_core.spec import BackboneSpec
 
@@ -87,3 +88,33 @@ def write_images(folder: Path, names: list[str], side_px: int = 40) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (side_px, side_px, 3), np.uint8)).save(path)
     return folder
+
+
+def by_hand(kind, masks: list[TaskMask | None], x: Tensor) -> list[Tensor]:
+    """What each mask makes of each image, through a plain model."""
+    plain, expected = plain_model(kind[0], kind[2]), []
+    original = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    for mask in masks:
+        plain.load_state_dict(original)
+        if mask is not None:
+            plain.load_state_dict(weights_by_hand(plain, mask))
+        with torch.inference_mode():
+            expected.append(plain(x))
+    return expected
+
+
+def random_mask(layout: Layout, density: float, seed: int) -> TaskMask:
+    rng, packed = np.random.default_rng(seed), []
+    for tensor in layout:
+        on = rng.random(tensor.n_weights, np.float32) < density
+        on[rng.integers(tensor.n_weights)] = True
+        packed.append(bits.pack(on))
+    return TaskMask(layout, "{}", "", np.concatenate(packed), digest="sha256:x")
+
+
+def random_theta(layout: Layout, seed: int = 0) -> np.ndarray:
+    theta = np.zeros(layout.n_elements, np.float32)
+    rng = np.random.default_rng(seed)
+    for tensor in layout:
+        theta[tensor.elements] = rng.standard_normal(tensor.n_weights, np.float32)
+    return theta

@@ -14,7 +14,7 @@ from smn_core.mask import TaskMask
 from smn_core.spec import BackboneSpec
 from smn_core.ways import Ways
 from tests.conftest import build_mask
-from tests.smn_core.builders import images, plain_model, weights_by_hand
+from tests.smn_core.builders import by_hand, images, plain_model
 
 
 class Tape:
@@ -50,19 +50,6 @@ class Tape:
 
 def some_masks(backbone, densities: tuple[float, ...]) -> list[TaskMask | None]:
     return [None, *(build_mask(backbone, d, i, with_state=i % 2 == 0) for i, d in enumerate(densities))]
-
-
-def by_hand(kind, masks: list[TaskMask | None], x: Tensor) -> list[Tensor]:
-    """What each mask makes of each image, through a plain model."""
-    plain, expected = plain_model(kind[0], kind[2]), []
-    original = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
-    for mask in masks:
-        plain.load_state_dict(original)
-        if mask is not None:
-            plain.load_state_dict(weights_by_hand(plain, mask))
-        with torch.inference_mode():
-            expected.append(plain(x))
-    return expected
 
 
 def right(engine: Engine, x: Tensor, masks, expected, batch: list[tuple[int, int]]) -> bool:

@@ -9,12 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smn_core import bits
 from smn_core.apply import NumpyApplier, TorchApplier, applier_for, reference
 from smn_core.layout import Layout, MaskableTensor, layout_of
 from smn_core.mask import TaskMask
 from smn_core.resident import inverse_alphas, resident_of
-from tests.smn_core import builders  # noqa: F401 - sets torch's threads
+from tests.smn_core.builders import random_mask, random_theta
 
 DENSITIES = [0.05, 0.5, 0.95, 0.995, 0.9999, 1.0]
 
@@ -30,23 +29,6 @@ def layout_of_shapes(shapes: list[tuple[int, ...]]) -> Layout:
 def layout_named(name: str) -> Layout:
     with torch.device("meta"):
         return layout_of(timm.create_model(name, num_classes=0))
-
-
-def random_mask(layout: Layout, density: float, seed: int) -> TaskMask:
-    rng, packed = np.random.default_rng(seed), []
-    for tensor in layout:
-        on = rng.random(tensor.n_weights, np.float32) < density
-        on[rng.integers(tensor.n_weights)] = True
-        packed.append(bits.pack(on))
-    return TaskMask(layout, "{}", "", np.concatenate(packed), digest="sha256:x")
-
-
-def random_theta(layout: Layout, seed: int = 0) -> np.ndarray:
-    theta = np.zeros(layout.n_elements, np.float32)
-    rng = np.random.default_rng(seed)
-    for tensor in layout:
-        theta[tensor.elements] = rng.standard_normal(tensor.n_weights, np.float32)
-    return theta
 
 
 def resident(mask: TaskMask):

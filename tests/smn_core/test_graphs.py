@@ -11,8 +11,8 @@ from torch import Tensor
 from smn_core import graphs
 from smn_core.engine import Engine, Segment
 from smn_core.ways import Ways
-from tests.smn_core.builders import TINY_RESNET, TINY_VIT, images
-from tests.smn_core.tape import Tape, by_hand, fitted, prepared, right, some_masks
+from tests.smn_core.builders import TINY_RESNET, TINY_VIT, by_hand, images
+from tests.smn_core.tape import Tape, fitted, prepared, right, some_masks
 
 
 @pytest.mark.parametrize("kind", [TINY_VIT, TINY_RESNET], ids=["vit", "resnet"])

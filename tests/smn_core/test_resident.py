@@ -8,8 +8,8 @@ import torch
 
 from smn_core.mask import TaskMask
 from smn_core.resident import SPARSE_DENSITY, resident_of
-from tests.smn_core.builders import KINDS, lively
-from tests.smn_core.test_apply import layout_named, random_mask
+from tests.smn_core.builders import KINDS, lively, random_mask
+from tests.smn_core.test_apply import layout_named
 
 
 def kept(mask: TaskMask):

@@ -16,7 +16,7 @@ from smn_core.backbone import Backbone
 from smn_core.costs import Costs
 from smn_core.engine import Engine, Segment
 from smn_core.mask import TaskMask
-from tests.smn_core.builders import KINDS, TINY_VIT, images, lively, plain_model, weights_by_hand
+from tests.smn_core.builders import KINDS, TINY_VIT, by_hand, images, lively, weights_by_hand
 
 FREE = Costs(*[0.0] * 8)
 # What has to look dear or cheap for a way to be taken wherever it can be.
@@ -53,20 +53,6 @@ def some_masks(backbone: Backbone, make_mask, densities) -> list[TaskMask]:
     return [*masks, with_whole_tensors(make_mask(backbone, 0.995, 99), 2)]
 
 
-def by_hand(kind, backbone: Backbone, masks: list[TaskMask | None], x: Tensor) -> list[Tensor]:
-    """What each mask makes of each image, through a plain model."""
-    plain = plain_model(kind[0], kind[2])
-    original = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
-    expected = []
-    for mask in masks:
-        plain.load_state_dict(original)
-        if mask is not None:
-            plain.load_state_dict(weights_by_hand(plain, mask))
-        with torch.inference_mode():
-            expected.append(plain(x))
-    return expected
-
-
 def relative_error(found: Tensor, expected: Tensor) -> float:
     distance = torch.linalg.vector_norm(found - expected, dim=-1) / torch.linalg.vector_norm(expected, dim=-1)
     return float(distance.max())
@@ -78,7 +64,7 @@ def test_every_way_gives_every_row_its_own_mask(kind, way, make_mask):
     masks: list[TaskMask | None] = [None, *some_masks(backbone, make_mask, DENSITIES)]
     engine, x = Engine(backbone, slots=8), images(kind, 6)
     engine._mixes = engine._splittable
-    expected = by_hand(kind, backbone, masks, x)
+    expected = by_hand(kind, masks, x)
     names = [mask and mask.digest for mask in masks]
     for mask in masks:
         if mask is not None:
@@ -102,7 +88,7 @@ def test_masks_one_after_the_other_leave_nothing_behind(name, monkeypatch, make_
     masks: list[TaskMask | None] = [None]
     masks += [make_mask(backbone, d, i, with_state=i % 2 == 0) for i, d in enumerate((0.999, 0.999, 0.995, 0.5))]
     engine, x = Engine(backbone, slots=1), images(kind, 2)
-    expected = by_hand(kind, backbone, masks, x)
+    expected = by_hand(kind, masks, x)
     for mask in masks[1:]:
         engine.prepare(mask)
     assert [engine._prepared[mask.digest].patched for mask in masks[1:]] == [True, True, True, False]
@@ -151,7 +137,7 @@ def test_any_masks_in_any_segments(make_mask, way, densities, runs, seed):
         for mask in masks[1:]:
             engine.prepare(mask)
         x = images(TINY_VIT, sum(n for _, n in runs), seed)
-        expected = by_hand(TINY_VIT, backbone, masks, x)
+        expected = by_hand(TINY_VIT, masks, x)
         for batch in (runs, runs[::-1]):
             segments, wanted, start = [], [], 0
             for m, n in batch:

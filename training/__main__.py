@@ -53,6 +53,13 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Change one setting of the recipe; may be repeated."),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.smn",
+            help="Go on, with a new schedule, from the end of the run that wrote this mask: other images, other crops.",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="torch's threads; 0: torch's default.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from FILE.run/, exactly.")] = False,
@@ -68,7 +75,7 @@ def train(
     request = request_of(
         spec, data, out, objective=objective, recipe=recipe, epochs=epochs, labels=labels, seed=seed, split=split,
         stages=stages, share=share, density=density, setting=setting, workers=workers, resume=resume,
-        overwrite=overwrite, command=["smn", *sys.argv[1:]],
+        overwrite=overwrite, start=start, command=["smn", *sys.argv[1:]],
     )  # fmt: skip
     if threads:
         torch.set_num_threads(threads)

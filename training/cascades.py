@@ -35,11 +35,10 @@ from training.data import open_split
 from training.features import EMBEDDINGS, Cache, Features, identity
 from training.fusion import FusionPlan, fit, inputs
 from training.jobs import FanOut, Job, total_of
-from training.learner import MASKS
 from training.plan import PLAN, require_same
 from training.plots import clusters_plot
 from training.processes import work_here
-from training.recipes import Config
+from training.recipes import MASKS, Config
 from training.request import Request
 from training.split import Split, purity, split
 

@@ -19,12 +19,9 @@ from smn_core.backbone import Backbone
 from smn_core.errors import InvalidWeights
 from training import masking
 from training.data import Batch
-from training.recipes import Config
+from training.recipes import MASKS, Config
 from training.supervised import Classifier
 from training.swav import Swav
-
-MASKS = ("swav", "supervised")
-"""Objectives that learn a mask; the others learn all weights."""
 
 
 class Learner(pl.LightningModule):

@@ -29,7 +29,7 @@ Parse = Callable[[list[str]], tuple[Request, int]]
 """Words of a command line of `smn train` -> the request, and torch's threads."""
 
 LISTS = ("set", "model-arg")
-PATHS = ("data", "out", "weights")
+PATHS = ("data", "out", "weights", "start")
 WHOLE = ("resume", "overwrite", "help")
 
 

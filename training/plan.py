@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from smn_core import tensorfile
 from smn_core.backbone import Backbone
 from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.imageset import ImageSet
@@ -18,7 +19,7 @@ from training import masking
 from training.checkpoints import CHECKPOINT, README
 from training.data import Subset, open_split, pick_labels
 from training.features import identity
-from training.learner import MASKS
+from training.recipes import MASKS
 from training.request import Request
 
 PLAN, PUSHED = "plan.json", "pushed.json"
@@ -44,6 +45,7 @@ def plan_of(request: Request, backbone: Backbone) -> tuple[Plan, int]:
         "split": request.split,
         "labels": request.labels,
         "seed": request.seed,
+        "start": tensorfile.digest_of(request.start.read_bytes()) if request.start is not None else None,
     }
     return json.loads(json.dumps(plan)), request.config.total_steps(len(images.names))
 

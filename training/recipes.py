@@ -16,6 +16,8 @@ from training.swav import Crops, SwavConfig
 
 Objective = Literal["swav", "supervised", "finetune", "swav-finetune"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+MASKS: tuple[Objective, ...] = ("swav", "supervised")
+"""Objectives that learn a mask; the others learn all weights."""
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: dict[Precision, torch.dtype] = {
     "32-true": torch.float32,

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from smn_core.errors import InvalidArgument
 from smn_core.mask import TaskMask
+from smn_core.maskfile import read_mask
 from smn_core.options import as_trained
 from smn_core.spec import BackboneSpec
 from training.checkpoints import folder_of
-from training.recipes import OBJECTIVES, Config, find_recipe, override
+from training.recipes import MASKS, OBJECTIVES, Config, find_recipe, override
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def request_of(
     workers: int,
     resume: bool,
     overwrite: bool,
+    start: Path | None = None,
     command: Sequence[str] = (),
 ) -> Request:
     """The run that the options of `smn train` ask for.
@@ -71,6 +73,8 @@ def request_of(
         if objective not in OBJECTIVES:
             raise InvalidArgument(f"unknown objective {objective!r}: choose {', '.join(OBJECTIVES)}")
         config = replace(config, objective=objective)
+    if start is not None:
+        _require_start(start, config, out)
     if epochs is not None:
         config = replace(config, epochs=epochs, steps=None)
     rule = replace(
@@ -80,10 +84,18 @@ def request_of(
         density=config.mask.density if density is None else density,
     )
     config = override(replace(config, mask=rule), list(setting or []))
+    made_by = read_mask(start) if start is not None else None
     return Request(
-        as_trained(spec, None), data, config, out, split=split, seed=seed, labels=labels, resume=resume,
-        overwrite=overwrite, workers=workers, command=command,
+        as_trained(spec, made_by), data, config, out, split=split, seed=seed, labels=labels, resume=resume,
+        overwrite=overwrite, workers=workers, command=command, start=start,
     )  # fmt: skip
+
+
+def _require_start(start: Path, config: Config, out: Path) -> None:
+    if config.objective not in MASKS:
+        raise InvalidArgument(f"--start: objective {config.objective} learns no mask: choose {', '.join(MASKS)}")
+    if folder_of(start).resolve() == folder_of(out).resolve():
+        raise InvalidArgument(f"--start {start} is what --out would replace: give --out another name")
 
 
 @dataclass(frozen=True)

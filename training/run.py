@@ -64,6 +64,7 @@ def train(request: Request, heard: Callable[[int], None] | None = None) -> Resul
     set_fused_attn(request.config.fused_attention)
     pl.seed_everything(request.seed, verbose=False)
     learner = _learner_of(request, backbone, images, world)
+    _require_crops(learner, backbone)
     if checkpoint is not None:
         first_step = _require_same_run(checkpoint, learner)
     else:
@@ -118,6 +119,26 @@ def _learner_of(request: Request, backbone: Backbone, images: ImageSet, world: i
     seen = tensorfile.digest_of("\n".join(images.names).encode())
     start = tensorfile.digest_of(request.start.read_bytes()) if request.start is not None else ""
     return Learner(backbone, request.config, total, len(images.classes), world, request.seed, seen, start)
+
+
+@torch.inference_mode()
+def _require_crops(learner: Learner, backbone: Backbone) -> None:
+    """The model takes crops of the sizes that the recipe makes.
+
+    Raises:
+        InvalidArgument: it does not; a ViT wants multiples of its patch.
+    """
+    if learner.swav is None:
+        return
+    crops = learner.config.swav.crops
+    learner.model.eval()
+    for side_px in (crops.big_px, *([crops.small_px] if crops.n_small else [])):
+        try:
+            learner.model(torch.zeros(1, 3, side_px, side_px, device=backbone.device))
+        except Exception as error:  # every architecture has its own way to say so
+            raise InvalidArgument(
+                f"{backbone.architecture} takes no crops of {side_px} px: {error}; change swav.crops"
+            ) from error
 
 
 def _require_same_run(path: Path, learner: Learner) -> int:

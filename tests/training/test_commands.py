@@ -69,6 +69,34 @@ def test_the_run_folder_holds_the_command_that_made_it(finished: Path):
     assert "smn train --data" in text
 
 
+def test_a_run_goes_on_from_another_runs_end_with_other_crops(world: World, smn_run, tmp_path):
+    """With nothing to learn it writes the mask that it goes on from."""
+    first, out = tmp_path / "first.smn", tmp_path / "on.smn"
+    still = ["--set", "lr=0", "--set", "head_lr=0", "--set", "swav.crops.big_px=48", "--set", "steps=2"]
+    for words in (command(world, first, "--set", "lr=0.1"), command(world, out, "--start", first, *still)):
+        ran = smn_run(*words)
+        assert ran.code == 0, ran.err
+    ours, theirs = read_mask(out), read_mask(first)
+    assert theirs.n_off > 0
+    assert (ours.packed == theirs.packed).all()
+    assert json.loads(ours.metadata["recipe"])["start"] == theirs.digest
+
+
+def test_a_start_that_cannot_be_gone_on_from_is_refused(finished: Path, world: World, refused, tmp_path):
+    alone = tmp_path / "alone.smn"
+    shutil.copyfile(finished, alone)
+    out = tmp_path / "on.smn"
+    assert "there is no checkpoint" in refused(*command(world, out, "--start", alone))
+    assert "No such file" in refused(*command(world, out, "--start", tmp_path / "none.smn"))
+    assert "learns no mask" in refused(*command(world, out, "--start", finished, "--objective", "swav-finetune"))
+    assert "give --out another name" in refused(*command(world, finished, "--start", finished, "--overwrite"))
+    wider = ["--set", "swav.prototypes=17"]
+    assert "does not fit this recipe" in refused(*command(world, out, "--start", finished, *wider))
+    other = command(world, out, "--start", finished, name="test_resnet")
+    assert "another backbone" in refused(*other)
+    assert not out.exists()
+
+
 def test_an_empty_folder_is_refused(world: World, tmp_path, refused):
     (tmp_path / "none").mkdir()
     assert "has no image" in refused(*command(world, tmp_path / "m.smn", "--data", tmp_path / "none"))
@@ -108,6 +136,7 @@ CANNOT = {
     "half weights": (["--dtype", "bfloat16"], "training keeps float32 weights"),
     "a set that is none": (["--data", "torchvision:nothing"], "unknown set torchvision:nothing"),
     "a split that is none": (["--split", "nothing"], "has the splits"),
+    "crops that the model does not take": (["--set", "swav.crops.big_px=24"], "test_vit takes no crops of 24 px"),
     "no epochs": (["--epochs", 0], "epochs"),
 }
 

@@ -9,28 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
 
 from smn_core.compiled import compiled_correct
 from smn_core.layout import Layout, MaskableTensor
-from smn_core.resident import Resident
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows `start` to `stop` of a layer's input through a mask; None is the root."""
-
-    start: int
-    stop: int
-    bits: Resident | None
+from smn_core.lists import Lists, Rows
 
 
 class Corrector:
@@ -52,54 +42,35 @@ class Corrector:
         self,
         out: Float[Tensor, "r o"],
         x: Float[Tensor, "r i"],
-        parts: Sequence[Rows],
+        lists: Lists,
         weight: int,
         bias: int | Tensor | None,
+        parts: slice = slice(None),
+        block: int = 1,
     ) -> None:
         """Turn `out = x @ W.T` into every part's own output, in place.
 
         Args:
-            out, x: contiguous rows, which the parts cover in order.
+            out, x: contiguous rows of the parts `parts` of the batch, `block` for every row of the batch.
             weight: index of W in the layout; the masks list its OFF weights.
             bias: index of the bias in the layout, likewise listed; or a bias that is not maskable; or None.
         """
         assert self._kernel is not None
-        at_weight = self._layout.tensors[weight]
         at_bias = self._layout.tensors[bias] if isinstance(bias, int) else None
-        table, scales, off = _table(parts, weight, bias if isinstance(bias, int) else None)
+        table, scales = lists.table(parts, weight, bias if isinstance(bias, int) else None, block)
         values = _bias_values(self._theta, at_bias, bias, out.shape[1])
-        fixed = (out.numpy(), x.numpy(), self._theta.numpy(), off, table, scales, values, at_weight.first_element)
+        first_weight = self._layout.tensors[weight].first_element
         first_bias = at_bias.first_element if at_bias is not None else 0
-        cuts = np.linspace(parts[0].start, parts[-1].stop, self._threads + 1).astype(int).tolist()
+        fixed = (out.numpy(), x.numpy(), self._theta.numpy(), lists.off, table, scales, values, first_weight)
+        if self._pool is None:
+            self._kernel(*fixed, first_bias, 0, len(out))
+            return
+        cuts = np.linspace(0, len(out), self._threads + 1).astype(int).tolist()
         runs = [partial(self._kernel, *fixed, first_bias, *share) for share in pairwise(cuts)]
-        others = [self._pool.submit(run) for run in runs[1:]] if self._pool else []
+        others = [self._pool.submit(run) for run in runs[1:]]
         runs[0]()
         for other in others:
             other.result()
-
-
-def _table(
-    parts: Sequence[Rows], weight: int, bias: int | None
-) -> tuple[Int64[ndarray, "p 6"], Float32[ndarray, "p 2"], ndarray]:
-    """Per part: rows, where its OFF weights and OFF biases lie in the third value; its two scales."""
-    table, scales = np.zeros((len(parts), 6), np.int64), np.ones((len(parts), 2), np.float32)
-    lists: list[ndarray] = []
-    length = 0
-    for number, part in enumerate(parts):
-        edges = [length] * 4
-        if part.bits is not None:
-            for column, tensor in enumerate((weight, bias)):
-                if tensor is None:
-                    continue
-                off = part.bits.off_of(tensor).numpy()
-                scales[number, column] = part.bits.scales[tensor]
-                edges[2 * column] = length
-                length += len(off)
-                edges[2 * column + 1] = length
-                lists.append(off)
-        table[number] = (part.start, part.stop, *edges)
-    off = np.concatenate(lists) if lists else np.zeros(0, np.int32)
-    return table, scales, off.astype(np.int32, copy=False)
 
 
 def _bias_values(

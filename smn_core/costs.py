@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from smn_core.layout import Layout
@@ -42,14 +42,14 @@ class Costs:
 
 
 CPU = Costs(
-    write=0.73,
-    flip=18.6,
+    write=0.57,
+    flip=20.5,
     rescale=0.16,
-    segment=0.0,
-    segment_weight=0.6,
-    correction=5000.0,
-    correction_row=0.75,
-    correction_out=0.25,
+    segment=41000.0,
+    segment_weight=0.48,
+    correction=6900.0,
+    correction_row=1.9,
+    correction_out=0.37,
 )
 
 # A patch is worn, and not a slot written, where it costs at most this part of the slot: a mask in a slot runs a plain
@@ -98,8 +98,10 @@ def mixing_pays(sites: list[Site], layout: Layout) -> bool:
     return 2 * linear >= layout.n_weights
 
 
-def base_pays(costs: Costs, n_rows: int, n_weights: int, n_out: int, n_off: int) -> bool:
-    """Whether a segment of `n_rows` is cheaper as a correction of the shared product than as a product of its own."""
+def base_pays(
+    costs: Costs, n_rows: Int64[ndarray, "p"], n_weights: int, n_out: int, n_off: Int64[ndarray, "p"]
+) -> Bool[ndarray, "p"]:
+    """Whether segments of `n_rows` are cheaper as corrections of the shared product than as products of their own."""
     own = costs.segment + costs.segment_weight * n_weights + 2 * costs.flip * n_off
     shared = costs.correction + n_rows * (costs.correction_row * n_off + costs.correction_out * n_out)
     return shared < own

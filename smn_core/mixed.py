@@ -14,16 +14,19 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from numpy import ndarray
 from torch import Tensor, nn
 
-from smn_core.correction import Corrector, Rows
+from smn_core.correction import Corrector
 from smn_core.costs import Costs, base_pays
 from smn_core.graphs import MAX_IMAGES
 from smn_core.kernels.choice import Kernels
 from smn_core.kernels.table import Table
 from smn_core.layout import Layout
+from smn_core.lists import Lists, Rows
 from smn_core.patch import Patch
 from smn_core.sites import Site, Weights, multiply
 from smn_core.slots import Prepared
@@ -71,6 +74,7 @@ class Mixed:
         self._layers: dict[int, Layer] = {}
         self._tables: dict[int, Table] = {}
         self._parts: Sequence[Part] = ()
+        self._lists = Lists((), len(layout.tensors))
         self._n_rows = 0
 
     @property
@@ -93,6 +97,9 @@ class Mixed:
         if self.kernels is not None:
             wholes = [(part.start, part.mask.bits.whole if part.mask is not None else None) for part in parts]
             self._table.fill([*wholes, (parts[-1].stop, None)], n_rows)
+        else:
+            rows = [Rows(part.start, part.stop, part.mask.bits if part.mask is not None else None) for part in parts]
+            self._lists = Lists(rows, len(self._layout.tensors))
 
     def forward(self, model: nn.Module, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """`run`, for the parts that were taken."""
@@ -113,12 +120,12 @@ class Mixed:
             raise Unsplittable(f"a {type(site.module).__name__} gets {x.shape[0]} rows for {self._n_rows} images")
         if self.kernels is not None and site.is_linear:
             return self._in_one_launch(self.kernels, site, x)
-        parts = self._parts_of(site)
         try:
+            if site.is_linear and self.kernels is None:
+                return self._linear(site, x)
+            parts = self._parts_of(site)
             if len(parts) == 1 and parts[0].mask is None:
                 return self._segment(site, x, parts[0])
-            if site.is_linear:
-                return self._linear(site, x, parts)
             return torch.cat([self._segment(site, x[p.start * block : p.stop * block], p) for p in parts])
         finally:
             site.show(*self.rest)
@@ -170,55 +177,43 @@ class Mixed:
                 return site.scaled(x, site.module.weight, site.module.bias, *scales)  # type: ignore[arg-type]
             return site.original(x)
 
-    def _linear(self, site: Site, x: Float[Tensor, "*r i"], parts: list[Part]) -> Float[Tensor, "*r o"]:
+    def _linear(self, site: Site, x: Float[Tensor, "*r i"]) -> Float[Tensor, "*r o"]:
         """Every part of a linear layer, written into one output."""
         assert site.weight is not None
         n_out, n_in = self._layout.tensors[site.weight].shape
         rows = x.reshape(-1, n_in).contiguous()
         block = rows.shape[0] // self._n_rows
         out = rows.new_empty(rows.shape[0], n_out)
-        for shared, run in groupby(parts, lambda part: self._shares(site, part, block)):
-            together = list(run)
-            if shared and (len(together) > 1 or together[0].mask is None):
-                self._base(site, rows, out, together, block)
+        neutral = self._lists.neutral(site.tensors)
+        shared = (neutral | self._shared(site, block)).tolist()
+        for together, run in groupby(range(len(self._parts)), shared.__getitem__):
+            numbers = list(run)
+            first, behind = numbers[0], numbers[-1] + 1
+            if together and (behind - first > 1 or neutral[first]):
+                where = slice(self._parts[first].start * block, self._parts[behind - 1].stop * block)
+                weight, bias = self._root(site)
+                if neutral[first:behind].all():
+                    multiply(out[where], rows[where], weight, bias)
+                    continue
+                torch.mm(rows[where], weight.t(), out=out[where])
+                own_bias = bias if site.bias is None else site.bias
+                which = slice(first, behind)
+                self._corrector.correct(out[where], rows[where], self._lists, site.weight, own_bias, which, block)
                 continue
-            for part in together:
+            for part in self._parts[first:behind]:
                 where = slice(part.start * block, part.stop * block)
                 self._product(site, rows[where], out[where], part)
         return out.view(*x.shape[:-1], n_out)
 
-    def _shares(self, site: Site, part: Part, block: int) -> bool:
-        """Whether a part is cheaper as a correction of the root's product."""
-        if part.mask is None:
-            return True
+    def _shared(self, site: Site, block: int) -> Bool[ndarray, "p"]:
+        """The parts that are cheaper as a correction of the root's product, where they can be."""
         assert site.weight is not None
-        bits = part.mask.bits
-        if part.weights is not None or site.weight in bits.packed:
-            return False
-        if site.bias is not None and site.bias in bits.packed:
-            return False
-        n_off = len(bits.off_of(site.weight))
         if self._costs is None or not self._corrector.available:
-            return False
+            return np.zeros(len(self._parts), bool)
+        listed = np.array([_is_listed(site, part) for part in self._parts])
         n_out, n_in = self._layout.tensors[site.weight].shape
-        return base_pays(self._costs, (part.stop - part.start) * block, n_out * n_in, n_out, n_off)
-
-    def _base(self, site: Site, x: Tensor, out: Tensor, parts: list[Part], block: int) -> None:
-        """Consecutive parts through one product with theta, corrected for every mask."""
-        assert site.weight is not None
-        everything = slice(parts[0].start * block, parts[-1].stop * block)
-        x, out = x[everything], out[everything]
-        weight, bias = self._root(site)
-        if len(parts) == 1:
-            multiply(out, x, weight, bias)
-            return
-        torch.mm(x, weight.t(), out=out)
-        first = parts[0].start
-        rows = [
-            Rows((p.start - first) * block, (p.stop - first) * block, None if p.mask is None else p.mask.bits)
-            for p in parts
-        ]
-        self._corrector.correct(out, x, rows, site.weight, bias if site.bias is None else site.bias)
+        n_rows = (self._lists.edges[:, 1] - self._lists.edges[:, 0]) * block
+        return listed & base_pays(self._costs, n_rows, n_out * n_in, n_out, self._lists.lengths(site.weight))
 
     def _product(self, site: Site, x: Tensor, out: Tensor, part: Part) -> None:
         """`out = x @ (W * on / alpha).T + b` of one mask."""
@@ -246,6 +241,14 @@ class Mixed:
         return tuple(  # type: ignore[return-value]
             float(mask.bits.scales[t]) if t is not None and mask.moved[t] else 1.0 for t in (site.weight, site.bias)
         )
+
+
+def _is_listed(site: Site, part: Part) -> bool:
+    """Whether a part is in the shared array and lists what is OFF of a linear layer."""
+    if part.mask is None or part.weights is not None:
+        return part.mask is None
+    packed = part.mask.bits.packed
+    return not packed or (site.weight not in packed and (site.bias is None or site.bias not in packed))
 
 
 def _is_neutral(site: Site, mask: Prepared) -> bool:

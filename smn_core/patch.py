@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray
@@ -49,9 +50,7 @@ class Patch:
         """Undo the last mask and write this one: `theta * on` where `moved`, `theta * on / alpha` elsewhere."""
         with self._writing() as flat:
             self._undo(flat)
-            rewritten = [
-                t for t, (m, s) in enumerate(zip(moved.tolist(), bits.scales.tolist(), strict=True)) if s != 1 and not m
-            ]
+            rewritten = np.flatnonzero((bits.scales != 1) & ~moved).tolist()
             values = take_out(flat, bits.off)
             for tensor in rewritten:
                 self._applier.write_tensor(bits, tensor, flat)

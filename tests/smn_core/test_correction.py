@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smn_core.correction import Corrector, Rows, correct_slowly
+from smn_core.correction import Corrector, correct_slowly
 from smn_core.layout import Layout, MaskableTensor
+from smn_core.lists import Lists, Rows
 from smn_core.resident import Resident
 
 
@@ -55,7 +56,8 @@ def test_it_equals_a_layer_of_its_own_for_every_mask(n_in, n_out, lengths, share
     parts = [Rows(a, b, mask) for a, b, mask in zip(edges, edges[1:], masks, strict=False)]
     x = torch.from_numpy(rng.standard_normal((edges[-1], n_in), np.float32))
     out = x @ weight.t()
-    Corrector(theta, layout, threads).correct(out, x, parts, 1, {"maskable": 2, "fixed": bias, "none": None}[kind])
+    own_bias = {"maskable": 2, "fixed": bias, "none": None}[kind]
+    Corrector(theta, layout, threads).correct(out, x, Lists(parts, 3), 1, own_bias)
     if kind == "maskable":
         expected = correct_slowly(x, parts, (1, weight, at_weight.first_element), (2, bias, at_bias.first_element))
     else:  # index 0 is of another tensor, which no OFF weight of this bias is in

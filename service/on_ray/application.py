@@ -10,6 +10,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -127,18 +128,27 @@ def run(settings: Settings, started: Callable[[], None]) -> None:
     """
     built = build(settings, describe(settings))
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    for number in (signal.SIGTERM, signal.SIGINT):  # only now: Ray sets a handler of its own, which aborts at SIGTERM
+        signal.signal(number, lambda *_: stopping.set())
     try:
         serve.start(http_options={"host": settings.host, "port": settings.port})
-        try:
-            serve.run(built, name=NAME)
-        except RuntimeError as error:  # all that Ray says of replicas that do not start
-            raise Unavailable(f"the replicas did not start: {str(error).strip().splitlines()[-1]}") from error
-        started()
+        pool = ThreadPoolExecutor(1)  # a start that never ends can be stopped: with Ray its thread ends too
+        starting = pool.submit(serve.run, built, name=NAME)
+        starting.add_done_callback(lambda done: stopping.set() if done.exception() else started())
         stopping.wait()
+        if not starting.done():
+            raise KeyboardInterrupt
+        _require_started(starting)
         serve.delete(NAME)  # returns once what was in flight is answered
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def _require_started(starting: Future[Any]) -> None:
+    """What Ray says of replicas that do not start is a RuntimeError."""
+    try:
+        starting.result()
+    except RuntimeError as error:
+        raise Unavailable(f"the replicas did not start: {str(error).strip().splitlines()[-1]}") from error

@@ -9,6 +9,7 @@ import time
 import httpx2
 import numpy as np
 import pytest
+from cascades import build, put_all
 from independent_client import NPY, IndependentClient, as_npy
 from served import eventually, inputs, photo, relative_error
 
@@ -79,6 +80,17 @@ def test_embeddings_are_those_of_a_single_process(served, plain, http, theta):
             assert found.status == 200, found.body
             assert np.allclose(found.npy, np.array(alone.json()["embeddings"]), rtol=1e-5, atol=1e-6)
             assert relative_error(found.npy, theta.embed(x, mask)) < 1e-4
+
+
+@pytest.mark.parametrize("mode", ["unconditional", "conditional"])
+def test_a_cascade_embeds_as_its_masks_and_its_formulas_say(http, theta, mode):
+    cascade, x = build(theta, seed=5), inputs(9, seed=3)
+    assert put_all(http, "fused", cascade).status_code in (200, 201)
+    answer = http.post("/embed", content=as_npy(x), params={"cascade": "fused", "mode": mode}, headers=HEADERS)
+    assert answer.status_code == 200, answer.text
+    wanted, chosen = cascade.embed(x, mode)
+    assert relative_error(np.array(answer.json()["embeddings"]), wanted) < 1e-4
+    assert answer.json()["cascade"]["experts"] == ((chosen + 1).tolist() if mode == "conditional" else None)
 
 
 REFUSED = {

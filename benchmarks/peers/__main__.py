@@ -125,8 +125,8 @@ def main() -> None:
     bench = Bench(
         args.model,
         args.budget_mib * 2**20,
-        args.requests or (24 if args.quick else 96),
-        2 if args.quick else 5,
+        args.requests or (24 if args.quick else 48),
+        2 if args.quick else 3,
         args.out,
     )
     laws = ("identical", "zipf:1.5") if args.quick else LAWS

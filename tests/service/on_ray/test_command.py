@@ -57,13 +57,10 @@ def test_it_starts_a_cluster_where_there_is_none_and_sigterm_ends_all_of_it(thet
     pytest.importorskip("ray", reason="the extra ray is not installed")
     from ray_cluster import ENVIRONMENT, descendants, is_ray
 
-    theta.save(tmp_path)
     port, x = free_port(), inputs(32, seed=3)
     url = f"http://127.0.0.1:{port}"
-    words = ["--backbone", theta.name, "--weights", tmp_path / "theta.safetensors", "--image-size", 32]
-    words += [w for name, value in theta.args.items() for w in ("--model-arg", f"{name}={value}")]
-    words += ["--registry", redis.url, "--port", port, "--threads", 1, "--device", "cpu"]
-    command = [sys.executable, "-m", "smn", "serve", "--on", "ray", *map(str, words)]
+    words = [*theta.save(tmp_path), "--registry", redis.url, "--port", str(port), "--threads", "1", "--device", "cpu"]
+    command = [sys.executable, "-m", "smn", "serve", "--on", "ray", *words]
     environment = os.environ | ENVIRONMENT | {"RAY_ADDRESS": "local"}  # not the cluster of other tests
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)

@@ -50,7 +50,8 @@ def correct(  # type: ignore[no-untyped-def]
         values = np.empty(n_off, np.float32)
         for k in range(n_off):
             values[k] = theta[off[first + order[k]]]
-        outputs, inputs = outputs[order], inputs[order]
+        # Of indices without a sign numba need not ask whether they count from the end.
+        to, at = outputs[order].astype(np.uint64), inputs[order].astype(np.uint64)
         own_bias = bias * scales[part, 1]
         for k in range(table[part, 4], table[part, 5]):
             own_bias[off[k] - first_bias] = 0.0
@@ -58,6 +59,6 @@ def correct(  # type: ignore[no-untyped-def]
         for row in range(start, stop):
             y, z = out[row], x[row]
             for k in range(n_off):
-                y[outputs[k]] -= z[inputs[k]] * values[k]
+                y[to[k]] -= z[at[k]] * values[k]
             for j in range(n_out):
                 y[j] = y[j] * scale + own_bias[j]

@@ -5,6 +5,7 @@ The modules that declare verbs import typer alone; what a verb needs is imported
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,11 @@ from typer.core import TyperGroup
 from service.__main__ import app as service_verbs
 from smn_core.__main__ import app as core_verbs
 from smn_core.errors import SMNError
+from smn_core.heap import keep_freed_memory
 from training.__main__ import app as training_verbs
+
+MALLOC_TUNED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
+"""Variables by which a user tunes glibc's malloc himself."""
 
 
 class Verbs(TyperGroup):
@@ -115,6 +120,8 @@ def bench(
 
 def main() -> None:
     """Run a verb. Exit code 0; 2 for anything the user can mend, with one line on stderr; 130 for ctrl-C."""
+    if not any(name in os.environ for name in MALLOC_TUNED):
+        keep_freed_memory()
     try:
         app()
     except SMNError as error:

@@ -30,6 +30,7 @@ from benchmarks.masks import random_mask
 from benchmarks.rows import row
 from smn_core.backbone import wrap
 from smn_core.engine import Engine, Segment
+from smn_core.heap import keep_freed_memory
 from smn_core.slots import Prepared
 from smn_core.spec import BackboneSpec
 
@@ -73,10 +74,11 @@ def main(
 ) -> None:
     """Print the rows of one question or all."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the command smn does
     if fitted:
         print(fit(5 if quick else 15, out))
         return
-    bench = Bench(3 if quick else 15, 16 if quick else 32, wall, out)
+    bench = Bench(3 if quick else 9, 16 if quick else 32, wall, out)
     for name in [model] if model else MODELS:
         for question, ask in {"hot": hot, "swap": swap, "traffic": traffic, "set": working_set}.items():
             for density in MODELS.get(name, (0.9995,)) if only in (None, question) else ():

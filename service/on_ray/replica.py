@@ -20,6 +20,7 @@ from service.settings import Settings
 from service.telemetry import Metrics, Record, State, configure_logs
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.errors import SMNError, Unavailable, WrongBackbone
+from smn_core.heap import keep_freed_memory
 
 
 class Replica:
@@ -31,6 +32,7 @@ class Replica:
 
     async def __init__(self, settings: Settings, fingerprint: str) -> None:  # type: ignore[misc]  # Ray awaits it
         configure_logs(settings.log_format)
+        keep_freed_memory()
         # The pixels are read where Ray's object store has them. torch cannot mark a tensor read-only; nothing writes.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         backbone = load_backbone(settings.spec())

@@ -139,7 +139,8 @@ def fuse_slowly(
     `parts` are the embeddings of root and every expert; `chosen`, in conditional mode, the picked experts from 0.
     """
     tensors = cascade.fusion.tensors.get(mode, {})
-    t = {name: fusions.dequantised(tensors, name).astype(np.float64) for name in fusions.SHAPES[cascade.fusion.kind]}
+    kind = cascade.fusion.kind
+    t = {name: fusions.dequantised(kind, tensors, name).astype(np.float64) for name in fusions.SHAPES[kind]}
     rows = []
     for i in range(len(parts[0])):
         kept = [j == 0 or chosen is None or j == 1 + chosen[i] for j in range(len(parts))]

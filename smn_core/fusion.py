@@ -8,7 +8,8 @@ With m = k + 1 parts of d features, `x [n, m*d] = concat(root, expert 1..k)`:
     low-rank   z = (concat over j of (x[j] - mean[j]) @ parts[j].T) @ components.T * scale
 
 Each mode has tensors of its own. `components` and `parts` are float32, float16, or int8 with `components_scale [q]`,
-`parts_scale [m,s]` that multiply them back; docs/formats.md has them in full.
+`parts_scale [m,s]` that multiply them back; `pca-int3` and `pca-int4` are `pca` with components of that many bits.
+docs/formats.md has them in full.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
-from smn_core import bits
+from smn_core import bits, codes
 from smn_core.errors import InvalidArgument, InvalidCascade
 
 UNCONDITIONAL, CONDITIONAL = "unconditional", "conditional"
 MODES = (UNCONDITIONAL, CONDITIONAL)
+PACKED = {"pca-int3": 3, "pca-int4": 4}
+"""Kinds whose components are packed codes (codes.py), and how many bits a code has."""
 # m parts, d features, f = m * d, q components; p and s are the fusion's own.
 SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "concat": {},
     "pca": {"mean": ("f",), "components": ("q", "f"), "scale": ("q",)},
     "random": {"mean": ("p",), "components": ("q", "p"), "scale": ("q",)},
     "low-rank": {"mean": ("f",), "parts": ("m", "s", "d"), "components": ("q", "m*s"), "scale": ("q",)},
+    **{kind: {"mean": ("f",), "components": ("q", "packed"), "scale": ("q",)} for kind in PACKED},
 }
 KINDS = tuple(SHAPES)
 QUANTISED = ("components", "parts")
@@ -129,7 +133,7 @@ class Fusion:
     def _ready(self) -> dict[str, dict[str, ndarray]]:
         """Every tensor as float32, quantised ones multiplied back."""
         return {
-            mode: {name: dequantised(tensors, name) for name in SHAPES[self.kind]}
+            mode: {name: dequantised(self.kind, tensors, name) for name in SHAPES[self.kind]}
             for mode, tensors in self.tensors.items()
         }
 
@@ -146,18 +150,24 @@ class Fusion:
     def _check_tensors(self, mode: str, tensors: Mapping[str, ndarray]) -> None:
         wanted = set(SHAPES[self.kind])
         for name in QUANTISED:
-            if name in tensors and tensors[name].dtype == np.int8:
+            if name in tensors and (tensors[name].dtype == np.int8 or self.kind in PACKED):
                 wanted.add(f"{name}_scale")
         if missing := sorted(wanted - set(tensors)):
             raise InvalidCascade(f"fusion.{mode}.{missing[0]} is missing")
         if extra := sorted(set(tensors) - wanted):
             raise InvalidCascade(f"fusion.{mode}.{extra[0]} is not a tensor of the fusion {self.kind}")
         for name, array in tensors.items():
-            allowed = PRECISIONS if name in QUANTISED else PRECISIONS[:1] if name.endswith("_scale") else PRECISIONS[:2]
+            allowed = self._types(name)
             if array.dtype.name not in allowed:
                 raise InvalidCascade(f"fusion.{mode}.{name} is {array.dtype}, expected {' or '.join(allowed)}")
             if not np.isfinite(array.astype(np.float32)).all():
                 raise InvalidCascade(f"fusion.{mode}.{name} has a value that is not finite")
+
+    def _types(self, name: str) -> tuple[str, ...]:
+        """The types that a tensor may have."""
+        if name in QUANTISED:
+            return ("uint8",) if self.kind in PACKED else PRECISIONS
+        return PRECISIONS[:1] if name.endswith("_scale") else PRECISIONS[:2]
 
     def _sizes(self, mode: str) -> dict[str, int]:
         """The sizes that the letters of `SHAPES` stand for; InvalidCascade where two tensors disagree."""
@@ -167,12 +177,17 @@ class Fusion:
             if len(shape) != len(letters) or 0 in shape:
                 raise InvalidCascade(f"fusion.{mode}.{name} is {list(shape)}, expected [{','.join(letters)}]")
             for letter, size in zip(letters, shape, strict=True):
-                expected = sizes["m"] * sizes["s"] if letter == "m*s" else sizes.setdefault(letter, size)
+                if letter == "packed":
+                    expected = codes.row_bytes(sizes["f"], PACKED[self.kind])
+                else:
+                    expected = sizes["m"] * sizes["s"] if letter == "m*s" else sizes.setdefault(letter, size)
                 if size != expected:
                     raise InvalidCascade(f"fusion.{mode}.{name} is {list(shape)}: {letter} is {expected} elsewhere")
             scale = tensors.get(f"{name}_scale")
             if scale is not None and scale.shape != shape[:-1]:
                 raise InvalidCascade(f"fusion.{mode}.{name}_scale is {list(scale.shape)}, expected {list(shape[:-1])}")
+        if self.kind in PACKED and not codes.padding_is_clear(tensors["components"], PACKED[self.kind], sizes["f"]):
+            raise InvalidCascade(f"fusion.{mode}.components has a bit set past its last code")
         if "d" in sizes and sizes["f"] != sizes["m"] * sizes["d"]:
             raise InvalidCascade(f"fusion.{mode}.mean is [{sizes['f']}], the parts take {sizes['m']} x {sizes['d']}")
         return sizes
@@ -189,10 +204,13 @@ def signs(seed: int, n_rows: int, n_columns: int) -> Float32[ndarray, "p f"]:
     return (np.where(np.stack(on), 1.0, -1.0) / np.sqrt(n_columns)).astype(np.float32)
 
 
-def dequantised(tensors: Mapping[str, ndarray], name: str) -> ndarray:
-    """One tensor as float32, multiplied by its `_scale` where it is int8."""
-    values = tensors[name].astype(np.float32)
-    scale = tensors.get(f"{name}_scale")
+def dequantised(kind: str, tensors: Mapping[str, ndarray], name: str) -> ndarray:
+    """One tensor of a fusion as float32, unpacked and multiplied by its `_scale` where it has one."""
+    values, scale = tensors[name], tensors.get(f"{name}_scale")
+    if kind in PACKED and name in QUANTISED:
+        n_bits = PACKED[kind]
+        values = codes.levels(codes.unpack(values, n_bits, len(tensors["mean"])), n_bits)
+    values = values.astype(np.float32)
     return values if scale is None else values * scale[..., None]
 
 

@@ -11,12 +11,27 @@ from numpy import ndarray
 from sklearn.decomposition import PCA
 
 from smn_core.cascade import picked, side_by_side
+from smn_core.codes import pack
 from smn_core.errors import InvalidArgument, InvalidData
-from smn_core.fusion import CONDITIONAL, KINDS, PRECISIONS, UNCONDITIONAL, Fusion, dequantised, quantise, signs
+from smn_core.fusion import (
+    CONDITIONAL,
+    PACKED,
+    PRECISIONS,
+    SHAPES,
+    UNCONDITIONAL,
+    Fusion,
+    dequantised,
+    quantise,
+    signs,
+)
+from training import feedback
 
 # A direction of less variance than this part of the largest one is rounding: whitening it would amplify noise.
 VARIANCE_FLOOR = 1e-7
 EXACT_FEATURES = 4096
+FEW_BITS = {kind.removeprefix("pca-"): kind for kind in PACKED}
+"""Precisions below int8, and the kinds that hold them."""
+FITTED = tuple(kind for kind in SHAPES if kind not in PACKED)
 
 
 @dataclass(frozen=True)
@@ -33,15 +48,23 @@ class FusionPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InvalidArgument(f"unknown fusion {self.kind!r}: choose {', '.join(KINDS)}")
-        if self.precision not in PRECISIONS:
-            raise InvalidArgument(f"unknown precision {self.precision!r}: choose {', '.join(PRECISIONS)}")
+        if self.kind not in FITTED:
+            raise InvalidArgument(f"unknown fusion {self.kind!r}: choose {', '.join(FITTED)}")
+        if self.precision not in (*PRECISIONS, *FEW_BITS):
+            known = ", ".join((*PRECISIONS, *FEW_BITS))
+            raise InvalidArgument(f"unknown precision {self.precision!r}: choose {known}")
+        if self.precision in FEW_BITS and self.kind != "pca":
+            raise InvalidArgument(f"the fusion {self.kind} has no precision {self.precision}: only pca has")
         for name, value in (("components", self.components), ("rank", self.rank)):
             if value is not None and value < 1:
                 raise InvalidArgument(f"{name} is {value}: at least 1")
         if self.rank is not None and self.kind not in ("random", "low-rank"):
             raise InvalidArgument(f"the fusion {self.kind} has no rank")
+
+    @property
+    def stored(self) -> str:
+        """The kind of fusion that is written."""
+        return FEW_BITS.get(self.precision, self.kind)
 
     @property
     def name(self) -> str:
@@ -91,7 +114,7 @@ def fit(plan: FusionPlan, x: Mapping[str, Float32[ndarray, "n f"]], n_parts: int
     if plan.kind == "concat":
         return Fusion("concat")
     seed = plan.seed if plan.kind == "random" else None
-    return Fusion(plan.kind, {mode: _fit(plan, rows, n_parts) for mode, rows in x.items()}, seed)
+    return Fusion(plan.stored, {mode: _fit(plan, rows, n_parts) for mode, rows in x.items()}, seed)
 
 
 def _fit(plan: FusionPlan, x: Float32[ndarray, "n f"], n_parts: int) -> dict[str, ndarray]:
@@ -114,8 +137,17 @@ def _fit(plan: FusionPlan, x: Float32[ndarray, "n f"], n_parts: int) -> dict[str
     else:
         _require(f"{n_components} components of {f} features", n_components <= f)
         mean, components = _principal(x, n_components, plan.seed)
-        stored = {"mean": mean.astype(np.float32), **quantise("components", components, plan.precision)}
+        if plan.precision in FEW_BITS:
+            stored = _few_bits(plan, mean, components, x)
+        else:
+            stored = {"mean": mean.astype(np.float32), **quantise("components", components, plan.precision)}
     return _whitened(plan, stored, x)
+
+
+def _few_bits(plan: FusionPlan, mean: ndarray, components: ndarray, x: Float32[ndarray, "n f"]) -> dict[str, ndarray]:
+    n_bits = PACKED[plan.stored]
+    found, scales = feedback.quantise(components, x.astype(np.float64) - mean, n_bits)
+    return {"mean": mean.astype(np.float16), "components": pack(found, n_bits), "components_scale": scales}
 
 
 def _require(what: str, holds: bool) -> None:
@@ -155,7 +187,7 @@ def _low_rank(plan: FusionPlan, x: Float32[ndarray, "n f"], n_parts: int, n_comp
         _, vectors = np.linalg.eigh(through.T @ through)
         rows.append(vectors[:, ::-1][:, :rank].T @ block)
     stored = {"mean": mean.astype(np.float32), **quantise("parts", np.stack(rows), plan.precision)}
-    parts = dequantised(stored, "parts").astype(np.float64)
+    parts = dequantised("low-rank", stored, "parts").astype(np.float64)
     y = np.concatenate([centred[:, j * d : (j + 1) * d] @ parts[j].T for j in range(n_parts)], axis=1)
     fitted = np.linalg.lstsq(y, target, rcond=1e-10)[0].T
     return {**stored, **quantise("components", fitted, plan.precision)}
@@ -164,6 +196,7 @@ def _low_rank(plan: FusionPlan, x: Float32[ndarray, "n f"], n_parts: int, n_comp
 def _whitened(plan: FusionPlan, stored: dict[str, ndarray], x: Float32[ndarray, "n f"]) -> dict[str, ndarray]:
     """With the scale that gives every component variance 1 on the training set, as the stored numbers project it."""
     ones = np.ones(len(stored["components"]), np.float32)
-    bare = Fusion(plan.kind, {UNCONDITIONAL: {**stored, "scale": ones}}, plan.seed if plan.kind == "random" else None)
+    seed = plan.seed if plan.kind == "random" else None
+    bare = Fusion(plan.stored, {UNCONDITIONAL: {**stored, "scale": ones}}, seed)
     deviation = bare.apply(UNCONDITIONAL, x).std(0, ddof=1, dtype=np.float64)
     return {**stored, "scale": (1 / np.maximum(deviation, 1e-12)).astype(np.float32)}

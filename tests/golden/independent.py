@@ -234,10 +234,17 @@ def fuse(
         parts = [parts[0], *(z * (chosen == i)[:, None] for i, z in enumerate(parts[1:]))]
     x = np.concatenate(parts, axis=1)
     t = {name: array.astype(np.float64) for name, array in cascade["modes"].get(mode, {}).items()}
+    kind = cascade["metadata"]["fusion"]
+    if kind.startswith("pca-int"):
+        n_bits, rows = int(kind[-1]), []
+        for row in cascade["modes"][mode]["components"]:
+            text = "".join(f"{byte:08b}"[::-1] for byte in row)
+            codes = [int(text[i * n_bits : (i + 1) * n_bits][::-1], 2) for i in range(len(t["mean"]))]
+            rows.append([code - (2**n_bits - 1) / 2 for code in codes])
+        t["components"] = np.array(rows)
     for name in ("components", "parts"):
         if f"{name}_scale" in t:
             t[name] = t[name] * t[f"{name}_scale"][..., None]
-    kind = cascade["metadata"]["fusion"]
     if kind == "concat":
         return x
     if kind == "random":

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from smn_core.cascade import Cascade
-from smn_core.fusion import Fusion, quantise
+from smn_core.codes import pack
+from smn_core.fusion import PACKED, Fusion, quantise
 from smn_core.router import Router
 
 D, K, Q, P, S, R = 12, 3, 5, 7, 2, 4
@@ -40,6 +41,10 @@ def build_tensors(kind: str, rng: np.random.Generator, precision: str = "float32
     scale = {"scale": (rng.random(Q) + 0.5).astype(np.float32)}
     if kind == "pca":
         return {"mean": normal(f), **quantise("components", normal(Q, f), precision), **scale}
+    if kind in PACKED:
+        found = rng.integers(0, 2 ** PACKED[kind], (Q, f), dtype=np.uint8)
+        components = {"components": pack(found, PACKED[kind]), "components_scale": np.abs(normal(Q))}
+        return {"mean": normal(f).astype(np.float16), **components, **scale}
     if kind == "random":
         return {"mean": normal(P), **quantise("components", normal(Q, P), precision), **scale}
     parts = quantise("parts", normal(m, S, d), precision)

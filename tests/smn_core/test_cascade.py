@@ -6,11 +6,13 @@ import independent
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from smn_core import cascade as cascades
-from smn_core import cascadefile
+from smn_core import cascadefile, codes
 from smn_core.cascade import fuse, fuse_slowly, picked, side_by_side
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidArgument, NotReady
@@ -94,6 +96,20 @@ def test_int8_is_within_half_a_step_of_what_it_stands_for():
     assert stored["components"].dtype == np.int8
     step = stored["components_scale"][:, None]
     assert (np.abs(stored["components"] * step - values) <= 0.5001 * step).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(n_bits=st.integers(2, 8), shape=st.tuples(st.integers(1, 5), st.integers(1, 40)), seed=st.integers(0, 2**31))
+def test_packed_codes_come_back_and_take_their_bits_alone(n_bits, shape, seed):
+    found = np.random.default_rng(seed).integers(0, 2**n_bits, shape, dtype=np.uint8)
+    packed = codes.pack(found, n_bits)
+    assert packed.shape == (shape[0], codes.row_bytes(shape[1], n_bits)) == (shape[0], -(-shape[1] * n_bits // 8))
+    assert (codes.unpack(packed, n_bits, shape[1]) == found).all()
+    assert codes.padding_is_clear(packed, n_bits, shape[1])
+
+
+def test_levels_are_evenly_spaced_around_zero():
+    assert codes.levels(np.arange(4, dtype=np.uint8)[None], 2).tolist() == [[-1.5, -0.5, 0.5, 1.5]]
 
 
 def test_a_precision_that_is_none_is_refused():

@@ -12,7 +12,7 @@ from numpy.testing import assert_array_equal
 from smn_core import cascadefile, maskfile, tensorfile
 from smn_core.backbone import wrap
 from smn_core.errors import InvalidCascade, InvalidMask, WrongBackbone
-from smn_core.fusion import KINDS, PRECISIONS
+from smn_core.fusion import KINDS, PRECISIONS, Fusion
 from smn_core.spec import BackboneSpec
 from tests.smn_core.cascades import D, K, build_cascade, build_fusion, build_router, digest
 
@@ -166,6 +166,38 @@ REFUSED = {
     "a diagonal of zero": (spoil("router.precisions_cholesky", 0), "positive diagonal"),
     "a lower triangle": (spoil("router.precisions_cholesky", 1, at=4), "upper triangular"),
 }
+
+
+def packed(edit):
+    return crafted(edit, "pca-int3")
+
+
+REFUSED_PACKED = {
+    "a narrow matrix": (put("tensors", COMPONENTS, np.zeros((5, 17), np.uint8)), "packed is 18 elsewhere"),
+    "signed codes": (put("tensors", COMPONENTS, np.zeros((5, 18), np.int8)), "components is int8, expected uint8"),
+    "codes without a scale": (drop("tensors", f"{COMPONENTS}_scale"), "components_scale is missing"),
+    "another number of bits": (put("metadata", "fusion", "pca-int4"), "packed is 24 elsewhere"),
+    "an unknown number of bits": (put("metadata", "fusion", "pca-int5"), "unknown fusion 'pca-int5'"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED_PACKED)
+def test_packed_codes_that_break_a_rule_are_refused_by_name(what):
+    edit, said = REFUSED_PACKED[what]
+    with pytest.raises(InvalidCascade, match=said):
+        cascadefile.from_bytes(packed(edit))
+
+
+def test_a_bit_behind_the_last_code_is_refused():
+    fusion = build_fusion("pca-int3", np.random.default_rng(0), d=D - 1)
+    tensors = {"unconditional": dict(fusion.tensors["unconditional"])}
+    width = len(tensors["unconditional"]["mean"])
+    assert 3 * width % 8, "no padding to set"
+    spoilt = tensors["unconditional"]["components"].copy()
+    spoilt[0, -1] |= 0x80
+    tensors["unconditional"]["components"] = spoilt
+    with pytest.raises(InvalidCascade, match="bit set past its last code"):
+        Fusion("pca-int3", tensors)
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -254,7 +254,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="KIND[:COMPONENTS[:PRECISION[:RANK]]]",
-            help="Another fusion of the cascades, as pca:64:int8 or low-rank::int8:32; may be repeated.",
+            help="Another fusion of the cascades, as pca:64:int8, pca::int3 or low-rank::int8:32; may be repeated.",
         ),
     ] = None,
     probe: Annotated[str, typer.Option(help="knn, linear or both; none: signs without labels only.")] = "knn,linear",

@@ -1,10 +1,9 @@
-"""What a cascade costs: one image through six masks against one plain timm forward, in turn; and fusions by bytes.
+"""What a cascade costs: one image through six masks against one plain timm forward, in turn.
 
     .venv/bin/python -m benchmarks.cascade [--quick] [--model NAME] [--out benchmarks/results/cascade.jsonl]
-    .venv/bin/python -m benchmarks.cascade --storage DIR --data DATA [--probe knn] [--out ...]
 
-The first is on random weights and masks of density .99 with every mask resident; its cost depends on sizes alone. The
-second compares every fusion of FUSIONS with the full float32 PCA on a cascade that `smn cascade` made.
+Random weights, and masks of density .99 that are all resident: the cost depends on sizes alone. What fusions keep, and
+at how many bytes, `smn evaluate --cascade DIR --fusion ...` tells.
 """
 
 from __future__ import annotations
@@ -22,22 +21,17 @@ import torch
 
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
-from smn_core import cascadefile
-from smn_core.backbone import Backbone, load_backbone, wrap
+from smn_core.backbone import Backbone, wrap
 from smn_core.cascade import Cascade, fuse, picked, side_by_side
 from smn_core.engine import Engine, Segment
 from smn_core.fusion import CONDITIONAL, MODES, UNCONDITIONAL, Fusion, quantise
 from smn_core.mask import TaskMask
-from smn_core.maskfile import read_mask
-from smn_core.options import as_trained
 from smn_core.router import Router, route
 from smn_core.spec import BackboneSpec
 
 MODELS = ("vit_tiny_patch16_224", "resnet50")
 EXPERTS, DENSITY = 5, 0.99
 LIMITS = {UNCONDITIONAL: 6.6, CONDITIONAL: 2.3}
-# By share of D and of the rank: near a tenth of the bytes of float32, and below.
-FUSIONS = ("pca::int8", "pca:{half}:int8", "pca:{third}:int8", "low-rank::int8:{sixth}", "random::int8:{double}")
 
 
 def main() -> None:
@@ -45,16 +39,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="7 turns instead of 31")
     parser.add_argument("--model", help="only this one")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
-    parser.add_argument("--storage", type=Path, help="a folder of smn cascade: compare fusions instead")
-    parser.add_argument("--data", help="labelled images for --storage")
-    parser.add_argument("--weights", type=Path, help="the backbone's, for --storage")
-    parser.add_argument("--probe", default="knn,linear", help="for --storage")
     parser.add_argument("--out", type=Path, help="append the rows to this file too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.storage is not None:
-        storage(args.storage, args.data, args.weights, args.probe.split(","), args.out)
-        return
     for name in [args.model] if args.model else MODELS:
         cost(name, turns=7 if args.quick else 31, threads=args.threads, out=args.out)
 
@@ -127,44 +114,6 @@ def _cascade(backbone: Backbone, masks: list[TaskMask]) -> Cascade:
     digests = [str(mask.digest) for mask in masks]
     fusion = Fusion("pca", dict.fromkeys(MODES, tensors))
     return Cascade(backbone.fingerprint, digests[0], tuple(digests[1:]), fusion, router=router)
-
-
-def storage(folder: Path, data: str, weights: Path | None, probes: list[str], out: Path | None) -> None:
-    """Bytes and scores of the fusions, and the whole cascade against a 16-bit copy of the backbone."""
-    from training.evaluate import Plan, evaluate
-    from training.fusion import parse_plan
-
-    found = cascadefile.open_folder(folder)
-    backbone = load_backbone(as_trained(BackboneSpec("", weights=weights), read_mask(found.files[0])))
-    d = backbone.n_features
-    sizes = {"half": d // 2, "third": d // 3, "sixth": max(1, d // 6), "double": 2 * d}
-    plans = [parse_plan(text.format(**sizes)) for text in FUSIONS]
-    plan = Plan(data, tuple(probes))
-    scores = evaluate(Engine(backbone, slots=1), [], plan, cascades=[(folder.name, found)], fusions=plans)
-    rows = {r["name"].partition(": ")[2]: r for r in scores["rows"] if "bytes" in r}
-    params = {"cascade": folder.name, "data": scores["data"], "model": backbone.architecture}
-    copy_bytes = 2 * sum(p.numel() for p in backbone.model.state_dict().values() if p.is_floating_point())
-    for label, found_row in rows.items():
-        mode = label.partition(" ")[0]
-        full = next((r for name, r in rows.items() if name.startswith(mode) and name.endswith(":float32")), None)
-        row("fusion", label, params, "fusion bytes", "B", [found_row["bytes"]["fusion"]], out=out)
-        row(
-            "fusion",
-            label,
-            params | {"copy_16_bit": copy_bytes},
-            "total bytes",
-            "B",
-            [found_row["bytes"]["total"]],
-            out=out,
-        )
-        for probe in probes:
-            row("fusion", label, params, probe, "top-1", [found_row[probe]], out=out)
-            if full is not None:
-                points = 100 * (found_row[probe] - full[probe])
-                row("fusion", label, params, f"{probe} against float32", "points", [points], out=out)
-        if full is not None:
-            share = found_row["bytes"]["fusion"] / full["bytes"]["fusion"]
-            row("fusion", label, params, "fusion bytes against float32", "x", [share], out=out)
 
 
 if __name__ == "__main__":

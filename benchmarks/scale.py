@@ -130,7 +130,7 @@ def overhead(found: Machine, quick: bool, out: Path | None) -> None:
 
 def throughput(found: Machine, quick: bool, out: Path | None) -> None:
     """1 and 2 replicas in turn."""
-    n = 60 if quick else 600
+    n = 60 if quick else 240
     laws = {"identical": [0] * n, f"uniform over {MASKS}": spread(n, MASKS)}
     for _ in range(1 if quick else 3):
         for replicas in (1, 2):
@@ -142,7 +142,7 @@ def throughput(found: Machine, quick: bool, out: Path | None) -> None:
 
 def affinity(found: Machine, quick: bool, out: Path | None) -> None:
     """By digest and at random in turn, two replicas."""
-    order = spread(60 if quick else 600, AFFINE_MASKS)
+    order = spread(60 if quick else 240, AFFINE_MASKS)
     for _ in range(1 if quick else 3):
         for placement, router in (("by digest", HOLDERS), ("at random", None)):
             found.served.deploy(found.settings.model_copy(update={"replicas": 2}), router=router)

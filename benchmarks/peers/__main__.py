@@ -272,7 +272,8 @@ class Bench:
         cpu_ms: dict[str, list[float]] = {name: [] for name in servers}
         for turn in range(self.turns + 1):
             order = tasks_of(law, self.requests, n_tasks, np.random.default_rng(turn))
-            for name, server in servers.items():
+            for name in _rotated(list(servers), turn):  # none always comes after the one that leaves most behind
+                server = servers[name]
                 before = server.cpu_s()
                 rate = asyncio.run(drive(server, tasks, order))
                 if turn:
@@ -290,6 +291,11 @@ class Bench:
             if name != SMN:
                 ratios = [a / b for a, b in zip(cpu_ms[SMN], values, strict=True)]
                 self.row(name, params, "processor time an image, SMN's ratio to it", "x", ratios)
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    first = turn % len(names)
+    return names[first:] + names[:first]
 
 
 async def drive(server: Process, tasks: Tasks, order: Sequence[int]) -> float:

@@ -6,32 +6,31 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
-from smn_core.bits import ENDIAN, packed_bytes
+from smn_core import bits
 
 
 def pack(codes: UInt8[ndarray, "q f"], n_bits: int) -> UInt8[ndarray, "q n_bytes"]:
     """Code i of a row is bits `i * n_bits` and on of it, least significant first; bits past the last code are 0."""
     planes = codes[..., None] >> np.arange(n_bits, dtype=np.uint8) & 1
-    return np.packbits(planes.reshape(len(codes), -1), axis=1, bitorder=ENDIAN)
+    return np.stack([bits.pack(row.ravel().view(np.bool_)) for row in planes])
 
 
 def unpack(packed: UInt8[ndarray, "q n_bytes"], n_bits: int, n_codes: int) -> UInt8[ndarray, "q f"]:
     """The first `n_codes` codes of every row."""
-    planes = np.unpackbits(packed, axis=1, count=n_codes * n_bits, bitorder=ENDIAN)
+    planes = np.stack([bits.unpack(row, n_codes * n_bits) for row in packed])
     weights = (1 << np.arange(n_bits)).astype(np.uint8)
-    codes: UInt8[ndarray, "q f"] = planes.reshape(len(packed), n_codes, n_bits) @ weights
+    codes: UInt8[ndarray, "q f"] = planes.view(np.uint8).reshape(len(packed), n_codes, n_bits) @ weights
     return codes
 
 
 def row_bytes(n_codes: int, n_bits: int) -> int:
     """Bytes that a row takes."""
-    return packed_bytes(n_codes * n_bits)
+    return bits.packed_bytes(n_codes * n_bits)
 
 
 def padding_is_clear(packed: UInt8[ndarray, "q n_bytes"], n_bits: int, n_codes: int) -> bool:
     """Whether every bit past the last code is 0."""
-    used = n_codes * n_bits % 8
-    return used == 0 or not (packed[:, -1] >> used).any()
+    return all(bits.padding_is_clear(row, n_codes * n_bits) for row in packed)
 
 
 def levels(codes: UInt8[ndarray, "q f"], n_bits: int) -> Float32[ndarray, "q f"]:

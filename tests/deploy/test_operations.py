@@ -60,6 +60,8 @@ def test_a_backup_brings_back_every_version_of_every_mask(tmp_path, path_with_re
         registry.check()
         for data in (b"one", b"two"):
             registry.publish("masks", "kept", data)
+        if redis.append_only_file().parent == redis.folder:
+            pytest.skip("the guide backs up the files of Redis 7, which the Compose file runs; this one is older")
         registry.set_current("masks", "kept", 1)
         before = contents(redis)
         for line in block("Back up, with Redis running"):

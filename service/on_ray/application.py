@@ -137,9 +137,8 @@ def run(settings: Settings, started: Callable[[], None]) -> None:
         starting = pool.submit(serve.run, built, name=NAME)
         starting.add_done_callback(lambda done: stopping.set() if done.exception() else started())
         stopping.wait()
-        if not starting.done():
-            raise KeyboardInterrupt
-        _require_started(starting)
+        if starting.done():
+            _require_started(starting)
         serve.delete(NAME)  # returns once what was in flight is answered
     finally:
         serve.shutdown()

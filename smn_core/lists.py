@@ -41,7 +41,7 @@ class Lists:
             if part.bits is not None:
                 np.add(part.bits.bounds, length, out=self.first[number], casting="unsafe")
                 self.scales[number] = part.bits.scales
-                lists.append(part.bits.off.numpy())
+                lists.append(part.bits.off.cpu().numpy())
                 length += len(lists[-1])
         off = np.concatenate(lists) if lists else np.zeros(0, np.int32)
         self.off: Int32[ndarray, "n_off"] = off.astype(np.int32, copy=False)

@@ -121,7 +121,7 @@ class Mixed:
         if self.kernels is not None and site.is_linear:
             return self._in_one_launch(self.kernels, site, x)
         try:
-            if site.is_linear and self.kernels is None:
+            if site.is_linear:
                 return self._linear(site, x)
             parts = self._parts_of(site)
             if len(parts) == 1 and parts[0].mask is None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from smn_core import tensorfile
 from smn_core.backbone import Backbone
 from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.imageset import ImageSet
@@ -45,7 +44,7 @@ def plan_of(request: Request, backbone: Backbone) -> tuple[Plan, int]:
         "split": request.split,
         "labels": request.labels,
         "seed": request.seed,
-        "start": tensorfile.digest_of(request.start.read_bytes()) if request.start is not None else None,
+        "start": request.start_digest or None,
     }
     return json.loads(json.dumps(plan)), request.config.total_steps(len(images.names))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from smn_core import tensorfile
 from smn_core.errors import InvalidArgument
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
@@ -40,6 +41,11 @@ class Request:
     @property
     def folder(self) -> Path:
         return folder_of(self.out)
+
+    @property
+    def start_digest(self) -> str:
+        """Of the mask that the run goes on from; "" for none."""
+        return tensorfile.digest_of(self.start.read_bytes()) if self.start is not None else ""
 
 
 def request_of(

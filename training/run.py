@@ -117,8 +117,8 @@ def _learner_of(request: Request, backbone: Backbone, images: ImageSet, world: i
         raise InvalidArgument(f"a batch of {request.config.batch_size} cannot be shared by {world} processes")
     total = request.config.total_steps(len(images.names))
     seen = tensorfile.digest_of("\n".join(images.names).encode())
-    start = tensorfile.digest_of(request.start.read_bytes()) if request.start is not None else ""
-    return Learner(backbone, request.config, total, len(images.classes), world, request.seed, seen, start)
+    n_classes, start = len(images.classes), request.start_digest
+    return Learner(backbone, request.config, total, n_classes, world, request.seed, seen, start)
 
 
 @torch.inference_mode()

@@ -146,7 +146,7 @@ def gather(args: argparse.Namespace) -> tuple[Figures, Room, list[Input]]:
 def measured(bench: str, model: str, **wanted: str) -> float:
     """The median of the last row of a benchmark's results that is of this model and has these values."""
     rows = map(json.loads, (RESULTS / f"{bench}.jsonl").read_text(encoding="utf-8").splitlines())
-    found = [r for r in rows if r["params"]["model"] == model and all(r[key] == wanted[key] for key in wanted)]
+    found = [r for r in rows if r["params"].get("model") == model and all(r[key] == wanted[key] for key in wanted)]
     if not found:
         raise SystemExit(f"no row with {wanted} in {RESULTS / bench}.jsonl: run python -m benchmarks.{bench} --out it")
     return float(found[-1]["p50"])

@@ -10,7 +10,7 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,8 +21,10 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from jaxtyping import Float32
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from torch import Tensor
 
 from service.errors import Rejected
@@ -32,6 +34,9 @@ from smn_core.images import ImageReader
 
 DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]+)*,", re.ASCII)
 MAX_FIELDS = 16
+IMAGE_FIELDS = ("image", "images")
+EPILOGUE_BYTES = 1024
+"""What may follow the closing boundary of a multipart body."""
 MAX_HEADER_BYTES = 4096
 """Of an .npy array."""
 MAX_SMALL_BYTES = 64 * 1024
@@ -195,21 +200,29 @@ def to_inputs(images: Images, reader: ImageReader) -> Float32[Tensor, "n 3 h w"]
 
 async def _from_multipart(request: Request, limit_bytes: int, max_images: int) -> list[bytes]:
     require_length(request, limit_bytes)
-    seen = 0
+    # Without it Starlette drops the part that was cut, and the request is answered without it.
+    closing = b"--%b--" % parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
+    seen, end = 0, b""
     receive = request._receive
 
     async def counted() -> Any:
-        nonlocal seen
+        nonlocal seen, end
         message = await receive()
-        seen += len(message.get("body", b""))
+        part = message.get("body", b"")
+        seen += len(part)
         if seen > limit_bytes:
             raise TooLarge(limit_bytes)
+        kept = len(closing) + EPILOGUE_BYTES
+        end = part[-kept:] if len(part) >= kept else (end + part)[-kept:]
+        if message["type"] == "http.request" and not message.get("more_body") and closing not in end:
+            raise MultiPartException("it ends before its closing boundary, so it was cut short")
         return message
 
     request._receive = counted
     try:
         async with request.form(max_files=max_images + 1, max_fields=MAX_FIELDS, max_part_size=limit_bytes) as form:
-            parts = form.getlist("image") + form.getlist("images")
+            _require_fields(form, IMAGE_FIELDS)
+            parts = [part for field in IMAGE_FIELDS for part in form.getlist(field)]
             return [await p.read() if isinstance(p, UploadFile) else p.encode("latin-1", "replace") for p in parts]
     except HTTPException as error:  # what Starlette makes of its MultiPartException inside an application
         if "Too many files" in error.detail:
@@ -221,10 +234,20 @@ async def _from_multipart(request: Request, limit_bytes: int, max_images: int) -
         request._receive = receive
 
 
+def _require_fields(given: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse what no one reads: a mask that is named in the body would be no mask at all."""
+    for field in given:
+        if field not in known:
+            takes = f"a body takes {' and '.join(known)}, everything else goes into the query, as ?mask=NAME"
+            raise Rejected(400, "unknown_field", f"{field[:64]!r} is no field here: {takes}", field[:64])
+
+
 def _from_json(body: bytes, max_images: int) -> list[bytes]:
-    images = parse_json(body).get("images")
+    given = parse_json(body)
+    images = given.get("images")
     if not isinstance(images, list):
         raise Rejected(400, "no_images", 'send {"images": [base64 or data URI, ...]}', "images")
+    _require_fields(given, ("images",))
     require_count(len(images), max_images)
     return [decode_text(text, f"images[{i}]") for i, text in enumerate(images)]
 
@@ -253,7 +276,7 @@ def _from_npy(data: bytearray, reader: ImageReader) -> Float32[Tensor, "n 3 h w"
         raise Rejected(
             422,
             "invalid_tensor",
-            f"the array is {dtype} {list(shape)}, expected float32 [N, {', '.join(map(str, expected))}]",
+            f"the array is {dtype} {list(shape)}{' in Fortran order' if fortran else ''}, expected float32 [N, {', '.join(map(str, expected))}] in C order",
         )
     if len(data) - offset != 4 * int(np.prod(shape, dtype=np.int64)):
         raise Rejected(422, "invalid_tensor", "the array's bytes do not fit its shape")

@@ -78,6 +78,9 @@ class Lingering:
                             await receiving()
                 except TimeoutError:
                     pass
+                except asyncio.CancelledError:  # the server ends: what was answered is answered
+                    if (task := asyncio.current_task()) is not None:
+                        task.uncancel()
                 message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)
 

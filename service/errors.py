@@ -55,6 +55,7 @@ TYPES = {
     503: "unavailable_error",
     504: "timeout_error",
 }
+BRANCHES = ("str", "list[str]")
 CODES = {404: "no_such_route", 405: "method_not_allowed"}
 
 
@@ -80,6 +81,12 @@ def response_of(status: int, code: str, message: str, param: str | None = None) 
     return JSONResponse(error_body(status, code, message, param), status, headers)
 
 
+def _methods_of(request: Request) -> list[str]:
+    """What a path takes, all its routes together; Starlette names the methods of the first one."""
+    path = getattr(request.scope.get("route"), "path", "")
+    return sorted(method.upper() for method in request.app.openapi()["paths"].get(path, ()))
+
+
 def install(app: FastAPI) -> None:
     """Every error of the application has the one body."""
 
@@ -98,14 +105,17 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:]) or None
+        # pydantic adds the branch of a union that it tried: `input.list[str].0`
+        place = ".".join(str(part) for part in first["loc"][1:] if part not in BRANCHES) or None
         return response_of(400, "invalid_request", f"{place or 'request'}: {first['msg']}", place)
 
     @app.exception_handler(HTTPException)
-    async def _(_: Request, error: HTTPException) -> JSONResponse:
+    async def _(request: Request, error: HTTPException) -> JSONResponse:
         code = CODES.get(error.status_code, "invalid_request")
         answer = response_of(error.status_code, code, str(error.detail))
         answer.headers.update(error.headers or {})
+        if error.status_code == 405 and (methods := _methods_of(request)):
+            answer.headers["Allow"] = ", ".join(methods)
         return answer
 
     @app.exception_handler(Exception)

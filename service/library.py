@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.registry.base import CASCADE, Registry
+from service.registry.base import CASCADE, Registry, blob_of_version
 from smn_core import cascadefile
 from smn_core.backbone import Backbone
 from smn_core.cascade import Cascade
@@ -172,11 +172,13 @@ class Library:
         self._heard(loop.time() - began)
 
     def _prepare(self, digest: str, shelf: Shelf) -> None:
-        shelf.warnings = self._engine.prepare(from_bytes(self._registry.blob(digest), self._engine.backbone.layout))
+        shelf.warnings = self._engine.prepare(
+            from_bytes(blob_of_version(self._registry, digest), self._engine.backbone.layout)
+        )
         shelf.bytes = self._engine.bytes_of(digest)
 
     def _read_cascade(self, digest: str, shelf: Shelf) -> None:
-        cascade = cascadefile.from_bytes(self._registry.blob(digest))
+        cascade = cascadefile.from_bytes(blob_of_version(self._registry, digest))
         cascadefile.check_fits(cascade, self._engine.backbone)
         shelf.bytes, shelf.cascade = cascade.nbytes, cascade
 

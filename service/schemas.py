@@ -138,8 +138,8 @@ class OpenAIRequest(BaseModel):
 
     model: str
     input: str | list[str]
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: int | None = Field(None, ge=1, strict=True)
     user: str | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from fastapi import Request
 from service.errors import Rejected
 from service.settings import Settings
 from smn_core.errors import InvalidArgument
+
+PREFIX = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,14 @@ async def known_query(request: Request) -> None:
 
 
 def _key(text: str, *, admin: bool) -> Key:
-    secret, _, prefix = text.partition("=")
+    secret, bound, prefix = text.partition("=")
     if not secret:
         raise InvalidArgument("a key is empty: write key or key=prefix")
+    if bound and not PREFIX.fullmatch(prefix):
+        raise InvalidArgument(
+            f"a key is bound to names that start with {prefix[:8]!r}, and none can: a key has no = of its own (base64 has; "
+            "`openssl rand -hex 32` makes one without)"
+        )
     return Key(secret.encode(), admin, prefix)
 
 

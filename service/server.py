@@ -14,6 +14,9 @@ from fastapi import FastAPI
 from service.connection import BoundedProtocol
 from service.work import Server
 
+STOPPED_S = 0.05
+"""For those whom the engine has just failed to say so themselves."""
+
 
 class DrainingServer(uvicorn.Server):
     """Answers what is in flight before it closes; a second signal ends it at once."""
@@ -46,6 +49,8 @@ class DrainingServer(uvicorn.Server):
             await asyncio.sleep(0.01)
         if self._server.in_flight:  # the limit is reached: what waits for the engine gets its 503 while it can be sent
             await asyncio.to_thread(self._server.embedder.stop)
+            await asyncio.sleep(STOPPED_S)
+            self._server.give_up()
         # What is left of the limit is for answers on their way; a second at least, or none would get through.
         self.config.timeout_graceful_shutdown = max(1, round(end - loop.time()))
         self.should_exit = True

@@ -79,6 +79,11 @@ class Settings(BaseSettings):
             return json.loads(value) if value.startswith("[") else [part for part in value.split(",") if part]
         return value
 
+    @property
+    def most_images(self) -> int:
+        """Of one request: no more than are admitted at once, or it would be told to come again for ever."""
+        return min(self.max_images, self.queue_images)
+
     def spec(self) -> BackboneSpec:
         """The backbone these settings name.
 

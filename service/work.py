@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 from fastapi import Request
 from jaxtyping import Float32, Int64
 from numpy import ndarray
@@ -33,6 +34,7 @@ from smn_core.offline import require_dimensions
 
 T = TypeVar("T")
 CLERKS = 4
+DRAINING = "the server is draining: send the request again, another one will take it"
 LETTING_GO_S = 1.0
 MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -90,6 +92,8 @@ class Server:
         self.draining = False
         self.ready = False
         self.in_flight = 0
+        self._working: set[asyncio.Task[Any]] = set()
+        self._given_up = False
 
     @property
     def backbone(self) -> Backbone:
@@ -114,14 +118,29 @@ class Server:
             Unavailable: 503.
         """
         if self.draining:
-            raise Unavailable("the server is draining: send the request again, another one will take it")
+            raise Unavailable(DRAINING)
         if not self.ready:
             raise Unavailable("the server is starting")
+        task = asyncio.current_task()
+        assert task is not None
+        self._working.add(task)
         self.in_flight += 1
         try:
             yield
+        except asyncio.CancelledError as error:
+            if not self._given_up:
+                raise
+            task.uncancel()
+            raise Unavailable(DRAINING) from error
         finally:
             self.in_flight -= 1
+            self._working.discard(task)
+
+    def give_up(self) -> None:
+        """At the end of a drain: who is in work still, with a body that does not come for instance, hears 503 now."""
+        self._given_up = True
+        for task in self._working:
+            task.cancel()
 
     async def embed(self, request: Request, read: Callable[[], Awaitable[Images]], wanted: Wanted) -> Embedding:
         """Embed what `read` finds in the request, through what its references mean now.
@@ -171,6 +190,11 @@ class Server:
         finally:
             decoding.cancel()
         mode = target.mode if target.cascade is not None else None
+        if not np.isfinite(done.z).all():
+            row = int(np.flatnonzero(~np.isfinite(done.z).all(1))[0])
+            raise Rejected(
+                422, "not_finite", f"the embedding of image {row} is not finite: its pixels are far from any photo's"
+            )
         return Embedding(done.z, target.mask, done.warnings, target.cascade, mode, done.chosen)
 
     async def _decode(self, record: Record, images: Images) -> Float32[Tensor, "n 3 h w"]:

@@ -119,6 +119,8 @@ def check_fits(mask: TaskMask, backbone: Backbone) -> list[str]:
             f"the mask was made for {parse_model(mask.model)[0]} with fingerprint {mask.fingerprint[:16]}..., "
             f"this backbone is {backbone.architecture} with {backbone.fingerprint[:16]}..."
         )
+    if parse_model(mask.model) != parse_model(backbone.model_json):
+        raise WrongBackbone(f"the mask says it is for {mask.model}, with the fingerprint of {backbone.model_json}")
     if mask.layout.digest != backbone.layout.digest:
         raise WrongBackbone("the mask's layout is not the backbone's")
     return check_pixels(mask.preprocess or {}, backbone.preprocess)

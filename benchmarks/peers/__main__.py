@@ -37,7 +37,7 @@ from torch import nn
 from benchmarks.peers.copies import capacity_of
 from benchmarks.photos import photo
 from benchmarks.rows import row
-from benchmarks.server import Process, mask_file, process, random_weights, serving
+from benchmarks.server import Process, Running, mask_file, process, random_weights, serving
 from benchmarks.traffic import LAWS, tasks_of
 from service.registry.open import open_registry
 from smn_core.backbone import Backbone, load_backbone
@@ -193,11 +193,12 @@ def name_of(index: int) -> str:
 
 
 def call(server: Process, tasks: Tasks, index: int) -> dict[str, Any]:
-    """One request that every server understands: the task is in the query, the form and a header."""
+    """One request: SMN's task is in the query, the peers' in the form, Ray's in a header."""
     name = name_of(index)
+    form = {} if isinstance(server, Running) else {"data": {"task": name}}
     return {
         "url": f"{server.url}/embed?mask={name}",
-        "data": {"task": name},
+        **form,
         "files": {"image": ("photo.jpg", tasks.image, "image/jpeg")},
         "headers": {"serve_multiplexed_model_id": name},
         "timeout": 120,

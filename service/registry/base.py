@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from smn_core.errors import InvalidArgument, NotFound
+from smn_core.errors import InvalidArgument, NotFound, Unavailable
 from smn_core.names import check_name
 
 Kind = Literal["masks", "cascades"]
@@ -133,6 +133,18 @@ class Registry(Protocol):
 
     def close(self) -> None:
         """Stop following changes; give connections back."""
+
+
+def blob_of_version(registry: Registry, digest: str) -> bytes:
+    """The bytes of a digest that a version names; `Registry.blob` for one that may be anybody's.
+
+    Raises:
+        Unavailable: as `blob`, and where they are not there: the version is, so that is damage.
+    """
+    try:
+        return registry.blob(digest)
+    except NotFound as error:
+        raise Unavailable(f"{digest} is missing from the registry: upload the file again") from error
 
 
 def parse_reference(reference: str) -> tuple[str, int | str | None]:

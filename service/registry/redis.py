@@ -225,7 +225,7 @@ class RedisRegistry:
                 # Not only Unavailable: a thread that died of the unforeseen would leave its table stale for ever.
                 if self._stopping.is_set():
                     break
-                self._trouble = str(error)
+                self._trouble = str(error).removeprefix(f"the registry at {self._where} is away: ")
                 self._hangs = isinstance(error.__cause__, TimeoutError | exceptions.TimeoutError)
                 self._tried.set()
                 log.warning("following the registry failed, again in %.2f s: %s", backoff_s, error)

@@ -63,7 +63,7 @@ async def embed(
         if reference is not None:
             caller.require_name(parse_reference(reference)[0])
     limits, wanted = server.settings, Wanted(mask, cascade, mode, dimensions)
-    found = await server.embed(request, lambda: read_images(request, limits.max_body_bytes, limits.max_images), wanted)
+    found = await server.embed(request, lambda: read_images(request, limits.max_body_bytes, limits.most_images), wanted)
     return _answer(request, server, found, dimensions, normalize=normalize)
 
 
@@ -71,6 +71,8 @@ def _answer(request: Request, server: Server, found: Embedding, dimensions: int 
     z = respond.shape(found.z, dimensions, normalize=normalize)
     if wants_npy(request):
         answer = respond.as_npy(z)
+        if found.warnings:  # repr: what a mask's file says may have line breaks
+            answer.headers["X-SMN-Warnings"] = ascii("; ".join(found.warnings))[1:-1]
     else:
         body: dict[str, Any] = {
             "model": server.backbone.architecture,

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Request, Response
 
 from service.bodies import read_body
+from service.errors import Rejected
+from service.registry.base import blob_of_version
 from service.routes.versions import Name, add_common_routes, answer, guards, in_thread, require_entry
 from service.schemas import MaskInfo, Written
 from service.security import Caller, may_change, may_read
@@ -32,6 +34,10 @@ async def upload(
     server: Server = request.app.state.server
     check_name(name)
     caller.require_name(name)
+    if name == server.backbone.architecture:
+        raise Rejected(
+            400, "reserved_name", f"{name} is the backbone's own name in /v1/embeddings: choose another", "name"
+        )
     guard, absent = guards(if_match, if_none_match)
     async with server.working():
         limit = min(server.settings.max_body_bytes, max_file_bytes(server.backbone.layout))
@@ -49,7 +55,7 @@ async def read(name: Name, request: Request, caller: Annotated[Caller, Depends(m
     server: Server = request.app.state.server
     entry = require_entry(server, "masks", caller, name)
     mask = await in_thread(
-        server, lambda: from_bytes(server.registry.blob(entry.current.digest), server.backbone.layout)
+        server, lambda: from_bytes(blob_of_version(server.registry, entry.current.digest), server.backbone.layout)
     )
     return {
         "name": name,

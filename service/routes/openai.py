@@ -26,9 +26,10 @@ async def embeddings(request: Request, caller: Annotated[Caller, Depends(may_rea
     """Embeddings as OpenAI's API gives them; base64 is little-endian float32."""
     server: Server = request.app.state.server
     limit = server.settings.max_body_bytes
-    body = await server.in_time(request, lambda: read_json(request, OpenAIRequest, limit))
+    async with server.working():
+        body = await server.in_time(request, lambda: read_json(request, OpenAIRequest, limit))
     texts = [body.input] if isinstance(body.input, str) else body.input
-    require_count(len(texts), server.settings.max_images)
+    require_count(len(texts), server.settings.most_images)
     wanted = _wanted(body, server)
     for reference in (wanted.mask, wanted.cascade):
         if reference is not None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from service.bodies import read_json
 from service.errors import Rejected
-from service.registry.base import DIGEST, Entry, Kind, Published, Version
+from service.registry.base import DIGEST, Entry, Kind, Published, Version, blob_of_version
 from service.schemas import MaskList, SetCurrent, Written
 from service.security import Caller, may_change, may_read
 from service.work import Server
@@ -62,7 +62,7 @@ def add_common_routes(router: APIRouter, kind: Kind) -> None:
         known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
         if etag in known or "*" in known:
             return Response(status_code=304, headers={"ETag": etag})
-        data = await in_thread(server, lambda: server.registry.blob(digest))
+        data = await in_thread(server, lambda: blob_of_version(server.registry, digest))
         return Response(data, media_type="application/octet-stream", headers={"ETag": etag, "X-SMN-Digest": digest})
 
     @router.put("/{name}/current", response_model=Written, openapi_extra={"requestBody": CURRENT})
@@ -70,8 +70,8 @@ def add_common_routes(router: APIRouter, kind: Kind) -> None:
         """Roll back, or forward again."""
         server: Server = request.app.state.server
         caller.require_name(name)
-        body = await server.in_time(request, lambda: read_json(request, SetCurrent))
         async with server.working():
+            body = await server.in_time(request, lambda: read_json(request, SetCurrent))
             version = await in_thread(server, lambda: server.registry.set_current(kind, name, body.version))
         return written(name, version, [])
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import socket
 import threading
 import time
 
@@ -134,6 +135,30 @@ def test_work_that_outlasts_the_drain_gets_503_and_the_exit_code_is_0(theta, fla
         assert time.monotonic() - began < 10, "a second to drain, the rest to close"
         thread.join(30)
         assert found["answer"].status == 503 and found["answer"].json["error"]["code"] == "unavailable"
+        server.process = None
+
+
+@pytest.mark.parametrize("request_line", ["POST /embed", "PUT /masks/slow", "POST /v1/embeddings"])
+def test_who_still_sends_when_the_drain_ends_hears_503(theta, flags, tmp_path, request_line):
+    """Not a 500 and a traceback: another server will take the request."""
+    arguments = [*flags, "--registry", tmp_path / "registry", "--drain-s", "1"]
+    with ServerProcess(arguments, tmp_path) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        kind = "application/json" if "v1" in request_line else "image/png"
+        head = f"{request_line} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=30) as slow:
+            slow.sendall(head.encode() + b"\x89PNG")
+            time.sleep(0.3)  # until it waits for the rest
+            began = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            answer = b""
+            while part := slow.recv(65536):
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 503 "), answer
+        assert b"retry-after: 1" in answer.lower() and b"draining" in answer
+        assert server.process.wait(30) == 0
+        assert time.monotonic() - began < 8
+        assert "Traceback" not in server.log
         server.process = None
 
 

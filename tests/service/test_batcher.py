@@ -319,9 +319,22 @@ def test_an_array_s_rows_are_counted_as_images(slow, require_error):
     from independent_client import NPY, as_npy
 
     client = slow(queue_images=3)
-    require_error(post(client, as_npy(inputs(4)), Content_Type=NPY), 429, "queue_full")
+    thread, box = in_background(post, client)
+    eventually(lambda: client.app.state.server.admission.admitted == 1)
+    require_error(post(client, as_npy(inputs(3)), Content_Type=NPY), 429, "queue_full")
     client.gate.set()
+    thread.join(20)
+    assert box["answer"].status_code == 200
     assert post(client, as_npy(inputs(3)), Content_Type=NPY).status_code == 200
+
+
+def test_a_request_that_no_empty_queue_would_hold_is_too_large_not_too_early(slow, require_error):
+    """429 would have it sent again for ever."""
+    from independent_client import NPY, as_npy
+
+    client = slow(queue_images=3)
+    client.gate.set()
+    assert "at most 3" in require_error(post(client, as_npy(inputs(4)), Content_Type=NPY), 413, "too_many_images")
 
 
 def test_a_request_past_its_deadline_is_answered_504(slow, require_error):

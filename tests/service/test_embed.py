@@ -420,3 +420,56 @@ def test_base64_in_the_openai_shape_is_little_endian_float32(client, theta):
     answer = client.post("/v1/embeddings", json={"model": "test_vit", "input": [uri], "encoding_format": "base64"})
     found = np.frombuffer(base64.b64decode(answer.json()["data"][0]["embedding"]), "<f4")
     assert relative_error(found, theta.embed(theta.pixels(photo()))[0]) < 1e-4
+
+
+@pytest.mark.parametrize("method", ["PATCH", "POST"])
+@pytest.mark.parametrize("path", ["/masks/x", "/cascades/x"])
+def test_a_405_names_every_method_that_the_path_takes(client, require_error, method, path):
+    answer = client.request(method, path)
+    require_error(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "DELETE, GET, PUT"
+
+
+# --- nothing of a request is passed over
+
+
+@pytest.mark.parametrize("cut", [1, 20, 300])
+@pytest.mark.parametrize("n_files", [1, 2])
+def test_a_multipart_body_that_was_cut_short_is_refused_not_answered_in_part(client, require_error, cut, n_files):
+    body, content_type = as_multipart([photo(i) for i in range(n_files)])
+    message = require_error(embed(client, body[: -cut - 4], content_type), 400, "invalid_multipart")
+    assert "cut short" in message
+
+
+def test_a_multipart_body_may_have_an_epilogue_and_end_without_a_line_break(client):
+    body, content_type = as_multipart([photo()])
+    for whole in (body.rstrip(), body + b"and so on\r\n"):
+        assert embed(client, whole, content_type).status_code == 200
+
+
+@pytest.mark.parametrize("field", ["mask", "cascade", "dimensions", "note"])
+def test_a_field_that_nobody_reads_is_refused_since_it_may_name_a_mask(client, theta, require_error, field):
+    put(client, "named", theta.mask())
+    answer = client.post("/embed", files={"image": ("x.png", photo(), PNG)}, data={field: "named"})
+    assert "query" in require_error(answer, 400, "unknown_field")
+    body = json.dumps({**json.loads(as_json([photo()])), field: "named"}).encode()
+    assert "query" in require_error(embed(client, body, "application/json"), 400, "unknown_field")
+
+
+def test_an_array_in_fortran_order_is_refused_with_that_reason(client, require_error):
+    message = require_error(embed(client, as_npy(np.asfortranarray(inputs(2))), NPY), 422, "invalid_tensor")
+    assert "Fortran order" in message and "C order" in message
+
+
+def test_values_that_overflow_on_the_way_give_no_embedding(client, require_error):
+    x = inputs(2)
+    x[1] = 3e38
+    assert "image 1" in require_error(embed(client, as_npy(x), NPY), 422, "not_finite")
+
+
+def test_warnings_reach_who_asked_for_an_array(client, theta):
+    trained = json.dumps({"input_size": [3, 64, 64]})
+    put(client, "resized", theta.mask(seed=5, preprocess=trained))
+    answer = embed(client, photo(), mask="resized", headers={"Accept": NPY})
+    assert "input_size" in answer.headers["x-smn-warnings"]
+    assert "x-smn-warnings" not in embed(client, photo(), headers={"Accept": NPY}).headers

@@ -6,7 +6,7 @@ import independent
 import numpy as np
 import pytest
 from independent_client import NPY, as_npy
-from served import Theta, inputs, relative_error
+from served import Theta, inputs, photo, relative_error
 
 
 def put(client, name, mask, **headers):
@@ -218,3 +218,37 @@ def test_metadata_that_json_cannot_say_does_not_break_reading(client, theta):
 
 def test_an_upload_larger_than_any_mask_is_refused(serve, theta, require_error):
     require_error(put(serve(max_body_bytes=1024), "m", theta.mask().data + bytes(1024)), 413, "body_too_large")
+
+
+def test_a_mask_that_contradicts_its_fingerprint_is_refused(client, theta, require_error):
+    """The fingerprint covers the model's name: both cannot be true."""
+    other = theta.mask()
+    claims = other.data.replace(b"test_vit", b"test_vat", 1)
+    assert claims != other.data
+    answer = client.put("/masks/two-faced", content=claims)
+    assert answer.status_code == 422, answer.text
+
+
+def test_the_backbones_own_name_is_not_a_masks(client, theta, require_error):
+    """/v1/embeddings could not tell them apart."""
+    answer = client.put(f"/masks/{theta.name}", content=theta.mask().data)
+    require_error(answer, 400, "reserved_name")
+
+
+def test_a_blob_that_is_gone_is_damage_not_an_unknown_mask(serve, theta, require_error, tmp_path):
+    mask = theta.mask(seed=77)
+    serve().put("/masks/lost", content=mask.data)
+    blobs = [path for path in (tmp_path / "registry").rglob("*") if path.name.startswith(mask.digest[7:])]
+    assert blobs
+    for blob in blobs:
+        blob.unlink()
+    fresh = serve()
+    answers = [
+        fresh.post("/embed", params={"mask": "lost"}, content=photo(), headers={"Content-Type": "image/png"}),
+        fresh.get("/masks/lost"),
+        fresh.get("/masks/lost/file"),
+    ]
+    for answer in answers:
+        assert "upload the file again" in require_error(answer, 503, "unavailable")
+    assert fresh.put("/masks/lost", content=mask.data).status_code == 200
+    assert fresh.get("/masks/lost").status_code == 200

@@ -137,5 +137,12 @@ def test_an_empty_key_is_refused(make_app):
         make_app(admin_keys=["=customer-a."])
 
 
+@pytest.mark.parametrize("key", ["abc=", "c2VjcmV0MQ==", "key=x=y.", "key=Upper", "key=.dot"])
+def test_a_key_bound_to_what_no_name_starts_with_is_refused_at_the_start(make_app, key):
+    """Else a key in base64 would be cut at its =, and the rest of it would be the key."""
+    with pytest.raises(InvalidArgument, match="rand -hex"):
+        make_app(admin_keys=[key])
+
+
 def test_keys_are_not_shown_in_the_settings_words():
     assert "writer" not in repr(Settings(admin_keys=["writer"]))

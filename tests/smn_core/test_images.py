@@ -571,6 +571,23 @@ def test_a_large_png_also_equals_timms_evaluation_transform():
     assert torch.equal(ImageReader(PREPROCESS)(encode(image, "PNG")), expected)
 
 
+@pytest.mark.parametrize("size", [(6000, 300), (300, 6001), (5001, 299)])
+def test_a_very_long_image_is_what_timm_makes_of_it_but_for_rounding(size):
+    """Its middle is cut out before it is resized, so what is resized may lie a part of a pixel elsewhere."""
+    image = Image.radial_gradient("L").resize(size).convert("RGB")
+    expected = create_transform(**PREPROCESS, is_training=False)(image)
+    assert (ImageReader(PREPROCESS).tensor(image) - expected).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("size", [(50_000, 1), (1, 50_000)])
+def test_a_line_of_pixels_costs_no_more_memory_than_an_image(size):
+    """Resized whole, 50,000 x 1 px to a height of 249 would be 9 GB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    x = ImageReader(PREPROCESS)(encode(Image.new("RGB", size, RED), "PNG"))
+    assert x.shape == (3, 224, 224)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+
 def test_bytes_and_an_open_image_give_the_same_tensor():
     reader, image = ImageReader(PREPROCESS), photo(300, 260)
     assert torch.equal(reader(encode(image, "PNG")), reader.tensor(image))

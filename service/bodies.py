@@ -276,7 +276,8 @@ def _from_npy(data: bytearray, reader: ImageReader) -> Float32[Tensor, "n 3 h w"
         raise Rejected(
             422,
             "invalid_tensor",
-            f"the array is {dtype} {list(shape)}{' in Fortran order' if fortran else ''}, expected float32 [N, {', '.join(map(str, expected))}] in C order",
+            f"the array is {dtype} {list(shape)}{' in Fortran order' if fortran else ''}, "
+            f"expected float32 [N, {', '.join(map(str, expected))}] in C order",
         )
     if len(data) - offset != 4 * int(np.prod(shape, dtype=np.int64)):
         raise Rejected(422, "invalid_tensor", "the array's bytes do not fit its shape")

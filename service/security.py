@@ -124,8 +124,8 @@ def _key(text: str, *, admin: bool) -> Key:
         raise InvalidArgument("a key is empty: write key or key=prefix")
     if bound and not PREFIX.fullmatch(prefix):
         raise InvalidArgument(
-            f"a key is bound to names that start with {prefix[:8]!r}, and none can: a key has no = of its own (base64 has; "
-            "`openssl rand -hex 32` makes one without)"
+            "a key is bound to a prefix that no name can have: a key holds no = of its own, as base64 does "
+            "(`openssl rand -hex 32` makes one without)"
         )
     return Key(secret.encode(), admin, prefix)
 

@@ -114,6 +114,8 @@ def export(
     from smn_core.export import export as write
     from smn_core.show import note
 
+    if spec.weights is not None and out.exists() and out.resolve() == Path(spec.weights).resolve():
+        raise InvalidArgument(f"--out {out} is the backbone itself: give another name")
     # theta' is written as it is in the file: float32, whatever a forward would run in.
     backbone, task = _backbone_and_mask(replace(spec, device="cpu", dtype="float32"), file)
     write(backbone, task, out, with_head=head)

@@ -292,6 +292,8 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError) as error:
         raise InvalidArgument(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device

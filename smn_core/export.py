@@ -11,7 +11,7 @@ from timm.models import create_model
 from smn_core import tensorfile
 from smn_core.apply import reference
 from smn_core.backbone import Backbone
-from smn_core.errors import InvalidMask
+from smn_core.errors import InvalidArgument, InvalidMask
 from smn_core.files import write_bytes
 from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits
@@ -55,7 +55,14 @@ def head_weights(backbone: Backbone, mask: TaskMask) -> dict[str, ndarray]:
 
 
 def export(backbone: Backbone, mask: TaskMask, out: Path, *, with_head: bool = False) -> None:
-    """Write the weights as a safetensors file that loads into plain timm with `strict=True`."""
+    """Write the weights as a safetensors file that loads into plain timm with `strict=True`.
+
+    Raises:
+        InvalidArgument: another suffix.
+        WrongBackbone, InvalidMask: as `masked_weights` and `head_weights`.
+    """
+    if out.suffix != ".safetensors":
+        raise InvalidArgument(f"--out {out}: a safetensors file is written, so name it .safetensors")
     weights = masked_weights(backbone, mask)
     if with_head:
         weights |= head_weights(backbone, mask)

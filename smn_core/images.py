@@ -27,7 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "J
 MAX_PIXELS = 51_000_000
 DRAFT_FACTOR = 2
 MAX_ASPECT = 16
-"""Longest side over shortest of what is resized. A PNG of 10,000 x 1 px is 110 bytes, and was 3 GB once its height was 249."""
+"""Longest side over shortest of what is resized: a PNG of 10,000 x 1 px has 110 bytes, and 3 GB once it is 249 high."""
 
 # Pillow warns of damaged EXIF and the like; what matters raises. Set once: catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import IO, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -20,9 +20,10 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"}
 )
 MAX_CLASSES = 1_000_000
+MADE = ("last.ckpt", "cascade.safetensors")
+"""What tells the folders of runs and cascades."""
 
 
-@runtime_checkable
 @runtime_checkable
 class ImageSet(Protocol):
     """Images in a fixed order, with labels where they are known (indices into `classes`)."""
@@ -108,16 +109,51 @@ def _image_paths(root: Path) -> Iterator[str]:
         if here.is_symlink() and here.resolve() in {parent.resolve() for parent in here.parents}:  # back up the tree
             folders.clear()
             continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _is_made(here / name)]
         for file in files:
             if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."):
                 yield Path(folder, file).relative_to(root).as_posix()
 
 
+def _is_made(folder: Path) -> bool:
+    """Whether `smn train` or `smn cascade` made a folder: its plots are no images of the set."""
+    return any((folder / name).exists() for name in MADE)
+
+
+def array_splits(path: Path) -> list[str]:
+    """The splits of an `.npz`: `test` where it has an array `x_test`.
+
+    Raises:
+        InvalidData: it is not there, or no `.npz`.
+    """
+    if not path.is_file():
+        raise InvalidData(f"{path} does not exist: give an image folder or an .npz")
+    try:
+        with path.open("rb") as file, _npz(file) as arrays:
+            return _splits(arrays.files)
+    except Exception as error:  # zipfile and numpy raise whatever damaged bytes lead them to
+        raise InvalidData(f"{path} is not an .npz of arrays: {error}") from error
+
+
+def _splits(names: Iterable[str]) -> list[str]:
+    return sorted(name[2:] for name in names if name.startswith("x_"))
+
+
+def _npz(file: IO[bytes]) -> Any:
+    if file.read(2) != b"PK":
+        raise ValueError("it is no zip archive, as numpy.savez writes")
+    file.seek(0)
+    return np.load(file, allow_pickle=False)
+
+
 def _open_npz(path: Path, split: str | None) -> ArraySet:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            splits = sorted(key[2:] for key in arrays.files if key.startswith("x_"))
+        with path.open("rb") as file, _npz(file) as arrays:
+            splits = _splits(arrays.files)
+            if not splits:
+                raise InvalidData(
+                    f"{path} has the arrays {', '.join(arrays.files)}: name them x_train and y_train, x_test ..."
+                )
             if split is None and len(splits) == 1:
                 split = splits[0]
             if split is None or split not in splits:
@@ -141,10 +177,12 @@ def _labels(
 ) -> tuple[Int64[ndarray, "n"] | None, Sequence[str]]:
     if labels is None:
         return None, ()
-    if labels.shape != (n_images,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= MAX_CLASSES:
+    if labels.shape != (n_images,) or labels.dtype.kind not in "iu":
         raise InvalidData(
             f"{path}: y_{split} is {labels.dtype} {list(labels.shape)}, expected {n_images} class numbers"
         )
+    if labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise InvalidData(f"{path}: y_{split} has {labels.min()} to {labels.max()}, expected class numbers from 0")
     n_classes = int(labels.max()) + 1
     classes = named if named is not None and len(named) >= n_classes else [str(c) for c in range(n_classes)]
     return labels.astype(np.int64), classes

@@ -108,6 +108,11 @@ def embed_batches(
         yield indices, embed(x)
 
 
+def _line(name: str) -> str:
+    """A path as one line, so that line i is row i."""
+    return name.replace("\n", "\\n")
+
+
 def embed_to_file(
     images: ImageSet,
     engine: Engine,
@@ -136,4 +141,4 @@ def embed_to_file(
                 file.write(z.numpy().astype("<f4").tobytes())
                 progress(len(indices))
         if isinstance(images, FolderSet):
-            write_bytes(out.with_suffix(".txt"), os.fsencode("".join(f"{name}\n" for name in images.names)))
+            write_bytes(out.with_suffix(".txt"), os.fsencode("".join(f"{_line(name)}\n" for name in images.names)))

@@ -10,16 +10,31 @@ from smn_core.mask import TaskMask
 from smn_core.report import stages
 
 
+def require_plottable(out: Path) -> None:
+    """Look before the work, not after it.
+
+    Raises:
+        InvalidArgument: matplotlib is not installed, or cannot write the format of `out`'s suffix; no such folder.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InvalidArgument("plots need matplotlib: install smn[training]") from error
+    if out.suffix[1:].lower() not in Figure().canvas.get_supported_filetypes():
+        raise InvalidArgument(f"cannot plot to {out}: use .png, .svg or .pdf")
+    if not out.parent.is_dir():
+        raise InvalidArgument(f"cannot plot to {out}: the folder {out.parent} does not exist")
+
+
 def density_plot(mask: TaskMask, out: Path, title: str) -> None:
     """Density of every maskable tensor in order, coloured by stage, with each stage's own (the paper's figure 6).
 
     Raises:
         InvalidArgument: matplotlib is not installed, or cannot write the format of `out`'s suffix.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InvalidArgument("plots need matplotlib: install smn[training]") from error
+    require_plottable(out)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     by_name, first = mask.densities, 0
@@ -43,7 +58,5 @@ def density_plot(mask: TaskMask, out: Path, title: str) -> None:
         fontsize=9,
         parse_math=False,
     )
-    if out.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
-        raise InvalidArgument(f"cannot plot to {out}: use .png, .svg or .pdf")
     with replacing(out) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from training.request import Request
 
 app = typer.Typer()
+MAX_SEED, MAX_EXPERTS, MAX_THREADS = 2**32 - 1, 64, 1024  # numpy's seeds have 32 bits
 # click's UsageError: typer's versions keep it in different places.
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 
+Threads = Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="torch's threads; 0: torch's default.")]
+ThreadsOfEach = Annotated[
+    int, typer.Option(min=0, max=MAX_THREADS, help="torch's threads of each; 0: shares the cores out.")
+]
 On = Annotated[
     str, typer.Option("--on", metavar="ray[=ADDRESS]", help="Runs are tasks of a Ray cluster. Default: processes here.")
 ]
@@ -42,9 +47,10 @@ def train(
     recipe: Annotated[str, typer.Option(metavar="NAME", help="A function of training/recipes.py.")] = "small-vit",
     epochs: Annotated[float | None, typer.Option(help="Passes over the data. Default: the recipe's steps.")] = None,
     labels: Annotated[
-        float | None, typer.Option(help="For objectives with labels: a fraction, or a number per class.")
+        str | None,
+        typer.Option(metavar="AMOUNT", help="For objectives with labels: a fraction (0.1), or a number per class (1)."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of data order, augmentation and head.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of data order, augmentation and head.")] = 0,
     split: Annotated[str, typer.Option(help="Split to learn from.")] = "train",
     stages: Annotated[str, typer.Option(metavar="REGEX", help="Mask only tensors whose name it matches.")] = "",
     share: Annotated[float | None, typer.Option(help="Random share of weights that may be switched off.")] = None,
@@ -61,7 +67,7 @@ def train(
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="torch's threads; 0: torch's default.")] = 0,
+    threads: Threads = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from FILE.run/, exactly.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop an earlier run of this name.")] = False,
 ) -> None:
@@ -72,6 +78,8 @@ def train(
     from training.request import request_of
     from training.run import train as run
 
+    if resume and overwrite:
+        raise InvalidArgument("--resume and --overwrite exclude each other")
     request = request_of(
         spec, data, out, objective=objective, recipe=recipe, epochs=epochs, labels=labels, seed=seed, split=split,
         stages=stages, share=share, density=density, setting=setting, workers=workers, resume=resume,
@@ -90,9 +98,11 @@ def train(
 
 @app.command("train-many")
 def train_many(
-    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="TOML: [defaults], and a [[mask]] for each.")],
+    manifest: Annotated[
+        Path, typer.Argument(metavar="MANIFEST", help="TOML: a table `defaults`, and a table `mask` for each.")
+    ],
     processes: Annotated[int, typer.Option(min=0, help="Runs at once; 0: one a core or GPU.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="torch's threads of each; 0: shares the cores out.")] = 0,
+    threads: ThreadsOfEach = 0,
     on: On = "",
     cpus: Cpus = 1,
     gpus: Gpus = 0,
@@ -166,7 +176,7 @@ def cascade(
     root: Annotated[Path, typer.Option(metavar="FILE.smn", help="The root mask, its FILE.run/ beside it.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="root.smn, expert-1.smn ..., cascade.safetensors.")],
     spec: BackboneSpec,
-    experts: Annotated[int, typer.Option(min=0, max=64, help="0 only whitens the root.")] = 5,
+    experts: Annotated[int, typer.Option(min=0, max=MAX_EXPERTS, help="0 only whitens the root.")] = 5,
     split_by: Annotated[
         str, typer.Option("--split", help="mixture: clusters of root embeddings; random: the control.")
     ] = "mixture",
@@ -185,10 +195,12 @@ def cascade(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Change one setting of the root's recipe; may be repeated."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and the experts.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED - MAX_EXPERTS, help="Of the split; expert j has the seed after it by j.")
+    ] = 0,
     train_split: Annotated[str, typer.Option(help="Split of the data to learn from.")] = "train",
     processes: Annotated[int, typer.Option(min=0, help="Experts at once; 0: one a core or GPU.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="torch's threads of each; 0: shares the cores out.")] = 0,
+    threads: ThreadsOfEach = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes of each expert that decode and augment.")] = 0,
     on: On = "",
     cpus: Cpus = 1,
@@ -259,7 +271,8 @@ def evaluate(
     ] = None,
     probe: Annotated[str, typer.Option(help="knn, linear or both; none: signs without labels only.")] = "knn,linear",
     labels: Annotated[
-        list[float] | None, typer.Option(help="Low-shot: a fraction, or a number per class; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="AMOUNT", help="Low-shot: a fraction (0.1), or a number per class (1); may be repeated."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the few labels.")] = 5,
     train_split: Annotated[str, typer.Option(help="Bank and probe.")] = "train",
@@ -268,7 +281,7 @@ def evaluate(
         int, typer.Option(help="Score folds of the train split, to choose settings; the test split stays unopened.")
     ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 32,
-    threads: Annotated[int, typer.Option(min=0, help="torch's threads; 0: torch's default.")] = 0,
+    threads: Threads = 0,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw low-shot accuracy (the paper's figure 3).")
     ] = None,
@@ -283,18 +296,24 @@ def evaluate(
     from smn_core.cascadefile import open_folder
     from smn_core.engine import Engine
     from smn_core.maskfile import read_mask
+    from smn_core.plots import require_plottable
+    from training.data import amount_of
     from training.evaluate import Plan
     from training.evaluate import evaluate as run
     from training.fusion import parse_plan
     from training.tables import results
 
     plan = Plan(
-        data, tuple(p for p in probe.split(",") if p not in ("", "none")), tuple(labels or ()), seeds,
+        data, tuple(p for p in probe.split(",") if p not in ("", "none")), tuple(map(amount_of, labels or ())), seeds,
         train_split, test_split, folds, batch_size,
     )  # fmt: skip
     if threads:
         torch.set_num_threads(threads)
         threadpool_limits(threads)  # scikit-learn's and numpy's, which crawl where others want the cores
+    if plot is not None:
+        if not labels:
+            raise InvalidArgument("--plot draws low-shot accuracy: say --labels too")
+        require_plottable(plot)
     fusions = [parse_plan(text) for text in fusion or []]
     if fusions and not cascade:
         raise InvalidArgument("--fusion is for a --cascade")

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from smn_core.errors import InvalidArgument, InvalidData, InvalidImage
-from smn_core.imageset import ImageSet, open_images
+from smn_core.imageset import ImageSet, array_splits, open_images
 
 # torchvision's own splits by name; those without one are cut once, with a fixed seed, 80 to 20.
 TORCHVISION: dict[str, tuple[str, dict[str, dict[str, Any]] | None]] = {
@@ -34,7 +34,10 @@ TORCHVISION: dict[str, tuple[str, dict[str, dict[str, Any]] | None]] = {
     "sun397": ("SUN397", None),
 }
 TORCHVISION_ROOT = Path("~/.cache/smn/torchvision")
-CUT_SEED, CUT_TRAIN = 0, 0.8
+CUT_SEED, CUT_TRAIN, CUT_SPLITS = 0, 0.8, ("train", "test")
+TRAIN = "train"
+SPLITS = frozenset({TRAIN, "test", "val", "valid", "validation", "training", "testing", "dev", "eval"})
+"""Names of folders that are no classes, where a set has no others."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +63,42 @@ class TorchvisionSet:
 def open_split(data: str, split: str) -> ImageSet:
     """The images of a split: `torchvision:NAME`, an image folder or an `.npz`.
 
-    A folder without a subfolder of the split's name is taken whole, whatever the split.
+    A folder without a subfolder "train", or any other that looks like a split, is its own train split as a whole.
 
     Raises:
-        InvalidData: as `open_images`; an unknown torchvision name; a set that is not there and cannot be fetched.
+        InvalidData: as `open_images`; no such split; an unknown torchvision name; a set that is not there and cannot be
+            fetched.
     """
     if data.startswith("torchvision:"):
         return _open_torchvision(data.removeprefix("torchvision:"), split)
-    path = Path(data)
-    whole = path.is_dir() and not (path / split).is_dir()
-    return open_images(path, None if whole else split)
+    path = _path(data)
+    if not path.is_dir() or (path / split).is_dir():
+        return open_images(path, split)
+    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if folders and all(name.lower() in SPLITS for name in folders):
+        raise InvalidData(f"{path} has the splits {', '.join(folders)}, not {split!r}")
+    if split != TRAIN:
+        raise InvalidData(f"{path} has no folder {split!r}; without splits of its own it is {TRAIN!r} as a whole")
+    return open_images(path)
 
 
 def has_split(data: str, split: str) -> bool:
-    """Whether a set has a split of its own under this name."""
-    try:
-        open_split(data, split)
-    except InvalidData:
-        return False
-    return data.startswith("torchvision:") or not Path(data).is_dir() or (Path(data) / split).is_dir()
+    """Whether a set has a split of its own under this name, in order or not.
+
+    Raises:
+        InvalidData: as `open_split`, where there is no set at all.
+    """
+    if data.startswith("torchvision:"):
+        name = data.removeprefix("torchvision:").partition("@")[0]
+        return split in ((TORCHVISION.get(name) or ("", None))[1] or CUT_SPLITS)
+    path = _path(data)
+    return (path / split).is_dir() if path.is_dir() else split in array_splits(path)
+
+
+def _path(data: str) -> Path:
+    if not data:
+        raise InvalidData("--data is empty: give an image folder, an .npz or torchvision:NAME")
+    return Path(data)
 
 
 def _open_torchvision(name: str, split: str) -> TorchvisionSet:
@@ -143,28 +163,81 @@ class Subset:
         return self.source.image(int(self.indices[index]), draft_px)
 
 
+@dataclass(frozen=True)
+class Renumbered:
+    """A set with the class numbers of another, by the names of the classes."""
+
+    source: ImageSet
+    labels: Int64[ndarray, "n"]
+    classes: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.source.names)
+
+    def image(self, index: int, draft_px: int | None = None) -> Image.Image:
+        return self.source.image(index, draft_px)
+
+
+def with_classes_of(known: ImageSet, images: ImageSet) -> ImageSet:
+    """`images` with the class numbers of `known`: each set counts only the classes that it has itself.
+
+    Raises:
+        InvalidData: it has a class that `known` has not.
+    """
+    if images.labels is None or known.labels is None or list(images.classes) == list(known.classes):
+        return images
+    numbers = {name: number for number, name in enumerate(known.classes)}
+    present = [images.classes[number] for number in np.unique(images.labels)]
+    if unknown := [name for name in present if name not in numbers]:
+        raise InvalidData(
+            f"the train split has no class {', '.join(unknown[:5])}: it has {', '.join(known.classes[:20])}"
+        )
+    table = np.array([numbers.get(name, -1) for name in images.classes], np.int64)
+    return Renumbered(images, table[images.labels], list(known.classes))
+
+
+def amount_of(text: str) -> int | float:
+    """What `--labels` means: `0.1` and `1.0` are fractions, `1` and `20` are numbers for every class.
+
+    Raises:
+        InvalidArgument: neither.
+    """
+    try:
+        amount: int | float = int(text) if text.strip().isdecimal() else float(text)
+    except ValueError as error:
+        raise InvalidArgument(f"--labels {text!r} is no number") from error
+    if isinstance(amount, float) and amount > 1 and amount.is_integer():
+        amount = int(amount)
+    require_amount(amount)
+    return amount
+
+
+def require_amount(amount: float) -> None:
+    """Raise InvalidArgument unless it is a fraction in (0, 1] or a positive int."""
+    if not (0 < amount <= 1 or (isinstance(amount, int) and amount > 0)):
+        raise InvalidArgument(f"--labels {amount}: give a fraction, 0.1 or 1.0, or a whole number for every class")
+
+
 def pick_labels(labels: Int64[ndarray, "n"], amount: float, seed: int) -> Int64[ndarray, "m"]:
-    """Indices of a random part of the labelled images: a fraction in (0, 1], or from 1 on a number for every class.
+    """Indices of a random part of the labelled images: a fraction in (0, 1], or, an int, so many of every class.
 
     The draw depends on (labels, amount, seed) alone, so methods that are compared see the same images.
 
     Raises:
         InvalidArgument: the amount is not positive, or more than a class has.
     """
+    require_amount(amount)
     rng = np.random.default_rng(seed)
-    if amount <= 0:
-        raise InvalidArgument(f"--labels {amount}: give a fraction in (0, 1] or a number for every class")
-    if amount == 1:
-        return np.arange(len(labels))
-    if amount < 1:
+    if not isinstance(amount, int):
         n = max(1, round(amount * len(labels)))
         return np.sort(rng.permutation(len(labels))[:n])
     picked = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        if amount != int(amount) or amount > len(members):
-            raise InvalidArgument(f"--labels {amount:g}: class {label} has {len(members)} images")
-        picked.append(rng.permutation(members)[: int(amount)])
+        if amount > len(members):
+            raise InvalidArgument(f"--labels {amount}: class {label} has {len(members)} images")
+        picked.append(rng.permutation(members)[:amount])
     return np.sort(np.concatenate(picked))
 
 

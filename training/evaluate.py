@@ -24,9 +24,11 @@ from smn_core.mask import TaskMask
 from smn_core.offline import Progress, silent
 from training import probes, signs
 from training.compare import compare
-from training.data import has_split, open_split, pick_labels
+from training.data import has_split, open_split, pick_labels, with_classes_of
 from training.features import EMBEDDINGS, Cache, Features, embed_view
 from training.fusion import FusionPlan
+
+TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,15 @@ class Plan:
     labels: Sequence[float] = ()
     seeds: int = 5
     train_split: str = "train"
-    test_split: str = "test"
+    test_split: str = TEST
     folds: int = 0
     batch_size: int = 32
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.probes) - set(probes.PROBES)):
             raise InvalidArgument(f"unknown probe {unknown[0]!r}: choose {', '.join(probes.PROBES)}")
+        if self.labels and "linear" not in self.probes:
+            raise InvalidArgument("--labels is for the linear probe: leave it out, or say --probe linear")
         if self.seeds < 1:
             raise InvalidArgument(f"--seeds {self.seeds}: at least 1")
         if self.folds < 0 or self.folds == 1:
@@ -70,7 +74,8 @@ def evaluate(
         InvalidData: no such split, no readable image, a split without the labels that the other has.
         WrongBackbone: a mask does not fit.
     """
-    train, test = open_split(plan.data, plan.train_split), _test_images(plan)
+    train = open_split(plan.data, plan.train_split)
+    test, remarks = _test_images(plan, train)
     for _, task in masks:
         engine.prepare(task)
     cache = Cache([folder.folder / EMBEDDINGS for _, folder in cascades])
@@ -114,6 +119,7 @@ def evaluate(
         "folds": plan.folds,
         "knn_k": probes.neighbours_for(len(train.names)),
         "seeds": plan.seeds,
+        "remarks": remarks,
         "rows": rows,
     }
 
@@ -128,15 +134,22 @@ def _losses(mask: TaskMask | None) -> dict[str, float]:
         return {}
 
 
-def _test_images(plan: Plan) -> ImageSet | None:
-    """The test split where there is one with labels; without labels there is nothing to score.
+def _test_images(plan: Plan, train: ImageSet) -> tuple[ImageSet | None, list[str]]:
+    """The test split where there is one with labels; without labels there is nothing to score. And what to say of it.
 
     A folder without splits is its own training set: scores on it would be of images that the bank holds.
+
+    Raises:
+        InvalidData: a split that was asked for by name is not there; one that is there cannot be read.
     """
-    if plan.folds or not has_split(plan.data, plan.test_split):
-        return None
+    if plan.folds:
+        return None, []
+    if plan.test_split == TEST and not has_split(plan.data, TEST):
+        return None, ["no test split: nothing is scored; --folds scores the train split"]
     test = open_split(plan.data, plan.test_split)
-    return test if test.labels is not None else None
+    if test.labels is None:
+        return None, [f"the split {plan.test_split!r} has no labels: nothing is scored"]
+    return with_classes_of(train, test), []
 
 
 def _scores(bank: Features, test: Features, plan: Plan) -> dict[str, Any]:
@@ -146,7 +159,7 @@ def _scores(bank: Features, test: Features, plan: Plan) -> dict[str, Any]:
         name: probes.accuracy(probes.PROBES[name](bank.z, bank.labels, test.z), test.labels) for name in plan.probes
     }
     if "linear" in plan.probes:
-        low = {f"{amount:g}": _low_shot(bank, test, amount, plan.seeds) for amount in plan.labels}
+        low = {str(amount): _low_shot(bank, test, amount, plan.seeds) for amount in plan.labels}
         if low:
             found["low_shot"] = low
     return found
@@ -157,7 +170,7 @@ def _fold_scores(bank: Features, plan: Plan) -> dict[str, Any]:
     labels = bank.labels
     if labels is None:
         raise InvalidData("--folds scores labels, and the train split has none")
-    smallest = int(np.bincount(labels).min())
+    smallest = int(np.unique(labels, return_counts=True)[1].min())
     if smallest < plan.folds:
         raise InvalidArgument(f"--folds {plan.folds}: a class has {smallest} readable images")
     predicted = {name: np.empty_like(labels) for name in plan.probes}

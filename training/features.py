@@ -19,7 +19,7 @@ from smn_core.images import draft_side_px
 from smn_core.imageset import ArraySet, FolderSet, ImageSet
 from smn_core.offline import Progress, batches, embed_batches, loader, silent, through
 from smn_core.tensorfile import canonical_json
-from training.data import Subset, seeded
+from training.data import Renumbered, Subset, seeded
 from training.supervised import transform_for
 
 VIEW_IMAGES = 500
@@ -141,8 +141,11 @@ def _key(engine: Engine, digest: str | None, images: ImageSet) -> str:
     return hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:32]
 
 
-def identity(images: ImageSet) -> str:
-    """Hex sha256 that changes with the images of a set: their pixels, or their names, sizes and times of change."""
+def identity(images: ImageSet, *, times: bool = True) -> str:
+    """Hex sha256 that changes with the images of a set: their pixels, or their names, sizes and times of change.
+
+    Without `times` it is the same for a copy of the folder.
+    """
     sha = hashlib.sha256()
     if isinstance(images, ArraySet):
         sha.update(f"{images.pixels.shape}|".encode())
@@ -150,9 +153,12 @@ def identity(images: ImageSet) -> str:
     elif isinstance(images, FolderSet):
         for name in images.names:
             status = (images.root / name).stat()
-            sha.update(f"{name}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+            changed = f"|{status.st_mtime_ns}" if times else ""
+            sha.update(f"{name}|{status.st_size}{changed}\n".encode(errors="surrogateescape"))
     elif isinstance(images, Subset):
-        sha.update(f"{identity(images.source)}|{images.indices.tolist()}".encode())
+        sha.update(f"{identity(images.source, times=times)}|{images.indices.tolist()}".encode())
+    elif isinstance(images, Renumbered):
+        return identity(images.source, times=times)
     else:
         sha.update(f"{getattr(images, 'source', images)!r}|{list(images.names)}".encode())
     return sha.hexdigest()

@@ -51,6 +51,8 @@ class MaskRule:
             raise InvalidArgument(f"mask density {self.density} is not in (0, 1]")
         if not 0 < self.share <= 1:
             raise InvalidArgument(f"mask share {self.share} is not in (0, 1]")
+        if not 0 <= self.seed < 2**63:
+            raise InvalidArgument(f"mask seed {self.seed} is not in [0, 2^63)")
         try:
             re.compile(self.only)
         except re.error as error:

@@ -123,7 +123,12 @@ def _start(number: int, job: Job, gpu: str, threads: int) -> _Child:
         spec = replace(spec, device=gpu)
     job = replace(job, request=replace(job.request, spec=spec), threads=threads)
     process = context.Process(target=_work, args=(theirs, job), name=f"smn-run-{number + 1}")
-    process.start()
+    # Ctrl-C while the child still imports would be a traceback of its own: it takes over that the signal waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     theirs.close()
     return _Child(number, process, ours, gpu)
 
@@ -164,6 +169,8 @@ def _stop(running: Sequence[_Child]) -> None:
 def _work(pipe: Connection, job: Job) -> None:
     """In the process: do the job, and tell how it goes."""
     os.setpgrp()  # ctrl-C on the terminal is for the parent, who asks every process to stop once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what waited is dropped: the parent asks by the pipe
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     overdue = threading.Event()
     threading.Thread(target=_stop_when_told, args=(pipe, overdue), daemon=True).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -12,7 +13,7 @@ import torch
 
 from smn_core.errors import InvalidArgument
 from training.masking import MaskRule
-from training.swav import Crops, SwavConfig
+from training.swav import Crops, SwavConfig, require_scale
 
 Objective = Literal["swav", "supervised", "finetune", "swav-finetune"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
@@ -73,8 +74,16 @@ class Config:
         ):
             if number < 1:
                 raise InvalidArgument(f"{name} is {number}: at least 1")
-        if not self.epochs > 0:
-            raise InvalidArgument(f"epochs is {self.epochs}: more than 0")
+        if not 0 < self.epochs < math.inf:
+            raise InvalidArgument(f"epochs is {self.epochs}: more than 0, and finite")
+        if self.steps is not None and (isinstance(self.steps, bool) or not isinstance(self.steps, int)):
+            raise InvalidArgument(f"steps is {self.steps}: a whole number")
+        for name in ("lr", "head_lr", "weight_decay", "head_weight_decay", "head_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InvalidArgument(f"{name} is {getattr(self, name)}: not below 0, and finite")
+        if not 0 <= self.momentum < 1 or not 0 <= self.warmup <= 1:
+            raise InvalidArgument(f"momentum {self.momentum} must be in [0, 1), warmup {self.warmup} in [0, 1]")
+        require_scale("crop_scale", self.crop_scale)
 
     def total_steps(self, n_images: int) -> int:
         """Optimiser steps of a run over a set of `n_images`."""

@@ -13,6 +13,7 @@ from smn_core.maskfile import read_mask
 from smn_core.options import as_trained
 from smn_core.spec import BackboneSpec
 from training.checkpoints import folder_of
+from training.data import amount_of
 from training.recipes import MASKS, OBJECTIVES, Config, find_recipe, override
 
 
@@ -56,7 +57,7 @@ def request_of(
     objective: str,
     recipe: str,
     epochs: float | None,
-    labels: float | None,
+    labels: str | None,
     seed: int,
     split: str,
     stages: str,
@@ -90,9 +91,10 @@ def request_of(
         density=config.mask.density if density is None else density,
     )
     config = override(replace(config, mask=rule), list(setting or []))
+    amount = amount_of(labels) if labels is not None else None
     made_by = read_mask(start) if start is not None else None
     return Request(
-        as_trained(spec, made_by), data, config, out, split=split, seed=seed, labels=labels, resume=resume,
+        as_trained(spec, made_by), data, config, out, split=split, seed=seed, labels=amount, resume=resume,
         overwrite=overwrite, workers=workers, command=command, start=start,
     )  # fmt: skip
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import signal
 import sys
 import time
 import warnings
@@ -32,6 +34,7 @@ from smn_core.show import note
 from training import export, starts, supervised, swav
 from training.checkpoints import CHECKPOINT, WholeCheckpoints, read_checkpoint
 from training.data import StepLoader, StepSampler, Views, collate
+from training.features import identity
 from training.folder import write_folder
 from training.learner import Learner
 from training.plan import forget, images_of, require_float32, require_output
@@ -74,6 +77,8 @@ def train(request: Request, heard: Callable[[int], None] | None = None) -> Resul
         elif request.config.swav.centre and learner.swav is not None:
             _set_centre(learner, backbone, images)
     loader = _loader_of(request, learner, backbone, images, first_step, rank, world)
+    if not request.resume:
+        forget(request)  # an earlier run goes only once this one can begin
     request.folder.mkdir(parents=True, exist_ok=True)
     curve, stuck = Curve(), StuckAtUniform()
     watchers: list[pl.Callback] = [curve, stuck, *([Steps(heard)] if heard is not None else [])]
@@ -106,17 +111,15 @@ def _checkpoint_of(request: Request) -> Path | None:
     """The checkpoint to resume from; refuses to write over an earlier run that nobody said to drop."""
     require_output(request)
     path = request.folder / CHECKPOINT
-    if request.resume:
-        return path if path.exists() else None
-    forget(request)
-    return None
+    return path if request.resume and path.exists() else None
 
 
 def _learner_of(request: Request, backbone: Backbone, images: ImageSet, world: int) -> Learner:
     if request.config.batch_size % world:
         raise InvalidArgument(f"a batch of {request.config.batch_size} cannot be shared by {world} processes")
     total = request.config.total_steps(len(images.names))
-    seen = tensorfile.digest_of("\n".join(images.names).encode())
+    pixels = tensorfile.canonical_json(json.loads(json.dumps(dict(backbone.preprocess))))
+    seen = tensorfile.digest_of(f"{identity(images, times=False)}\n{pixels}".encode())
     n_classes, start = len(images.classes), request.start_digest
     return Learner(backbone, request.config, total, n_classes, world, request.seed, seen, start)
 
@@ -174,6 +177,8 @@ def _set_centre(learner: Learner, backbone: Backbone, images: ImageSet) -> None:
         except Exception:
             continue
         features.append(learner.model(x[None].to(backbone.device)).float().cpu())
+    if len(features) < 2:
+        raise InvalidData(f"{len(features)} of {len(picked)} images can be read: at least two are needed")
     z = torch.cat(features)
     learner.swav.head.centre.copy_(z.mean(0))  # type: ignore[operator]
     learner.swav.head.spread.copy_(z.std(0).clamp_min(1e-6))  # type: ignore[operator]
@@ -194,9 +199,15 @@ def _loader_of(
         Views(images, transform, draft_side_px(preprocess)),
         batch_sampler=sampler,
         num_workers=request.workers,
+        # Ctrl-C in a terminal reaches them too; they live until the step in hand is done and saved.
+        worker_init_fn=_ignore_interrupts,
         collate_fn=collate,
         pin_memory=backbone.device.type == "cuda",
     )
+
+
+def _ignore_interrupts(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _trainer_of(

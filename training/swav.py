@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from smn_core.errors import InvalidArgument
 
+MAX_JITTER = 2.5
+"""torchvision turns hues by half the circle at most; lightly's is .2 of this."""
+
 
 @dataclass(frozen=True)
 class Crops:
@@ -34,6 +37,23 @@ class Crops:
     blur: float = 0.5
     flip: float = 0.5
     flip_vertical: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("big_scale", "small_scale"):
+            require_scale(name, getattr(self, name))
+        for name in ("grey", "blur", "flip", "flip_vertical"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidArgument(f"{name} is {getattr(self, name)}: a probability is in [0, 1]")
+        if not 0 <= self.jitter <= MAX_JITTER:
+            raise InvalidArgument(f"jitter is {self.jitter}: it must be in [0, {MAX_JITTER}]")
+        if min(self.big_px, self.small_px) < 1 or self.n_small < 0:
+            raise InvalidArgument("crops have at least one pixel, and n_small is not below 0")
+
+
+def require_scale(name: str, scale: tuple[float, float]) -> None:
+    """Raise InvalidArgument unless these are fractions of an area, the smaller one first."""
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise InvalidArgument(f"{name} is {list(scale)}: fractions of the area, above 0, at most 1, the smaller first")
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,7 @@ class SwavConfig:
             raise InvalidArgument(
                 "swav needs a big crop, a projection, two prototypes and a Sinkhorn iteration at least"
             )
-        if min(self.temperature, self.epsilon) <= 0 or self.queue < 0:
+        if not min(self.temperature, self.epsilon) > 0 or self.queue < 0:
             raise InvalidArgument("swav.temperature and swav.epsilon must be above 0, swav.queue not below")
 
 

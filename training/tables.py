@@ -7,10 +7,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+PIPED_COLUMNS = 200
+
 
 def results(found: dict[str, Any]) -> None:
     """Scores with labels, then the signs without; the untouched backbone is the first row."""
     console, rows = Console(), found["rows"]
+    if not console.is_terminal:
+        console.width = PIPED_COLUMNS  # a file has room for every digit
     low = list(rows[0].get("low_shot", {}))
     scored = f"{found['folds']} folds of them" if found["folds"] else f"{found['test_images']} test"
     title = f"{found['data']}: {found['train_images']} train, {scored}, {found['image_size']} px"
@@ -40,6 +44,8 @@ def results(found: dict[str, Any]) -> None:
             *([f"{row['bytes']['total']:,}" if "bytes" in row else ""] if counts else []),
         )
     console.print(table)
+    for remark in found["remarks"]:
+        console.print(remark)
     skipped = max(row["skipped"] for row in rows)
     if skipped:
         console.print(f"{skipped} images could not be read and were left out.")

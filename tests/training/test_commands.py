@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import smn
 from smn_core.maskfile import read_mask
@@ -138,6 +139,20 @@ CANNOT = {
     "a split that is none": (["--split", "nothing"], "has the splits"),
     "crops that the model does not take": (["--set", "swav.crops.big_px=24"], "test_vit takes no crops of 24 px"),
     "no epochs": (["--epochs", 0], "epochs"),
+    "epochs without end": (["--epochs", "inf"], "epochs"),
+    "half a step": (["--epochs", 1, "--set", "steps=2.5"], "steps is 2.5"),
+    "labels that are no number": (["--objective", "supervised", "--labels", "nan"], "--labels nan"),
+    "a rate below zero": (["--set", "lr=-1"], "lr is -1"),
+    "a rate that is no number": (["--set", "lr=NaN"], "lr is nan"),
+    "a momentum that grows": (["--set", "momentum=5"], "momentum 5"),
+    "a scale the wrong way round": (["--set", "swav.crops.big_scale=[1,0.5]"], "big_scale is [1, 0.5]"),
+    "a scale above the whole": (["--set", "crop_scale=[0.5,2]"], "crop_scale is [0.5, 2]"),
+    "a jitter below zero": (["--set", "swav.crops.jitter=-1"], "jitter is -1"),
+    "a probability above one": (["--set", "swav.crops.grey=7"], "grey is 7"),
+    "crops below none": (["--set", "swav.crops.n_small=-1"], "n_small"),
+    "a seed of a thousand bits": (["--set", "mask.seed=99999999999999999999999"], "mask seed"),
+    "a device without values": (["--device", "meta"], "device 'meta'"),
+    "resume and overwrite": (["--resume", "--overwrite"], "exclude each other"),
 }
 
 
@@ -159,6 +174,65 @@ def test_an_earlier_run_is_kept_unless_it_may_be_overwritten(finished: Path, wor
     assert out.read_bytes() == before
     assert smn_run(*command(world, out, "--overwrite", "--seed", 1)).code == 0
     assert read_mask(out).metadata != {}
+
+
+def test_an_earlier_run_is_dropped_only_once_the_new_one_can_begin(finished: Path, world: World, tmp_path, refused):
+    out = copy_of(finished, tmp_path)
+    kept = sorted(path.name for path in out.with_name("m.run").iterdir())
+    assert "does not exist" in refused(*command(world, out, "--overwrite", "--data", tmp_path / "nowhere"))
+    assert "no setting" in refused(*command(world, out, "--overwrite", "--set", "nothing=1"))
+    assert sorted(path.name for path in out.with_name("m.run").iterdir()) == kept
+
+
+def test_a_run_is_not_resumed_on_other_images_or_other_pixels(finished: Path, world: World, tmp_path, refused):
+    out = copy_of(finished, tmp_path)
+    arrays = dict(np.load(world.data))
+    arrays["x_train"] = 255 - arrays["x_train"]  # as many, under the same names
+    np.savez(tmp_path / "other.npz", **arrays)
+    assert "another images" in refused(*command(world, out, "--resume", "--data", tmp_path / "other.npz"))
+    assert "another images" in refused(*command(world, out, "--resume", "--mean", ".1"))
+
+
+@pytest.mark.parametrize("plot", ["p", "p.foo", "none/p.png"])
+def test_a_plot_that_cannot_be_is_refused_before_the_work(plot, finished: Path, world: World, refused, tmp_path):
+    words = ["evaluate", "--data", world.data, "--mask", finished, *world.flags(), "--plot", tmp_path / plot]
+    assert "cannot plot" in refused(*words, "--labels", 5)
+
+
+def test_a_plot_of_few_labels_wants_few_labels(finished: Path, world: World, refused, tmp_path):
+    words = ["evaluate", "--data", world.data, "--mask", finished, *world.flags(), "--plot", tmp_path / "p.png"]
+    assert "--labels" in refused(*words)
+    assert "linear probe" in refused(*words, "--labels", 5, "--probe", "knn")
+
+
+def test_a_run_beside_its_photos_does_not_learn_from_its_own_plots(finished: Path, world: World, tmp_path):
+    from smn_core.imageset import open_images
+
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a/x.png")
+    copy_of(finished, tmp_path)
+    assert list((tmp_path / "m.run").glob("*.png"))
+    assert list(open_images(tmp_path).names) == ["a/x.png"]
+
+
+@pytest.mark.parametrize("n_readable", [0, 1])
+def test_a_folder_of_which_next_to_nothing_can_be_read_is_refused(n_readable, world: World, tmp_path, refused):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(20):
+        (folder / f"{i:02}.png").write_bytes(b"no image")
+    if n_readable:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "00.png")
+    said = refused(*command(world, tmp_path / "m.smn", "--data", folder))
+    assert f"{n_readable} of 20 images can be read" in said
+
+
+def test_an_export_does_not_write_over_the_backbone_or_under_another_suffix(finished: Path, world: World, refused):
+    weights = world.folder / "test_vit.safetensors"
+    before = weights.read_bytes()
+    assert "backbone itself" in refused("export", finished, *world.flags(), "--out", weights)
+    assert ".safetensors" in refused("export", finished, *world.flags(), "--out", weights.with_suffix(".pth"))
+    assert weights.read_bytes() == before
 
 
 def test_a_checkpoint_of_another_run_is_not_resumed(finished: Path, world: World, tmp_path, refused):
@@ -184,9 +258,10 @@ def test_an_evaluation_that_cannot_be_is_refused(words, world: World, refused):
 
 
 @pytest.mark.timeout(300)
-def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_mask_comes(world: World, tmp_path, smn_run):
-    """Interrupted in the middle of a real process, resumed in this one."""
-    longer = ["--set", "steps=30", "--seed", 2, "--set", "checkpoint_steps=1000"]
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_mask_comes(workers, world: World, tmp_path, smn_run):
+    """Interrupted in the middle of a real process, and of all it started, as a terminal does; resumed in this one."""
+    longer = ["--set", "steps=30", "--seed", 2, "--set", "checkpoint_steps=1000", "--workers", workers]
     out, whole = tmp_path / "part/m.smn", tmp_path / "whole/m.smn"
     out.parent.mkdir()
     whole.parent.mkdir()
@@ -197,10 +272,11 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_mask_comes(world: World,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     while process.poll() is None and not (out.parent / "m.run/began").exists():
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err

@@ -126,6 +126,37 @@ def test_a_folder_without_a_test_split_is_not_scored_on_its_own_training_images(
     found = evaluate(measured.engine, [], Plan(str(tmp_path / "photos")))
     assert "knn" not in found["rows"][0]
     assert found["test_images"] == 0
+    assert "no test split" in found["remarks"][0]
+
+
+def test_a_test_split_that_lacks_a_class_is_scored_as_if_it_did_not(measured: Measured, tmp_path):
+    """Its classes were once counted anew, so that every score was of other classes."""
+    shades = {"a": 0, "b": 100, "c": 200}
+    for name, shade in shades.items():
+        for split in ("train", "test") if name != "a" else ("train",):
+            write(tmp_path / "set" / split / name, np.full((12, 32, 32, 3), shade, np.uint8))
+    found = evaluate(measured.engine, [], Plan(str(tmp_path / "set")))
+    assert found["rows"][0]["knn"] == 1.0
+
+
+def test_a_split_that_was_asked_for_is_not_passed_over(measured: Measured, world: World, tmp_path):
+    with pytest.raises(InvalidData, match="tset"):
+        evaluate(measured.engine, [], Plan(str(world.data), test_split="tset"))
+    broken = {**digits(), "y_test": digits()["y_test"][:-3]}
+    np.savez(tmp_path / "broken.npz", **broken)
+    with pytest.raises(InvalidData, match="y_test"):
+        evaluate(measured.engine, [], Plan(str(tmp_path / "broken.npz")))
+    del broken["y_test"]
+    np.savez(tmp_path / "unlabelled.npz", **broken)
+    assert "no labels" in evaluate(measured.engine, [], Plan(str(tmp_path / "unlabelled.npz")))["remarks"][0]
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (0, 1000, 2000)])
+def test_folds_take_class_numbers_with_gaps(numbers, measured: Measured, tmp_path):
+    y = np.repeat(numbers, 10)
+    np.savez(tmp_path / "gaps.npz", x_train=digits()["x_train"][:30], y_train=y)
+    found = evaluate(measured.engine, [], Plan(str(tmp_path / "gaps.npz"), folds=3))
+    assert 0 <= found["rows"][0]["knn"] <= 1
 
 
 def test_one_class_is_scored_without_a_fuss(measured: Measured, tmp_path):

@@ -156,7 +156,9 @@ def _open_npz(path: Path, split: str | None) -> ArraySet:
                 )
             if split is None and len(splits) == 1:
                 split = splits[0]
-            if split is None or split not in splits:
+            if split is not None and split not in splits:
+                raise InvalidData(f"{path} has the splits {splits}, not {split!r}")
+            if split is None:
                 raise InvalidData(f"{path} has the splits {splits}: choose one with --split")
             pixels = np.asarray(arrays[f"x_{split}"])  # a member that is no array comes as bytes
             labels = np.asarray(arrays[f"y_{split}"]) if f"y_{split}" in arrays.files else None
@@ -182,7 +184,8 @@ def _labels(
             f"{path}: y_{split} is {labels.dtype} {list(labels.shape)}, expected {n_images} class numbers"
         )
     if labels.min() < 0 or labels.max() >= MAX_CLASSES:
-        raise InvalidData(f"{path}: y_{split} has {labels.min()} to {labels.max()}, expected class numbers from 0")
+        found = f"{labels.min()} to {labels.max()}"
+        raise InvalidData(f"{path}: y_{split} is {found}, expected {n_images} class numbers from 0")
     n_classes = int(labels.max()) + 1
     classes = named if named is not None and len(named) >= n_classes else [str(c) for c in range(n_classes)]
     return labels.astype(np.int64), classes

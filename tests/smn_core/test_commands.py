@@ -340,7 +340,10 @@ def errors(world: World, tmp: Path, out: Path) -> dict[str, tuple[list[object], 
         "argument without value": ([*embed, *world.model, "--model-arg", "depth"], "KEY=VALUE"),
         "mean in words": ([*embed, *world.model, "--mean", "grey"], "--mean"),
         "size beyond the model": ([*embed, *world.model, "--image-size", "-1"], "--image-size"),
-        "export of another backbone": (["export", world.foreign, "--out", out, *world.model], "fingerprint"),
+        "export of another backbone": (
+            ["export", world.foreign, "--out", out.with_suffix(".safetensors"), *world.model],
+            "fingerprint",
+        ),
         "export to nowhere": (["export", world.mask, "--out", tmp / "no" / "w.safetensors", *world.model], "No such"),
     }  # fmt: skip
 

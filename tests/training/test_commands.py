@@ -140,7 +140,7 @@ CANNOT = {
     "crops that the model does not take": (["--set", "swav.crops.big_px=24"], "test_vit takes no crops of 24 px"),
     "no epochs": (["--epochs", 0], "epochs"),
     "epochs without end": (["--epochs", "inf"], "epochs"),
-    "half a step": (["--epochs", 1, "--set", "steps=2.5"], "steps is 2.5"),
+    "half a step": (["--epochs", 1, "--set", "steps=2.5"], "steps=2.5"),
     "labels that are no number": (["--objective", "supervised", "--labels", "nan"], "--labels nan"),
     "a rate below zero": (["--set", "lr=-1"], "lr is -1"),
     "a rate that is no number": (["--set", "lr=NaN"], "lr is nan"),

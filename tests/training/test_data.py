@@ -13,7 +13,19 @@ from PIL import Image
 
 from smn_core.errors import InvalidArgument, InvalidData
 from tests.training.builders import World
-from training.data import Batch, Item, StepSampler, Subset, Views, amount_of, collate, open_split, pick_labels, seeded, with_classes_of
+from training.data import (
+    Batch,
+    Item,
+    StepSampler,
+    Subset,
+    Views,
+    amount_of,
+    collate,
+    open_split,
+    pick_labels,
+    seeded,
+    with_classes_of,
+)
 
 LABELS = np.repeat(np.arange(4), [10, 20, 30, 5])
 

@@ -205,7 +205,7 @@ class RedisRegistry:
 
     def _require_table(self) -> None:
         if not self._table.loaded:
-            raise Unavailable(f"the registry at {self._where} has not been read yet: {self._trouble}")
+            raise Unavailable(f"the registry at {self._where} is away and has not been read yet: {self._trouble}")
 
     # The follower's thread.
 

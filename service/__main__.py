@@ -51,7 +51,7 @@ def serve(
     slot_bytes: Annotated[int | None, typer.Option(help="Memory for slots. Default: 2 GiB.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a forward. Default: 32.")] = None,
     threads: Annotated[int | None, typer.Option(help="torch's threads. Default: 0, as many as torch takes.")] = None,
-    decode_workers: Annotated[int | None, typer.Option(help="Threads that decode. Default: 2.")] = None,
+    decode_workers: Annotated[int | None, typer.Option(help="Threads that decode. Default: 0, one a core.")] = None,
     cache_bytes: Annotated[int | None, typer.Option(help="Host memory for masks. Default: 1 GiB.")] = None,
     queue_images: Annotated[int | None, typer.Option(help="Images admitted at once. Default: 512.")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest body. Default: 64 MiB.")] = None,

@@ -25,7 +25,8 @@ mask that was learned for their domain and uploaded with `PUT /masks/NAME`.
 
 Every call takes `X-Request-ID`, which comes back, and `X-Timeout-Ms`, a deadline below the server's own (then 504).
 Every answer with embeddings has `X-SMN-Digest`, the digest of the mask that made them or `root`, and `Server-Timing`:
-load, queue, decode, swap, forward and total in milliseconds. Every error is
+load, queue, decode, swap, forward and total in milliseconds; what a mask warns of is in the JSON, or with an
+`application/x-npy` answer in `X-SMN-Warnings`. Every error is
 `{"error": {"message", "type", "param", "code"}}`; 429 and 503 come with `Retry-After`."""
 ERRORS = {code: {"model": ErrorBody} for code in (400, 401, 403, 404, 405, 409, 412, 413, 415, 422, 429, 500, 503, 504)}
 

@@ -52,7 +52,9 @@ class Settings(BaseSettings):
     slot_bytes: int = Field(2048 * MIB, ge=MIB, description="Memory for slots, each as large as the maskable weights.")
     batch_size: int = Field(32, ge=1, description="Images a forward.")
     threads: int = Field(0, ge=0, description="torch's threads; 0 takes torch's default.")
-    decode_workers: int = Field(2, ge=1, description="Threads that decode images and check uploads.")
+    decode_workers: int = Field(
+        0, ge=0, description="Threads that decode images and check uploads; 0: one a core, at least 2, at most 8."
+    )
     cache_bytes: int = Field(1024 * MIB, ge=MIB, description="Host memory for masks that are not in a slot.")
     queue_images: int = Field(
         512, ge=1, description="Images admitted at once, from before decode to the answer; then 429."
@@ -83,6 +85,11 @@ class Settings(BaseSettings):
     def most_images(self) -> int:
         """Of one request: no more than are admitted at once, or it would be told to come again for ever."""
         return min(self.max_images, self.queue_images)
+
+    @property
+    def decoders(self) -> int:
+        """Threads that decode: more than cores bring little and slow forwards (docs/decisions.md)."""
+        return self.decode_workers or min(8, max(2, len(os.sched_getaffinity(0))))
 
     def spec(self) -> BackboneSpec:
         """The backbone these settings name.

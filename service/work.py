@@ -86,7 +86,7 @@ class Server:
         self.settings, self.embedder, self.registry, self.metrics = settings, embedder, registry, metrics
         self.admission = Admission(settings.queue_images)
         self.reader = ImageReader(self.backbone.preprocess, settings.max_pixels)
-        self.decoders = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="smn-decode")
+        self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="smn-decode")
         # Its own threads: a registry that hangs must not keep images from being decoded.
         self.clerks = ThreadPoolExecutor(CLERKS, thread_name_prefix="smn-registry")
         self.draining = False

@@ -89,7 +89,8 @@ class Settings(BaseSettings):
     @property
     def decoders(self) -> int:
         """Threads that decode: more than cores bring little and slow forwards (docs/decisions.md)."""
-        return self.decode_workers or min(8, max(2, len(os.sched_getaffinity(0))))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+        return self.decode_workers or min(8, max(2, cores))
 
     def spec(self) -> BackboneSpec:
         """The backbone these settings name.

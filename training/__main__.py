@@ -297,10 +297,10 @@ def evaluate(
     from smn_core.engine import Engine
     from smn_core.maskfile import read_mask
     from smn_core.plots import require_plottable
-    from training.data import amount_of
     from training.evaluate import Plan
     from training.evaluate import evaluate as run
     from training.fusion import parse_plan
+    from training.labels import amount_of
     from training.tables import results
 
     plan = Plan(

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from smn_core.errors import InvalidArgument, InvalidData, InvalidImage
+from smn_core.errors import InvalidData, InvalidImage
 from smn_core.imageset import ImageSet, array_splits, open_images
 
 # torchvision's own splits by name; those without one are cut once, with a fixed seed, 80 to 20.
@@ -161,84 +161,6 @@ class Subset:
 
     def image(self, index: int, draft_px: int | None = None) -> Image.Image:
         return self.source.image(int(self.indices[index]), draft_px)
-
-
-@dataclass(frozen=True)
-class Renumbered:
-    """A set with the class numbers of another, by the names of the classes."""
-
-    source: ImageSet
-    labels: Int64[ndarray, "n"]
-    classes: list[str]
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.source.names)
-
-    def image(self, index: int, draft_px: int | None = None) -> Image.Image:
-        return self.source.image(index, draft_px)
-
-
-def with_classes_of(known: ImageSet, images: ImageSet) -> ImageSet:
-    """`images` with the class numbers of `known`: each set counts only the classes that it has itself.
-
-    Raises:
-        InvalidData: it has a class that `known` has not.
-    """
-    if images.labels is None or known.labels is None or list(images.classes) == list(known.classes):
-        return images
-    numbers = {name: number for number, name in enumerate(known.classes)}
-    present = [images.classes[number] for number in np.unique(images.labels)]
-    if unknown := [name for name in present if name not in numbers]:
-        raise InvalidData(
-            f"the train split has no class {', '.join(unknown[:5])}: it has {', '.join(known.classes[:20])}"
-        )
-    table = np.array([numbers.get(name, -1) for name in images.classes], np.int64)
-    return Renumbered(images, table[images.labels], list(known.classes))
-
-
-def amount_of(text: str) -> int | float:
-    """What `--labels` means: `0.1` and `1.0` are fractions, `1` and `20` are numbers for every class.
-
-    Raises:
-        InvalidArgument: neither.
-    """
-    try:
-        amount: int | float = int(text) if text.strip().isdecimal() else float(text)
-    except ValueError as error:
-        raise InvalidArgument(f"--labels {text!r} is no number") from error
-    if isinstance(amount, float) and amount > 1 and amount.is_integer():
-        amount = int(amount)
-    require_amount(amount)
-    return amount
-
-
-def require_amount(amount: float) -> None:
-    """Raise InvalidArgument unless it is a fraction in (0, 1] or a positive int."""
-    if not (0 < amount <= 1 or (isinstance(amount, int) and amount > 0)):
-        raise InvalidArgument(f"--labels {amount}: give a fraction, 0.1 or 1.0, or a whole number for every class")
-
-
-def pick_labels(labels: Int64[ndarray, "n"], amount: float, seed: int) -> Int64[ndarray, "m"]:
-    """Indices of a random part of the labelled images: a fraction in (0, 1], or, an int, so many of every class.
-
-    The draw depends on (labels, amount, seed) alone, so methods that are compared see the same images.
-
-    Raises:
-        InvalidArgument: the amount is not positive, or more than a class has.
-    """
-    require_amount(amount)
-    rng = np.random.default_rng(seed)
-    if not isinstance(amount, int):
-        n = max(1, round(amount * len(labels)))
-        return np.sort(rng.permutation(len(labels))[:n])
-    picked = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        if amount > len(members):
-            raise InvalidArgument(f"--labels {amount}: class {label} has {len(members)} images")
-        picked.append(rng.permutation(members)[:amount])
-    return np.sort(np.concatenate(picked))
 
 
 @dataclass(frozen=True)

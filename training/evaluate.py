@@ -24,9 +24,10 @@ from smn_core.mask import TaskMask
 from smn_core.offline import Progress, silent
 from training import probes, signs
 from training.compare import compare
-from training.data import has_split, open_split, pick_labels, with_classes_of
+from training.data import has_split, open_split
 from training.features import EMBEDDINGS, Cache, Features, embed_view
 from training.fusion import FusionPlan
+from training.labels import pick_labels, with_classes_of
 
 TEST = "test"
 

@@ -19,7 +19,8 @@ from smn_core.images import draft_side_px
 from smn_core.imageset import ArraySet, FolderSet, ImageSet
 from smn_core.offline import Progress, batches, embed_batches, loader, silent, through
 from smn_core.tensorfile import canonical_json
-from training.data import Renumbered, Subset, seeded
+from training.data import Subset, seeded
+from training.labels import Renumbered
 from training.supervised import transform_for
 
 VIEW_IMAGES = 500

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
@@ -135,3 +136,10 @@ def states(out: str) -> dict[str, str]:
 
 def python(*words: object) -> list[str]:
     return [sys.executable, *map(str, words)]
+
+
+def class_folders(root: Path, *paths: str) -> None:
+    """One image in each of these folders."""
+    for i, path in enumerate(paths):
+        (root / path).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(root / path / "x.png")

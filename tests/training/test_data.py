@@ -11,23 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from smn_core.errors import InvalidArgument, InvalidData
-from tests.training.builders import World
+from smn_core.errors import InvalidData
+from tests.training.builders import World, class_folders
 from training.data import (
     Batch,
     Item,
     StepSampler,
     Subset,
     Views,
-    amount_of,
     collate,
     open_split,
-    pick_labels,
     seeded,
-    with_classes_of,
 )
-
-LABELS = np.repeat(np.arange(4), [10, 20, 30, 5])
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
@@ -41,44 +36,6 @@ def folder(tmp_path) -> Path:
         Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
     (tmp_path / "2.png").write_bytes(b"no image at all")
     return tmp_path
-
-
-def test_the_same_labels_are_picked_for_whoever_asks():
-    np.testing.assert_array_equal(pick_labels(LABELS, 0.2, 3), pick_labels(LABELS, 0.2, 3))
-    assert not np.array_equal(pick_labels(LABELS, 0.2, 3), pick_labels(LABELS, 0.2, 4))
-
-
-@pytest.mark.parametrize("amount", [1, 5])
-def test_a_whole_number_is_so_many_of_every_class(amount):
-    picked = pick_labels(LABELS, amount, 0)
-    assert np.bincount(LABELS[picked]).tolist() == [amount] * 4
-    assert len(np.unique(picked)) == 4 * amount
-
-
-def test_a_number_with_a_point_is_a_fraction_and_1_0_is_everything():
-    assert len(pick_labels(LABELS, 0.2, 0)) == 13
-    assert len(pick_labels(LABELS, 1e-9, 0)) == 1
-    np.testing.assert_array_equal(pick_labels(LABELS, 1.0, 0), np.arange(65))
-
-
-@pytest.mark.parametrize(
-    ("text", "amount"), [("1", 1), ("20", 20), ("20.0", 20), ("0.1", 0.1), ("1.0", 1.0), ("1e-2", 0.01)]
-)
-def test_what_labels_means_on_the_command_line(text, amount):
-    found = amount_of(text)
-    assert found == amount and type(found) is type(amount)
-
-
-@pytest.mark.parametrize("text", ["", "few", "nan", "inf", "-1", "0", "0.0", "2.5", "-0.5"])
-def test_labels_that_are_no_amount_are_refused(text):
-    with pytest.raises(InvalidArgument, match="--labels"):
-        amount_of(text)
-
-
-@pytest.mark.parametrize("amount", [0, -1, 2.5, 6, 1000, float("nan"), float("inf")])
-def test_more_labels_than_a_class_has_are_refused(amount):
-    with pytest.raises(InvalidArgument, match="--labels"):
-        pick_labels(LABELS, amount, 0)
 
 
 def test_an_epoch_shows_every_image_once():
@@ -222,12 +179,6 @@ def test_a_corrupt_file_of_a_torchvision_set_is_skipped(eurosat, tmp_path):
     assert skipped[0].startswith("image 0: ")
 
 
-def class_folders(root: Path, *paths: str) -> None:
-    for i, path in enumerate(paths):
-        (root / path).mkdir(parents=True)
-        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(root / path / "x.png")
-
-
 def test_a_folder_of_splits_has_no_other_split(tmp_path):
     """Taken whole, its test images would be learned from and its splits would be classes."""
     class_folders(tmp_path, "train/a", "Test/a", "val/a")
@@ -247,19 +198,3 @@ def test_a_folder_of_classes_is_its_own_train_split_and_has_no_other(tmp_path):
 def test_no_data_is_not_the_folder_one_is_in():
     with pytest.raises(InvalidData, match="--data is empty"):
         open_split("", "train")
-
-
-def test_classes_are_matched_by_name_not_by_their_place_in_the_list(tmp_path):
-    class_folders(tmp_path, "train/a", "train/b", "train/c", "test/b", "test/c")
-    train, test = (open_split(str(tmp_path), split) for split in ("train", "test"))
-    assert test.labels.tolist() == [0, 1]
-    matched = with_classes_of(train, test)
-    assert matched.labels.tolist() == [1, 2]
-    assert list(matched.names) == list(test.names) and matched.image(0).size == (8, 8)
-
-
-def test_a_class_that_the_train_split_has_not_is_named(tmp_path):
-    class_folders(tmp_path, "train/a", "train/b", "test/a", "test/bb")
-    train, test = (open_split(str(tmp_path), split) for split in ("train", "test"))
-    with pytest.raises(InvalidData, match="no class bb: it has a, b"):
-        with_classes_of(train, test)

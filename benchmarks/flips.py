@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 import typer
 from sklearn.model_selection import StratifiedKFold
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.rows import row
 from smn_core.backbone import Backbone, load_backbone
@@ -31,6 +31,7 @@ from smn_core.options import as_trained, model_options
 from smn_core.spec import BackboneSpec
 from training import probes
 from training.data import open_split
+from training.recentre import Recentred, norms_of
 
 FOLDS = 5
 BATCH = 32
@@ -74,9 +75,11 @@ def main(
     for variant, bits, alpha in _variants(worn, on, rng):
         worn.wear(bits, alpha)
         score(variant, sum(int((~b).sum()) for b in bits.values()))
-    if worn.norms and not task.state:
+    if norms_of(backbone.model) and not task.state:
+        worn.wear({name: torch.ones_like(b) for name, b in on.items()})
+        recentred = Recentred(backbone.model, x[:CALIBRATION_IMAGES], on)
         worn.wear(on)
-        worn.recentre(x[:CALIBRATION_IMAGES])
+        recentred.settle(x[:CALIBRATION_IMAGES])
         score("re-centred", task.n_off)
 
 
@@ -106,16 +109,11 @@ def _off_at(on: Tensor, order: np.ndarray) -> Tensor:
 
 
 class Worn:
-    """A model whose bits can be changed at will; one pass over images under theta tells the channels' statistics."""
+    """A model whose bits can be changed at will."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.model, self._layout = backbone.model, backbone.layout
         self.theta = {t.name: self.model.get_parameter(t.name).detach().clone() for t in backbone.layout}
-        self.norms = {
-            name: module
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
-        }
 
     def bits_of(self, mask: TaskMask) -> On:
         return {t.name: torch.from_numpy(mask.bits_of(t.name)).view(t.shape) for t in self._layout}
@@ -129,38 +127,6 @@ class Worn:
     def __call__(self, x: Tensor) -> np.ndarray:
         found: np.ndarray = self.model(x).numpy()
         return found
-
-    def recentre(self, x: Tensor) -> None:
-        """Statistics under which every channel leaves its norm as it did under theta; front to back in one pass."""
-        worn = {name: self.model.get_parameter(name).data for name in self.theta}
-        before: dict[str, tuple[Tensor, Tensor]] = {}
-        self.wear({name: torch.ones_like(t, dtype=torch.bool) for name, t in self.theta.items()})
-        self._pass(x, lambda name, _, mean, var: before.update({name: (mean, var)}))
-        for name, tensor in worn.items():
-            self.model.get_parameter(name).data = tensor
-
-        def shift(name: str, norm: Any, mean: Tensor, var: Tensor) -> None:
-            old_mean, old_var = before[name]
-            ratio = torch.where(old_var > 1e-9, var / old_var, 1.0)
-            norm.running_mean.copy_(mean - (old_mean - norm.running_mean) * ratio.sqrt())
-            norm.running_var.copy_((ratio * (norm.running_var + norm.eps) - norm.eps).clamp_min(0))
-
-        self._pass(x, shift)
-
-    @torch.inference_mode()
-    def _pass(self, x: Tensor, see: Callable[[str, Any, Tensor, Tensor], None]) -> None:
-        """Show `see` the mean and variance of what every norm gets, before it runs."""
-        hooks = [
-            norm.register_forward_pre_hook(
-                lambda _, got, name=name, norm=norm: see(name, norm, got[0].mean((0, 2, 3)), got[0].var((0, 2, 3)))
-            )
-            for name, norm in self.norms.items()
-        ]
-        try:
-            self.model(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def _images(backbone: Backbone, data: str, n: int, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:

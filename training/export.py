@@ -14,6 +14,7 @@ from smn_core import bits
 from smn_core.backbone import Backbone
 from smn_core.mask import Head, TaskMask
 from training import masking
+from training.recentre import Recentred
 from training.supervised import Classifier
 
 
@@ -36,6 +37,7 @@ def to_mask(
     metadata: Mapping[str, str],
     classifier: Classifier | None = None,
     classes: tuple[str, ...] = (),
+    recentred: Recentred | None = None,
 ) -> TaskMask:
     """The mask that the scores mean, with the normalisation statistics that training changed.
 
@@ -44,6 +46,8 @@ def to_mask(
         model: with scores attached; tensors without scores are all ON.
         root_state: the running statistics before training, by buffer name.
         classifier: where there is one, its effective weights go with the mask.
+        classes: their names.
+        recentred: the norms that were unfolded, where they were.
 
     Raises:
         InvalidMask: a tensor has no ON weight left.
@@ -58,16 +62,18 @@ def to_mask(
         model=backbone.model_json,
         fingerprint=backbone.fingerprint,
         packed=np.concatenate(packed),
-        state=changed_state(model, root_state),
+        state=changed_state(model, root_state, recentred),
         head=_head_of(classifier, classes),
         preprocess=json.loads(json.dumps(backbone.preprocess)),
         metadata=metadata,
     )
 
 
-def changed_state(model: nn.Module, root_state: Mapping[str, Tensor]) -> dict[str, ndarray]:
-    """Running statistics that differ from the root's."""
-    now = plain_state(model)
+def changed_state(
+    model: nn.Module, root_state: Mapping[str, Tensor], recentred: Recentred | None = None
+) -> dict[str, ndarray]:
+    """Running statistics that differ from the root's, in the backbone's own terms."""
+    now = plain_state(model) | (recentred.folded() if recentred is not None else {})
     return {
         name: now[name].float().cpu().numpy().copy()
         for name, before in root_state.items()

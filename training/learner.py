@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
-from timm.layers import Format
+from timm.layers import Format, convert_sync_batchnorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -19,6 +19,7 @@ from smn_core.backbone import Backbone
 from smn_core.errors import InvalidWeights
 from training import masking
 from training.data import Batch
+from training.recentre import Recentred
 from training.recipes import MASKS, Config
 from training.supervised import Classifier
 from training.swav import Swav
@@ -36,6 +37,7 @@ class Learner(pl.LightningModule):
         seed: of the run; a checkpoint is resumed with the same one.
         images: digest of what the run learns from, likewise.
         start: digest of the mask that the run goes on from, likewise; "" for none.
+        sync_norm: normalise by the statistics of all processes' rows; torch can on GPUs alone.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Learner(pl.LightningModule):
         seed: int = 0,
         images: str = "",
         start: str = "",
+        sync_norm: bool = False,
     ) -> None:
         super().__init__()
         self.config, self.total_steps, self.world_size = config, total_steps, world_size
         self.seed, self.images, self.start, self.fingerprint = seed, images, start, backbone.fingerprint
-        self.model = backbone.model
+        # timm's conversion keeps the activations inside its norms, and goes before masks: Lightning's does neither.
+        self.model = convert_sync_batchnorm(backbone.model) if sync_norm else backbone.model
         accept_any_size(self.model)
         self.learns_mask = config.objective in MASKS
         if self.learns_mask:
@@ -61,6 +65,7 @@ class Learner(pl.LightningModule):
             self.model.requires_grad_(True)
         self.swav: Swav | None = None
         self.classifier: Classifier | None = None
+        self.recentred: Recentred | None = None
         if config.objective in ("swav", "swav-finetune"):
             self.swav = Swav(backbone.n_features, config.swav, world_size)
         else:

@@ -35,6 +35,7 @@ class Config:
     `lr_per_tensor` divides the gradient of every tensor by its root mean square at the first step that uses it.
     `precision` is autocast's; bf16-mixed is several times faster on processors with bfloat16 instructions (with
     `fused_attention=false`) and many times slower on others.
+    `recentre_norm` is for networks whose BatchNorm is folded away (`training/recentre.py`), `freeze_norm` for none.
     Steps are `epochs` of the data; `steps`, where set, overrides them. During `head_steps` only the head learns.
     """
 
@@ -56,6 +57,7 @@ class Config:
     masked_head: bool = False
     crop_scale: tuple[float, float] = (0.08, 1.0)
     freeze_norm: bool = False
+    recentre_norm: bool = False
     precision: Precision = "32-true"
     fused_attention: bool = True
     checkpoint_steps: int = 50
@@ -84,6 +86,8 @@ class Config:
         if not 0 <= self.momentum < 1 or not 0 <= self.warmup <= 1:
             raise InvalidArgument(f"momentum {self.momentum} must be in [0, 1), warmup {self.warmup} in [0, 1]")
         require_scale("crop_scale", self.crop_scale)
+        if self.recentre_norm and (self.freeze_norm or self.objective not in MASKS):
+            raise InvalidArgument("recentre_norm=true is for masks, and without freeze_norm")
 
     def total_steps(self, n_images: int) -> int:
         """Optimiser steps of a run over a set of `n_images`."""

@@ -10,10 +10,10 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
@@ -23,15 +23,15 @@ from timm.layers import set_fused_attn
 
 from smn_core import tensorfile
 from smn_core.backbone import Backbone, load_backbone
-from smn_core.errors import InvalidArgument, InvalidData, InvalidWeights
+from smn_core.errors import InvalidArgument, InvalidWeights
 from smn_core.files import write_bytes
-from smn_core.images import ImageReader, draft_side_px
+from smn_core.images import draft_side_px
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import write_mask
 from smn_core.precision import slow_on_cpu
 from smn_core.show import note
-from training import export, starts, supervised, swav
+from training import calibrate, export, starts, supervised, swav
 from training.checkpoints import CHECKPOINT, WholeCheckpoints, read_checkpoint
 from training.data import StepLoader, StepSampler, Views, collate
 from training.features import identity
@@ -41,8 +41,6 @@ from training.plan import forget, images_of, require_float32, require_output
 from training.recipes import PRECISIONS
 from training.request import Request, Result
 from training.watch import Curve, Steps, StopCleanly, StuckAtUniform
-
-CENTRE_IMAGES = 512
 
 
 def train(request: Request, heard: Callable[[int], None] | None = None) -> Result:
@@ -68,6 +66,8 @@ def train(request: Request, heard: Callable[[int], None] | None = None) -> Resul
     pl.seed_everything(request.seed, verbose=False)
     learner = _learner_of(request, backbone, images, world)
     _require_crops(learner, backbone)
+    if request.config.recentre_norm:
+        calibrate.recentre(learner, backbone, images)
     if checkpoint is not None:
         first_step = _require_same_run(checkpoint, learner)
     else:
@@ -75,7 +75,7 @@ def train(request: Request, heard: Callable[[int], None] | None = None) -> Resul
         if request.start is not None:
             starts.load(learner, backbone, request.start, root_state)
         elif request.config.swav.centre and learner.swav is not None:
-            _set_centre(learner, backbone, images)
+            calibrate.set_centre(learner, backbone, images)
     loader = _loader_of(request, learner, backbone, images, first_step, rank, world)
     if not request.resume:
         forget(request)  # an earlier run goes only once this one can begin
@@ -84,7 +84,8 @@ def train(request: Request, heard: Callable[[int], None] | None = None) -> Resul
     watchers: list[pl.Callback] = [curve, stuck, *([Steps(heard)] if heard is not None else [])]
     trainer = _trainer_of(request, learner, backbone, world, watchers, shows=heard is None)
     began = time.perf_counter()
-    _fit(trainer, learner, loader, checkpoint, request.folder / CHECKPOINT)
+    end = partial(calibrate.settle, learner, backbone, images) if learner.recentred is not None else None
+    _fit(trainer, learner, loader, checkpoint, request.folder / CHECKPOINT, end)
     seconds = time.perf_counter() - began
     result = Result(
         request.out,
@@ -121,7 +122,8 @@ def _learner_of(request: Request, backbone: Backbone, images: ImageSet, world: i
     pixels = tensorfile.canonical_json(json.loads(json.dumps(dict(backbone.preprocess))))
     seen = tensorfile.digest_of(f"{identity(images, times=False)}\n{pixels}".encode())
     n_classes, start = len(images.classes), request.start_digest
-    return Learner(backbone, request.config, total, n_classes, world, request.seed, seen, start)
+    sync_norm = world > 1 and backbone.device.type == "cuda"
+    return Learner(backbone, request.config, total, n_classes, world, request.seed, seen, start, sync_norm)
 
 
 @torch.inference_mode()
@@ -158,30 +160,6 @@ def _require_same_run(path: Path, learner: Learner) -> int:
                 f"{path} was written by a run with another {key}: resume with the same options, or say --overwrite"
             )
     return step
-
-
-@torch.inference_mode()
-def _set_centre(learner: Learner, backbone: Backbone, images: ImageSet) -> None:
-    """Centre and spread of the frozen backbone's features over some training images, fixed for the run."""
-    assert learner.swav is not None
-    reader, draft_px = ImageReader(backbone.preprocess), draft_side_px(backbone.preprocess)
-    n_images = len(images.names)
-    picked = np.random.default_rng(0).permutation(n_images)[:CENTRE_IMAGES]
-    features = []
-    learner.model.eval()
-    for index in picked:
-        try:
-            x = reader.tensor(images.image(int(index), draft_px))
-        except InvalidData:
-            raise
-        except Exception:
-            continue
-        features.append(learner.model(x[None].to(backbone.device)).float().cpu())
-    if len(features) < 2:
-        raise InvalidData(f"{len(features)} of {len(picked)} images can be read: at least two are needed")
-    z = torch.cat(features)
-    learner.swav.head.centre.copy_(z.mean(0))  # type: ignore[operator]
-    learner.swav.head.spread.copy_(z.std(0).clamp_min(1e-6))  # type: ignore[operator]
 
 
 def _loader_of(
@@ -234,9 +212,8 @@ def _trainer_of(
         accelerator="gpu" if on_gpu else "cpu",
         devices=[backbone.device.index or 0] if on_gpu and world == 1 else devices,
         num_nodes=world // devices,
-        # Every process keeps its own buffers: the queue is of its rows; statistics are synchronised where torch can.
+        # Every process keeps its own buffers: the queue is of its rows; the norms synchronise themselves on GPUs.
         strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
-        sync_batchnorm=on_gpu and world > 1,
         precision=request.config.precision,
         max_steps=learner.total_steps,
         max_epochs=1,
@@ -256,10 +233,19 @@ def _trainer_of(
     )
 
 
-def _fit(trainer: pl.Trainer, learner: Learner, loader: StepLoader, checkpoint: Path | None, last: Path) -> None:
+def _fit(
+    trainer: pl.Trainer,
+    learner: Learner,
+    loader: StepLoader,
+    checkpoint: Path | None,
+    last: Path,
+    end: Callable[[], None] | None,
+) -> None:
     try:
         trainer.fit(learner, loader, ckpt_path=checkpoint, weights_only=True)
-        if learner.total_steps % learner.config.checkpoint_steps:
+        if end is not None:
+            end()
+        if end is not None or learner.total_steps % learner.config.checkpoint_steps:
             trainer.save_checkpoint(last)  # what goes on from this run goes on from its end
     except SystemExit as stopped:  # Lightning turns ctrl-C into exit code 1
         raise KeyboardInterrupt from stopped
@@ -289,7 +275,13 @@ def _write_output(
         "metrics": tensorfile.canonical_json(curve.losses(request.config.head_steps)),
     }
     mask = export.to_mask(
-        backbone, learner.model, root_state, metadata, learner.classifier, tuple(str(c) for c in images.classes)
+        backbone,
+        learner.model,
+        root_state,
+        metadata,
+        learner.classifier,
+        tuple(str(c) for c in images.classes),
+        learner.recentred,
     )
     return write_mask(mask, request.out)
 

@@ -49,7 +49,8 @@ def load(learner: Learner, backbone: Backbone, root: Path, root_state: Mapping[s
         raise InvalidWeights(f"{path} does not fit this recipe: {str(error).splitlines()[-1].strip()}") from error
     if odd := [*extra, *(name for name in missing if name not in QUEUE)]:
         raise InvalidWeights(f"{path} does not fit this recipe: {odd[0]}")
-    mask, ended = read_mask(root, backbone.layout), export.to_mask(backbone, learner.model, root_state, {})
+    mask = read_mask(root, backbone.layout)
+    ended = export.to_mask(backbone, learner.model, root_state, {}, recentred=learner.recentred)
     same_state = mask.state.keys() == ended.state.keys() and all(
         np.array_equal(values, ended.state[name]) for name, values in mask.state.items()
     )

@@ -57,6 +57,10 @@ class World:
         return [*weights, *args, "--image-size", str(SIDE_PX), "--device", "cpu"]
 
 
+class Stopped(Exception):
+    """The machine went away."""
+
+
 def digits() -> dict[str, np.ndarray]:
     """scikit-learn's digits: 8 x 8 grey -> 32 x 32 RGB uint8, in a fixed random order."""
     found = load_digits()

@@ -14,7 +14,8 @@ import torch
 from timm.layers import set_fused_attn, use_fused_attn
 
 import smn
-from tests.training.builders import World, build_world
+from tests.training.builders import Stopped, World, build_world
+from training.watch import StopCleanly
 
 
 @pytest.fixture(scope="session")
@@ -86,3 +87,18 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return processes.work_here(jobs, heard, keep_going=keep_going)
 
     monkeypatch.setattr(processes, "work_in_processes", work)
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """Runs end after this many steps, as after ctrl-C; None: they do not."""
+
+    def set_step(step: int | None) -> None:
+        def end(self: StopCleanly, trainer: Any, *_: object) -> None:
+            if trainer.global_step == step:
+                trainer.save_checkpoint(self._checkpoint)
+                raise Stopped
+
+        monkeypatch.setattr(StopCleanly, "on_train_batch_end", end)
+
+    return set_step

@@ -13,7 +13,9 @@ import torch
 
 from smn_core.maskfile import read_mask
 from tests.training.builders import REPOSITORY, SWAV, World, config, mask_bits, plain_lr, run
+from training import export
 from training.learner import Learner, accept_any_size, warmup_cosine
+from training.masking import attached
 
 GOLDEN = REPOSITORY / "tests/golden"
 CURVES = {"vit": ("test_vit", plain_lr(1, 0, 100)), "resnet": ("test_resnet", plain_lr(1, 0, 100))}
@@ -92,6 +94,21 @@ def test_batch_statistics_move_unless_they_are_frozen(world: World, tmp_path):
     assert set(moved.state) == set(moved.layout.buffers)
     assert frozen.state == {}
     assert read_mask(tmp_path / "1.smn").state.keys() == moved.state.keys()
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_norms_that_several_gpus_share_compute_what_they_did_and_can_be_masked(name, make_backbone):
+    """torch's own conversion drops the activations inside timm's norms, and fails on norms that are masked."""
+    plain, backbone = make_backbone(name), make_backbone(name)
+    learner = Learner(backbone, config(), 8, world_size=2, sync_norm=True)
+    norms = [m for m in learner.model.modules() if "running_mean" in m._buffers]
+    assert norms
+    assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+    assert {name for name, _ in attached(learner.model)} == {tensor.name for tensor in plain.layout}
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(learner.model.eval()(x), plain.model(x))
+    assert export.to_mask(backbone, learner.model, export.running_state(plain), {}).state == {}
 
 
 def test_losses_start_near_what_chance_gives(world: World, tmp_path):

@@ -20,36 +20,27 @@ import smn
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidArgument, InvalidData, InvalidWeights
 from smn_core.maskfile import read_mask
-from tests.training.builders import ARGS, REPOSITORY, SWAV, World, config, digits, mask_bits, plain_lr, python, run
+from tests.training.builders import (
+    ARGS,
+    REPOSITORY,
+    SWAV,
+    Stopped,
+    World,
+    config,
+    digits,
+    mask_bits,
+    plain_lr,
+    python,
+    run,
+)
 from tests.training.builders import train_command as command
-from training import watch
 from training.checkpoints import CHECKPOINT
-from training.watch import StopCleanly
 
 RECIPE = plain_lr(1, 0, 100, swav=replace(SWAV, queue=32, queue_from=0.25, frozen_steps=2, centre=True))
 
 
 MOST_BITS_APART = 0.01
 """Of the OFF weights: how far a mask that two processes learn may be from that of one."""
-
-
-class Stopped(Exception):
-    """The machine went away."""
-
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Runs end after this many steps, as after ctrl-C; None: they do not."""
-
-    def set_step(step: int | None) -> None:
-        def end(self: StopCleanly, trainer, *_: object) -> None:
-            if trainer.global_step == step:
-                trainer.save_checkpoint(self._checkpoint)
-                raise Stopped
-
-        monkeypatch.setattr(watch.StopCleanly, "on_train_batch_end", end)
-
-    return set_step
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])

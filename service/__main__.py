@@ -39,6 +39,9 @@ def serve(
     image_size: Annotated[int | None, typer.Option(metavar="PX", help="Side of the input.")] = None,
     mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Pixel mean.")] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Pixel deviation.")] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Of the shorter side, how much is seen; 1: all.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: a GPU where there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32.")] = None,
     on: Annotated[str | None, typer.Option(help="here, or ray: replicas on a Ray cluster. Default: here.")] = None,

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     image_size: int | None = Field(None, ge=1, description="Side of the input in pixels.")
     mean: str | None = Field(None, description="Pixel mean, one or three numbers.")
     std: str | None = Field(None, description="Pixel deviation, one or three numbers.")
+    crop_pct: float | None = Field(None, description="Share of the shorter side that is seen; 1 cuts nothing off it.")
     device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one.")
     dtype: str = Field("float32", description="float32, bfloat16 or float16.")
 
@@ -107,6 +108,7 @@ class Settings(BaseSettings):
             image_size=self.image_size,
             mean=numbers("mean", self.mean),
             std=numbers("std", self.std),
+            crop_pct=self.crop_pct,
             device=self.device,
             dtype=self.dtype,
         )

@@ -27,6 +27,7 @@ from smn_core.weights import Unfilled, load_weights
 
 LOG = logging.getLogger("smn.backbone")
 PREPROCESS_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+MIN_CROP_PCT = 0.25
 HUB_TIMEOUT_S = 5
 MAX_ARGUMENT, MAX_ARGUMENTS = 8192, 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -261,6 +262,8 @@ def _preprocess(model: nn.Module, spec: BackboneSpec) -> dict[str, Any]:
     for key, value in (("mean", spec.mean), ("std", spec.std)):
         if value is not None:
             preprocess[key] = _three(key, value)
+    if spec.crop_pct is not None:
+        preprocess["crop_pct"] = _crop_pct(spec.crop_pct)
     return preprocess
 
 
@@ -284,6 +287,13 @@ def _three(key: str, value: tuple[float, ...]) -> tuple[float, ...]:
     if len(triple) != 3 or not np.isfinite(triple).all() or (key == "std" and min(triple) <= 0):
         raise InvalidArgument(f"--{key} takes one or three numbers{' above 0' if key == 'std' else ''}, not {value}")
     return triple
+
+
+def _crop_pct(value: float) -> float:
+    """Raises InvalidArgument: an image would be blown up to many times what is seen of it, or padded."""
+    if not MIN_CROP_PCT <= value <= 1:
+        raise InvalidArgument(f"--crop-pct {value}: a share of the shorter side, {MIN_CROP_PCT} to 1")
+    return value
 
 
 def _device(name: str) -> torch.device:

@@ -67,6 +67,14 @@ def _spec(
     std: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Pixel deviation, likewise.", rich_help_panel=GROUP)
     ] = None,
+    crop_pct: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of the shorter side, how much is seen; 1: all. Default: timm's.",
+            rich_help_panel=GROUP,
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU where there is one.", rich_help_panel=GROUP)
     ] = "auto",
@@ -79,25 +87,27 @@ def _spec(
         image_size=image_size,
         mean=numbers("mean", mean),
         std=numbers("std", std),
+        crop_pct=crop_pct,
         device=device,
         dtype=dtype,
     )
 
 
 def as_trained(spec: BackboneSpec, mask: TaskMask | None) -> BackboneSpec:
-    """What the user did not say is as the mask has it: architecture, arguments, image size, pixel normalisation."""
+    """What the user did not say is as the mask has it: architecture, arguments, image size, crop, normalisation."""
     if mask is None:
         return spec if spec.name else replace(spec, name=DEFAULT_BACKBONE)
     if not spec.name:
         model = json.loads(mask.model)
         spec = replace(spec, name=model["architecture"], args=spec.args or model["args"])
     pixels: Mapping[str, Any] = mask.preprocess or {}
-    size = pixels.get("input_size")
+    size, seen = pixels.get("input_size"), pixels.get("crop_pct")
     return replace(
         spec,
         image_size=spec.image_size or (int(size[-1]) if size else None),
         mean=spec.mean or (tuple(pixels["mean"]) if "mean" in pixels else None),
         std=spec.std or (tuple(pixels["std"]) if "std" in pixels else None),
+        crop_pct=float(seen) if spec.crop_pct is None and isinstance(seen, (int, float)) else spec.crop_pct,
     )
 
 

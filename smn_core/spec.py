@@ -14,7 +14,7 @@ class BackboneSpec:
 
     `name` is a timm model name, with or without the tag that chooses its pretrained weights. `args` are extra
     `create_model` arguments. `image_size` (px) does not change the fingerprint: position embeddings are resampled
-    after the weights were loaded.
+    after the weights were loaded. `crop_pct` is the share of an image's shorter side that is seen; 1 cuts nothing off.
     """
 
     name: str
@@ -23,5 +23,6 @@ class BackboneSpec:
     image_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    crop_pct: float | None = None
     device: str = "auto"
     dtype: str = "float32"

@@ -66,10 +66,11 @@ def test_the_image_size_resamples_position_embeddings_after_the_fingerprint(file
 
 def test_overrides_go_into_the_preprocessing(files):
     """Mean, deviation and size that were said replace timm's; one number stands for three."""
-    backbone = load(files, mean=(0.1, 0.2, 0.3), std=(0.5,), image_size=96)
+    backbone = load(files, mean=(0.1, 0.2, 0.3), std=(0.5,), image_size=96, crop_pct=1.0)
     assert backbone.preprocess["mean"] == (0.1, 0.2, 0.3)
     assert backbone.preprocess["std"] == (0.5, 0.5, 0.5)
     assert backbone.preprocess["input_size"] == (3, 96, 96)
+    assert backbone.preprocess["crop_pct"] == 1.0
     assert load(files).fingerprint == backbone.fingerprint
 
 
@@ -88,6 +89,9 @@ def test_the_size_that_a_model_was_built_for_is_the_size_of_its_images():
         ({"mean": (float("nan"),)}, "--mean"),
         ({"std": (0.0,)}, "--std"),
         ({"std": (0.5, -1.0, 0.5)}, "--std"),
+        ({"crop_pct": 1e-6}, "--crop-pct"),
+        ({"crop_pct": 1.5}, "--crop-pct"),
+        ({"crop_pct": float("nan")}, "--crop-pct"),
         ({"device": "gpu"}, "gpu"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"dtype": "int8"}, "choose float32, bfloat16, float16"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from smn_core.errors import InvalidArgument
-from smn_core.options import model_options, parse_model_args
+from smn_core.options import as_trained, model_options, parse_model_args
 from smn_core.spec import BackboneSpec
 
 
@@ -39,11 +40,11 @@ def test_every_option_arrives_in_the_spec(app):
     verb, called = app
     options = (
         "--backbone vit --weights w.pth --model-arg depth=3 --model-arg pad_type=same --image-size 64 "
-        "--mean 0.5 --std .1,.2,.3 --device cpu --dtype bfloat16 --rows 5"
+        "--mean 0.5 --std .1,.2,.3 --crop-pct 1 --device cpu --dtype bfloat16 --rows 5"
     )
     assert CliRunner().invoke(verb, ["d", *options.split()]).exit_code == 0
     args = {"depth": 3, "pad_type": "same"}
-    spec = BackboneSpec("vit", Path("w.pth"), args, 64, (0.5,), (0.1, 0.2, 0.3), "cpu", "bfloat16")
+    spec = BackboneSpec("vit", Path("w.pth"), args, 64, (0.5,), (0.1, 0.2, 0.3), 1.0, "cpu", "bfloat16")
     assert called == [("d", 5, spec)]
 
 
@@ -52,6 +53,16 @@ def test_the_help_of_a_verb_lists_the_shared_options(app):
     shown = CliRunner().invoke(app[0], ["--help"], env={"COLUMNS": "200"}).output
     for text in ("A verb of a test.", "--rows", "--backbone", "--weights", "--model-arg", "--dtype"):
         assert text in shown
+
+
+def test_pixels_are_read_as_the_mask_was_trained_unless_said_otherwise(make_backbone, make_mask):
+    """Size, crop, mean and deviation of the mask; an option goes before it, and what is no number is timm's."""
+    mask = make_mask(make_backbone("test_vit"), with_preprocess=True)
+    pixels = {**mask.preprocess, "crop_pct": 0.5, "mean": [0.1, 0.2, 0.3]}
+    spec = as_trained(BackboneSpec(""), replace(mask, preprocess=pixels))
+    assert (spec.name, spec.crop_pct, spec.mean) == ("test_vit", 0.5, (0.1, 0.2, 0.3))
+    assert as_trained(BackboneSpec("", crop_pct=1.0), replace(mask, preprocess=pixels)).crop_pct == 1.0
+    assert as_trained(BackboneSpec(""), replace(mask, preprocess={"crop_pct": "all"})).crop_pct is None
 
 
 @pytest.mark.parametrize("option", [["--mean", "grey"], ["--std", "1,,2"], ["--model-arg", "depth"]])

@@ -168,12 +168,17 @@ def _prepare_folder(request: CascadeRequest, root: TaskMask, images: ImageSet) -
 
 
 def _require_enough(request: CascadeRequest, n_images: int, n_features: int) -> None:
-    """Fewer images than components is known before the experts are trained."""
+    """Fewer images than components, or fewer features, is known before the experts are trained."""
     wanted = request.fusion.components or n_features
     if request.fusion.kind != "concat" and n_images <= wanted:
         raise InvalidData(
             f"{n_images} images are too few for a fusion of {wanted} components: take fewer, as in --fusion "
             f"{request.fusion.kind}:{max(1, n_images // 2)}"
+        )
+    n_concatenated = n_features * (request.experts + 1)
+    if request.fusion.kind != "concat" and wanted > n_concatenated:
+        raise InvalidArgument(
+            f"--fusion {request.fusion.name}: {wanted} components of {n_concatenated} features: there are not so many"
         )
 
 

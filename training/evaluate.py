@@ -85,7 +85,10 @@ def evaluate(
         return cache.embed(engine, digest, images, plan.batch_size, progress)
 
     def scored(bank: Features, tested: Features | None) -> dict[str, Any]:
-        found = _fold_scores(bank, plan) if plan.folds else _scores(bank, tested, plan) if tested is not None else {}
+        if plan.folds:
+            found = _fold_scores(bank, plan)
+        else:
+            found = _scores(bank, tested, plan, train.classes) if tested is not None else {}
         return found | {"skipped": len(bank.skipped)}
 
     rows: list[dict[str, Any]] = []
@@ -153,14 +156,14 @@ def _test_images(plan: Plan, train: ImageSet) -> tuple[ImageSet | None, list[str
     return with_classes_of(train, test), []
 
 
-def _scores(bank: Features, test: Features, plan: Plan) -> dict[str, Any]:
+def _scores(bank: Features, test: Features, plan: Plan, classes: Sequence[str]) -> dict[str, Any]:
     if bank.labels is None or test.labels is None:
         raise InvalidData("the train split has no labels and the test split has")
     found: dict[str, Any] = {
         name: probes.accuracy(probes.PROBES[name](bank.z, bank.labels, test.z), test.labels) for name in plan.probes
     }
     if "linear" in plan.probes:
-        low = {str(amount): _low_shot(bank, test, amount, plan.seeds) for amount in plan.labels}
+        low = {str(amount): _low_shot(bank, test, amount, plan.seeds, classes) for amount in plan.labels}
         if low:
             found["low_shot"] = low
     return found
@@ -182,13 +185,13 @@ def _fold_scores(bank: Features, plan: Plan) -> dict[str, Any]:
     return {name: probes.accuracy(found, labels) for name, found in predicted.items()}
 
 
-def _low_shot(bank: Features, test: Features, amount: float, seeds: int) -> dict[str, Any]:
+def _low_shot(bank: Features, test: Features, amount: float, seeds: int, classes: Sequence[str]) -> dict[str, Any]:
     """Linear probe on a few labels, several draws; the draws are the same for every mask."""
     assert bank.labels is not None
     assert test.labels is not None
     scores = []
     for seed in range(seeds):
-        picked = pick_labels(bank.labels, amount, seed)
+        picked = pick_labels(bank.labels, amount, seed, classes)
         predicted = probes.linear(bank.z[picked], bank.labels[picked], test.z)
         scores.append(probes.accuracy(predicted, test.labels))
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,10 +70,13 @@ def require_amount(amount: float) -> None:
         raise InvalidArgument(f"--labels {amount}: give a fraction, 0.1 or 1.0, or a whole number for every class")
 
 
-def pick_labels(labels: Int64[ndarray, "n"], amount: float, seed: int) -> Int64[ndarray, "m"]:
+def pick_labels(
+    labels: Int64[ndarray, "n"], amount: float, seed: int, classes: Sequence[str] = ()
+) -> Int64[ndarray, "m"]:
     """Indices of a random part of the labelled images: a fraction in (0, 1], or, an int, so many of every class.
 
-    The draw depends on (labels, amount, seed) alone, so methods that are compared see the same images.
+    The draw depends on (labels, amount, seed) alone, so methods that are compared see the same images. `classes` are
+    names for the message.
 
     Raises:
         InvalidArgument: the amount is not positive, or more than a class has.
@@ -86,6 +90,7 @@ def pick_labels(labels: Int64[ndarray, "n"], amount: float, seed: int) -> Int64[
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if amount > len(members):
-            raise InvalidArgument(f"--labels {amount}: class {label} has {len(members)} images")
+            name = classes[label] if label < len(classes) else label
+            raise InvalidArgument(f"--labels {amount}: class {name} has {len(members)} images")
         picked.append(rng.permutation(members)[:amount])
     return np.sort(np.concatenate(picked))

@@ -112,10 +112,16 @@ def images_of(request: Request) -> ImageSet:
         if len(np.unique(labels)) < 2:
             raise InvalidData(f"objective {config.objective} needs at least two classes, {request.data} has one")
         if request.labels is not None:
-            images = Subset(images, pick_labels(labels, request.labels, request.seed))
+            images = Subset(images, pick_labels(labels, request.labels, request.seed, images.classes))
     elif request.labels is not None:
         raise InvalidArgument(f"--labels is for objectives with labels; {config.objective} uses none")
     n_images = len(images.names)
+    total = config.total_steps(n_images)
+    if 0 < total <= config.head_steps and config.objective in MASKS:
+        raise InvalidArgument(
+            f"all {total} steps are for the head alone (head_steps is {config.head_steps}), no weight would be "
+            "switched off: --set head_steps=..., or more steps"
+        )
     if n_images < config.batch_size:
         raise InvalidData(f"{n_images} images do not fill one batch of {config.batch_size}: --set batch_size=...")
     # A run that goes on from another has its prototypes, however few images it has of its own.

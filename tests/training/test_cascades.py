@@ -248,6 +248,7 @@ def test_the_random_control_keeps_the_router(world: World, root: Path, made: Pat
 
 CANNOT = {
     "more components than images": (["--fusion", "pca:400"], "320 images are too few for a fusion of 400"),
+    "more components than features": (["--fusion", "pca:100"], "--fusion pca:100:int8: 100 components of"),
     "clusters smaller than a batch": (["--set", "batch_size=300"], "does not fill a batch of 300"),
     "a fusion that is none": (["--fusion", "magic"], "unknown fusion 'magic'"),
     "a mode that is none": (["--modes", "sideways"], "unknown mode 'sideways'"),

@@ -73,7 +73,7 @@ def test_the_run_folder_holds_the_command_that_made_it(finished: Path):
 def test_a_run_goes_on_from_another_runs_end_with_other_crops(world: World, smn_run, tmp_path):
     """With nothing to learn it writes the mask that it goes on from."""
     first, out = tmp_path / "first.smn", tmp_path / "on.smn"
-    still = ["--set", "lr=0", "--set", "head_lr=0", "--set", "swav.crops.big_px=48", "--set", "steps=2"]
+    still = ["--set", "lr=0", "--set", "head_lr=0", "--set", "swav.crops.big_px=48", "--set", "steps=3"]
     for words in (command(world, first, "--set", "lr=0.1"), command(world, out, "--start", first, *still)):
         ran = smn_run(*words)
         assert ran.code == 0, ran.err

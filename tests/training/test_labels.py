@@ -51,6 +51,11 @@ def test_more_labels_than_a_class_has_are_refused(amount):
         pick_labels(LABELS, amount, 0)
 
 
+def test_a_class_with_too_few_images_is_told_by_its_name():
+    with pytest.raises(InvalidArgument, match="class moss has 5 images"):
+        pick_labels(np.zeros(5, np.int64), 6, 0, ["moss"])
+
+
 def test_classes_are_matched_by_name_not_by_their_place_in_the_list(tmp_path):
     class_folders(tmp_path, "train/a", "train/b", "train/c", "test/b", "test/c")
     train, test = (open_split(str(tmp_path), split) for split in ("train", "test"))

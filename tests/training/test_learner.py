@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from smn_core.errors import InvalidArgument
 from smn_core.maskfile import read_mask
-from tests.training.builders import REPOSITORY, SWAV, World, config, mask_bits, plain_lr, run
+from tests.training.builders import REPOSITORY, SWAV, Stopped, World, config, mask_bits, plain_lr, run
 from training import export
 from training.learner import Learner, accept_any_size, warmup_cosine
 from training.masking import attached
@@ -59,9 +60,21 @@ def test_a_vit_of_one_size_embeds_crops_of_another_and_its_own_bit_for_bit(make_
         assert learner(x[..., :64, :64]).shape == (2, plain.num_features)
 
 
-def test_only_the_head_moves_during_head_steps(world: World, tmp_path):
-    recipe = plain_lr(1, 0, 1e4, steps=4, head_steps=4)
-    assert run(world, tmp_path / "m.smn", recipe).mask.density == 1.0
+def test_only_the_head_moves_during_head_steps(world: World, tmp_path, stop_after):
+    """Of five steps four are the head's: at this rate the fifth would switch weights off."""
+    recipe = plain_lr(1, 0, 1e4, steps=5, head_steps=4)
+    stop_after(4)
+    with pytest.raises(Stopped):
+        run(world, tmp_path / "m.smn", recipe)
+    weights = torch.load(tmp_path / "m.run/last.ckpt", weights_only=True)["state_dict"]
+    assert all((value == 1).all() for name, value in weights.items() if name.endswith(".scores"))
+    stop_after(None)
+    assert run(world, tmp_path / "m.smn", recipe, resume=True).mask.density < 1
+
+
+def test_a_run_whose_steps_are_all_the_heads_is_refused(world: World, tmp_path):
+    with pytest.raises(InvalidArgument, match="all 4 steps are for the head alone"):
+        run(world, tmp_path / "m.smn", plain_lr(1, 0, 1e4, steps=4, head_steps=4))
 
 
 def test_a_learning_rate_per_tensor_gives_every_tensor_first_steps_of_one_size(world: World, tmp_path):

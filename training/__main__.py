@@ -280,6 +280,10 @@ def evaluate(
     folds: Annotated[
         int, typer.Option(help="Score folds of the train split, to choose settings; the test split stays unopened.")
     ] = 0,
+    views: Annotated[
+        bool,
+        typer.Option(help="Agreement of two views of every train image: the most telling sign, and most of the work."),
+    ] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 32,
     threads: Threads = 0,
     plot: Annotated[
@@ -305,7 +309,7 @@ def evaluate(
 
     plan = Plan(
         data, tuple(p for p in probe.split(",") if p not in ("", "none")), tuple(map(amount_of, labels or ())), seeds,
-        train_split, test_split, folds, batch_size,
+        train_split, test_split, folds, batch_size, views,
     )  # fmt: skip
     if threads:
         torch.set_num_threads(threads)

@@ -37,6 +37,7 @@ class Plan:
     """What to measure. `labels`: fractions or numbers per class, each drawn `seeds` times; all labels always.
 
     `folds`: score every image of the train split by the others' folds instead of the test split; 0: the test split.
+    `views`: whether two views of every train image are embedded for the sign of their agreement.
     """
 
     data: str
@@ -47,6 +48,7 @@ class Plan:
     test_split: str = TEST
     folds: int = 0
     batch_size: int = 32
+    views: bool = True
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.probes) - set(probes.PROBES)):
@@ -100,13 +102,11 @@ def evaluate(
         row: dict[str, Any] = {"name": name, "digest": digest}
         if mask is not None:
             row["density"] = mask.density
-        views = [embed_view(engine, digest, train, seed, plan.batch_size) for seed in (0, 1)]
-        row["signs"] = {
-            "effective_rank": signs.effective_rank(bank.z),
-            "view_agreement": signs.view_agreement(*views),
-            "neighbours_kept": signs.neighbours_kept(bank.z, frozen.z),
-            **_losses(mask),
-        }
+        row["signs"] = {"effective_rank": signs.effective_rank(bank.z)}
+        if plan.views:
+            views = [embed_view(engine, digest, train, seed, plan.batch_size) for seed in (0, 1)]
+            row["signs"]["view_agreement"] = signs.view_agreement(*views)
+        row["signs"] |= {"neighbours_kept": signs.neighbours_kept(bank.z, frozen.z), **_losses(mask)}
         rows.append(row | scored(bank, through(digest, test) if test is not None else None))
     for name, folder in cascades:
         for facts, bank, tested in compare(engine, name, folder, fusions, through, train, test):

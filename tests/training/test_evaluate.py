@@ -100,6 +100,16 @@ def test_the_frozen_backbone_keeps_all_of_its_own_neighbours(world: World, measu
     assert "knn" not in found["rows"][0]
 
 
+def test_without_views_everything_else_is_as_with_them(world: World, measured: Measured, monkeypatch):
+    plan = Plan(str(world.data), probes=("knn",))
+    whole = evaluate(measured.engine, [("mine", measured.mask)], plan)["rows"]
+    monkeypatch.setattr("training.evaluate.embed_view", None)
+    quick = evaluate(measured.engine, [("mine", measured.mask)], replace(plan, views=False))["rows"]
+    for row in whole:
+        assert row["signs"].pop("view_agreement") > 0
+    assert quick == whole
+
+
 def test_views_are_the_same_for_every_mask_and_differ_by_seed(world: World, measured: Measured):
     images = open_split(str(world.data), "test")
     one, two, other = (embed_view(measured.engine, None, images, seed, 64) for seed in (0, 0, 1))

@@ -282,7 +282,7 @@ def evaluate(
     ] = 0,
     views: Annotated[
         bool,
-        typer.Option(help="Agreement of two views of every train image: the most telling sign, and most of the work."),
+        typer.Option(help="Agreement of two views of every train image: a telling sign, and most of the work."),
     ] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 32,
     threads: Threads = 0,

@@ -27,10 +27,10 @@ from smn_core.backbone import load_backbone
 from smn_core.files import replacing
 from smn_core.spec import BackboneSpec
 from training import run
+from training.config import Config
 from training.data import open_split
 from training.learner import Learner
 from training.masking import MaskRule, attached
-from training.recipes import Config
 from training.request import Request
 from training.swav import Crops, SwavConfig
 

@@ -28,9 +28,9 @@ import torch
 from benchmarks.rows import row
 from smn_core.backbone import wrap
 from smn_core.spec import BackboneSpec
+from training.config import Config, Objective
 from training.data import Batch
 from training.learner import Learner
-from training.recipes import Config, Objective
 from training.swav import Crops, SwavConfig
 
 MODEL, SIDE_PX, BATCH = "vit_tiny_patch16_224", 96, 64

@@ -221,9 +221,9 @@ def cascade(
     from smn_core.fusion import MODES, UNCONDITIONAL
     from smn_core.maskfile import read_mask
     from training.cascades import CascadeRequest, build
+    from training.config import override
     from training.fusion import parse_plan
     from training.processes import default_processes, work_here
-    from training.recipes import override
     from training.starts import config_of
 
     config = None

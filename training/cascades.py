@@ -31,6 +31,7 @@ from smn_core.maskfile import read_mask
 from smn_core.router import reduce, route
 from smn_core.spec import BackboneSpec
 from training.checkpoints import folder_of, is_finished
+from training.config import MASKS, Config
 from training.data import open_split
 from training.features import EMBEDDINGS, Cache, Features, identity
 from training.fusion import FusionPlan, fit, inputs
@@ -38,7 +39,6 @@ from training.jobs import FanOut, Job, total_of
 from training.plan import PLAN, require_same
 from training.plots import clusters_plot
 from training.processes import work_here
-from training.recipes import MASKS, Config
 from training.request import Request
 from training.split import Split, purity, split
 

@@ -18,9 +18,9 @@ from torch.nn.utils import parametrize
 from smn_core.backbone import Backbone
 from smn_core.errors import InvalidWeights
 from training import masking
+from training.config import MASKS, Config
 from training.data import Batch
 from training.recentre import Recentred
-from training.recipes import MASKS, Config
 from training.supervised import Classifier
 from training.swav import Swav
 

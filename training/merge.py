@@ -21,7 +21,7 @@ from smn_core.errors import InvalidArgument, InvalidWeights
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask, write_mask
 from training.checkpoints import CHECKPOINT, folder_of, read_checkpoint
-from training.recipes import config_from
+from training.config import config_from
 
 Scores = dict[str, Float64[ndarray, "n"]]
 """Relative scores of every tensor that a run masked, flat, by the tensor's name."""

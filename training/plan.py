@@ -16,10 +16,10 @@ from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.imageset import ImageSet
 from training import masking
 from training.checkpoints import CHECKPOINT, README
+from training.config import MASKS
 from training.data import Subset, open_split
 from training.features import identity
 from training.labels import pick_labels
-from training.recipes import MASKS
 from training.request import Request
 
 PLAN, PUSHED = "plan.json", "pushed.json"

@@ -13,8 +13,9 @@ from smn_core.maskfile import read_mask
 from smn_core.options import as_trained
 from smn_core.spec import BackboneSpec
 from training.checkpoints import folder_of
+from training.config import MASKS, OBJECTIVES, Config, override
 from training.labels import amount_of
-from training.recipes import MASKS, OBJECTIVES, Config, find_recipe, override
+from training.recipes import find_recipe
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from smn_core.errors import InvalidWeights
 from smn_core.maskfile import read_mask
 from training import export
 from training.checkpoints import CHECKPOINT, folder_of, read_checkpoint
+from training.config import Config, config_from
 from training.learner import Learner
-from training.recipes import Config, config_from
 
 QUEUE = ("swav.queue", "swav.queued")
 

@@ -20,8 +20,8 @@ from smn_core import bits
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.mask import TaskMask
 from smn_core.spec import BackboneSpec
+from training.config import Config
 from training.masking import MaskRule
-from training.recipes import Config
 from training.request import Request, Result
 from training.run import train
 from training.swav import Crops, SwavConfig

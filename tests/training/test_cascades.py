@@ -23,8 +23,8 @@ from smn_core.maskfile import read_mask
 from smn_core.router import route
 from tests.training.builders import REPOSITORY, World, config, python, run
 from training.checkpoints import CHECKPOINT, folder_of, read_checkpoint
+from training.config import config_from
 from training.data import open_split
-from training.recipes import config_from
 from training.starts import config_of
 
 

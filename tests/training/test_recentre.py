@@ -11,9 +11,9 @@ from smn_core.errors import InvalidArgument
 from smn_core.maskfile import write_mask
 from tests.training.builders import Stopped, World, config, mask_bits, run
 from training import export
+from training.config import Config
 from training.masking import MaskRule, attach, attached
 from training.recentre import Recentred, norms_of
-from training.recipes import Config
 
 
 def images(n: int = 24) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The verbs of learning: train, cascade, merge, evaluate."""
+"""The verbs of learning: train, cascade, evaluate."""
 
 from __future__ import annotations
 
@@ -251,22 +251,6 @@ def cascade(
         return
     pure = f", purity {made.purity['all']:.3f}" if made.purity else ""
     show.note(f"{out}: clusters {made.sizes}{pure}, {sum(made.bytes.values()):,} bytes, {made.cascade.digest}")
-
-
-@app.command()
-def merge(
-    masks: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Masks of a backbone, their runs beside them.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="FILE.smn", help="The merged mask; it has no run of its own.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
-) -> None:
-    """One mask from several runs (seeds, crops): weights are OFF where the runs agree on average."""
-    from smn_core import show
-    from training.merge import merge as run
-
-    made = run(masks, out, overwrite=overwrite)
-    show.note(f"{out}: density {made.density:.6f} ({made.n_off} OFF), {out.stat().st_size:,} bytes, {made.digest}")
 
 
 @app.command()

@@ -141,6 +141,20 @@ def small_vit_64px() -> Config:
 
 
 @recipe
+def small_vit_aerial() -> Config:
+    """`small-vit-64px` with half of the crops upside down: pictures from above have no top.
+
+    smn train --recipe small-vit-aerial --backbone vit_tiny_patch16_224 --weights vit_tiny_patch16_224.safetensors
+    --data rsscn7 --out rsscn7.smn
+
+    10 to 28 minutes of one core. Scores: docs/results.md.
+    """
+    plain = small_vit_64px()
+    crops = dataclasses.replace(plain.swav.crops, flip_vertical=0.5)
+    return dataclasses.replace(plain, name="small-vit-aerial", swav=dataclasses.replace(plain.swav, crops=crops))
+
+
+@recipe
 def small_vit_supervised() -> Config:
     """The supervised mask that `small-vit` is compared with: as many images a step, an ordinary head.
 

@@ -147,7 +147,7 @@ def small_vit_aerial() -> Config:
     smn train --recipe small-vit-aerial --backbone vit_tiny_patch16_224 --weights vit_tiny_patch16_224.safetensors
     --data rsscn7 --out rsscn7.smn
 
-    10 to 28 minutes of one core. Scores: docs/results.md.
+    15 to 28 minutes of one core, some 13 of two. Scores: docs/results.md.
     """
     plain = small_vit_64px()
     crops = dataclasses.replace(plain.swav.crops, flip_vertical=0.5)

@@ -57,12 +57,15 @@ def set_centre(learner: Learner, backbone: Backbone, images: ImageSet) -> None:
 def recentre(learner: Learner, backbone: Backbone, images: ImageSet) -> None:
     """Unfold the norms of the untouched backbone; before the first step."""
     masked = {name for name, _ in masking.attached(learner.model)}
-    x = torch.stack(list(plain_images(backbone, images, NORM_IMAGES)))
-    learner.recentred = Recentred(learner.model, x.to(backbone.device), masked)
+    learner.recentred = Recentred(learner.model, _norm_batch(backbone, images).to(backbone.device), masked)
 
 
 def settle(learner: Learner, backbone: Backbone, images: ImageSet) -> None:
     """Give the unfolded norms their statistics under the mask; after the last step."""
     assert learner.recentred is not None
-    x = torch.stack(list(plain_images(backbone, images, NORM_IMAGES)))
-    learner.recentred.settle(x.to(learner.device))
+    learner.recentred.settle(_norm_batch(backbone, images).to(learner.device))
+
+
+def _norm_batch(backbone: Backbone, images: ImageSet) -> Tensor:
+    """The images [n, 3, h, w] whose statistics the norms take, before the first step and after the last."""
+    return torch.stack(list(plain_images(backbone, images, NORM_IMAGES)))

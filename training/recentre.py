@@ -64,8 +64,7 @@ class Recentred(nn.Module):
 
     def _kept(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of norm i: the backbone's own statistics, and those of the images under it."""
-        buffers = dict(self.named_buffers())
-        own_mean, own_var, mean, var = (buffers[f"{key}_{i}"] for key in ("own_mean", "own_var", "mean", "var"))
+        own_mean, own_var, mean, var = (self.get_buffer(f"{key}_{i}") for key in ("own_mean", "own_var", "mean", "var"))
         return own_mean, own_var, mean, var
 
     @torch.no_grad()

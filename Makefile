@@ -34,7 +34,7 @@ imports: setup
 
 # A process a core, each with one thread; then what starts Ray, one cluster after the other, with the machine to itself.
 JOBS ?= 2
-RAY_TESTS := tests/service/on_ray tests/training/test_on_ray.py
+RAY_TESTS := tests/service/on_ray tests/training/several/test_on_ray.py
 
 pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile $(RAY_TESTS:%=--ignore=%)

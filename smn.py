@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from service.__main__ import app as service_verbs
 from smn_core.__main__ import app as core_verbs
 from smn_core.errors import SMNError
-from smn_core.heap import keep_freed_memory
+from smn_core.verbs.heap import keep_freed_memory
 from training.__main__ import app as training_verbs
 
 MALLOC_TUNED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
@@ -59,7 +59,7 @@ def demo(
     prepare_only: Annotated[bool, typer.Option("--prepare-only", help="Train and show, do not serve.")] = False,
 ) -> None:
     """Train a small backbone and two masks on digits, show their gain, serve them: two minutes, no download."""
-    from smn_core.show import note, table
+    from smn_core.verbs.show import note, table
     from training.demo import prepare
 
     folder = folder.expanduser()

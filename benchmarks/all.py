@@ -87,7 +87,7 @@ BENCHES = (
     Bench("scale", "What does Ray cost, and what placement by digest bring?", "scale", needs=("ray",), extra="ray"),
     Bench(
         "fit",
-        "Which constants does the cost model of smn_core/costs.py get here?",
+        "Which constants does the cost model of smn_core/engine/costs.py get here?",
         "engine",
         ("--fit",),
         ("--fit", "--quick"),

@@ -22,11 +22,11 @@ import torch
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
 from smn_core.backbone import Backbone, wrap
-from smn_core.cascade import Cascade, fuse, picked, side_by_side
+from smn_core.cascade.cascade import Cascade, fuse, picked, side_by_side
+from smn_core.cascade.fusion import CONDITIONAL, MODES, UNCONDITIONAL, Fusion, quantise
+from smn_core.cascade.router import Router, route
 from smn_core.engine import Engine, Segment
-from smn_core.fusion import CONDITIONAL, MODES, UNCONDITIONAL, Fusion, quantise
 from smn_core.mask import TaskMask
-from smn_core.router import Router, route
 from smn_core.spec import BackboneSpec
 
 MODELS = ("vit_tiny_patch16_224", "resnet50")

@@ -1,7 +1,7 @@
 """What many masks cost in the engine, against one mask and against plain timm, in turn.
 
     .venv/bin/python -m benchmarks.engine [--quick] [--only NAME] [--model NAME] [--out benchmarks/results/engine.jsonl]
-    .venv/bin/python -m benchmarks.engine --fit      # the constants of smn_core/costs.py, measured here
+    .venv/bin/python -m benchmarks.engine --fit      # the constants of smn_core/engine/costs.py, measured here
 
 Questions: hot (a mask that is in place against a plain forward), traffic (100 masks by Punica's laws against one), swap
 (a patch against a slot, and bytes), set (working sets of 1/4 to 8 times the slots), soak (memory of 20,000 requests).
@@ -30,9 +30,9 @@ from benchmarks.masks import random_mask
 from benchmarks.rows import row
 from smn_core.backbone import wrap
 from smn_core.engine import Engine, Segment
-from smn_core.heap import keep_freed_memory
-from smn_core.slots import Prepared
+from smn_core.engine.slots import Prepared
 from smn_core.spec import BackboneSpec
+from smn_core.verbs.heap import keep_freed_memory
 
 # Densities that real masks of these models have (docs/results.md), and one that takes slots.
 MODELS = {"vit_tiny_patch16_224": (0.9995, 0.95), "resnet50": (0.99, 0.95), "vit_base_patch32_224": (0.9995,)}

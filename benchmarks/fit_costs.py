@@ -1,4 +1,4 @@
-"""Fit the constants of smn_core/costs.py to this machine: nanoseconds of one thread's processor time.
+"""Fit the constants of smn_core/engine/costs.py to this machine: nanoseconds of one thread's processor time.
 
 Every way is run on a few shapes and numbers of OFF weights; a linear model is fitted by least squares,
 negative constants left out.
@@ -17,17 +17,17 @@ from torch import Tensor
 
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
-from smn_core.apply import applier_for, put_back, take_out
-from smn_core.correction import Corrector
-from smn_core.costs import Costs
-from smn_core.kernels.costs import KernelCosts
-from smn_core.kernels.devicemask import Plan
-from smn_core.kernels.table import Table
+from smn_core.engine.apply import applier_for, put_back, take_out
+from smn_core.engine.compact import Resident, resident_of
+from smn_core.engine.costs import Costs
+from smn_core.engine.kernels.costs import KernelCosts
+from smn_core.engine.kernels.devicemask import Plan
+from smn_core.engine.kernels.table import Table
+from smn_core.engine.mixed.correction import Corrector
+from smn_core.engine.mixed.lists import Lists, Rows
+from smn_core.engine.patch import Patch
+from smn_core.engine.sites import multiply
 from smn_core.layout import Layout, MaskableTensor
-from smn_core.lists import Lists, Rows
-from smn_core.patch import Patch
-from smn_core.resident import Resident, resident_of
-from smn_core.sites import multiply
 
 # Rows, inputs and outputs of linear layers of a ViT-Tiny (197 rows an image) and a ViT-B/32 (50); the first are so
 # small that what remains is what a segment costs at all.
@@ -51,10 +51,10 @@ def fit(turns: int, out: Path | None) -> Costs:
 
 
 def fit_kernels(device: torch.device, dtype: torch.dtype, turns: int, out: Path | None) -> KernelCosts:
-    """The same for Triton's kernels (smn_core/kernels/costs.py), on a GPU, by its own clock."""
+    """The same for Triton's kernels (smn_core/engine/kernels/costs.py), on a GPU, by its own clock."""
     from triton.testing import do_bench_cudagraph
 
-    from smn_core.kernels.linear import TILE_ROWS, Layer, from_bits, shared_base
+    from smn_core.engine.kernels.linear import TILE_ROWS, Layer, from_bits, shared_base
 
     rng = np.random.default_rng(0)
     of: dict[str, list[float]] = {"unpack": [], "entry": []}

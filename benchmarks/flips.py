@@ -27,10 +27,10 @@ from smn_core.images import ImageReader
 from smn_core.layout import stage_of
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
-from smn_core.options import as_trained, model_options
 from smn_core.spec import BackboneSpec
-from training import probes
+from smn_core.verbs.options import as_trained, model_options
 from training.data import open_split
+from training.evaluation import probes
 from training.recentre import Recentred, norms_of
 
 FOLDS = 5

@@ -22,11 +22,11 @@ from smn_core.backbone import load_backbone
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidArgument
 from smn_core.maskfile import read_mask
-from smn_core.offline import loader
-from smn_core.options import numbers
 from smn_core.spec import BackboneSpec
+from smn_core.verbs.offline import loader
+from smn_core.verbs.options import numbers
 from training.data import open_split
-from training.probes import knn
+from training.evaluation.probes import knn
 
 BATCH = 10
 

@@ -23,7 +23,7 @@ from benchmarks.scale_model import mask_of, popularity_of
 from benchmarks.server import Running, pixels, serving
 from service.client import AsyncClient, Client
 from smn_core.backbone import layout_for, model_json
-from smn_core.show import note
+from smn_core.verbs.show import note
 from tests.service.redis_server import RedisServer
 
 MODEL = "test_vit"

@@ -34,9 +34,9 @@ from benchmarks.fleet import DEVICE, HOST, JOINED, REDIS, Figures, Fleet, Room
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
 from smn_core.backbone import layout_for, model_json
+from smn_core.engine.compact import SPARSE_DENSITY, resident_of
 from smn_core.maskfile import from_bytes, to_bytes
-from smn_core.resident import SPARSE_DENSITY, resident_of
-from smn_core.show import note
+from smn_core.verbs.show import note
 
 RESULTS = Path(__file__).parent / "results"
 MOST_REPLICAS = 400

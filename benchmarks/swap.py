@@ -19,9 +19,9 @@ import torch
 
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
-from smn_core.apply import applier_for
+from smn_core.engine.apply import applier_for
+from smn_core.engine.compact import resident_of
 from smn_core.layout import layout_of
-from smn_core.resident import resident_of
 
 MODELS = ("vit_tiny_patch16_224", "resnet50", "vit_base_patch32_224")
 DENSITIES = (0.5, 0.95, 0.99, 0.9995)

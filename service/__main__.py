@@ -73,7 +73,7 @@ def serve(
     settings = _settings(given)
 
     from service.telemetry import configure_logs
-    from smn_core.show import note
+    from smn_core.verbs.show import note
 
     configure_logs(settings.log_format)
     note(f"loading {settings.backbone}")
@@ -117,7 +117,7 @@ def pull(
 ) -> None:
     """Download a mask file, or a cascade with its masks."""
     from smn_core.files import write_bytes
-    from smn_core.show import note
+    from smn_core.verbs.show import note
 
     kind, name = _kind_of(reference)
     name, _, version = name.partition("@")
@@ -144,7 +144,7 @@ def list_masks(
     as_json: Json = False,
 ) -> None:
     """List the masks, or the cascades, of a server."""
-    from smn_core import show
+    from smn_core.verbs import show
 
     with _client(server, key) as client:
         found = client.names("cascades" if cascades else "masks")
@@ -196,7 +196,7 @@ def gc(
 ) -> None:
     """Delete what no version of a registry refers to any more."""
     from service.registry.open import open_registry
-    from smn_core import show
+    from smn_core.verbs import show
 
     opened = open_registry(registry, fingerprint)
     try:
@@ -212,7 +212,7 @@ def gc(
 def _serve_on_ray(settings: Settings) -> None:
     from importlib.util import find_spec
 
-    from smn_core.show import note
+    from smn_core.verbs.show import note
 
     if find_spec("ray") is None or find_spec("ray.serve") is None:
         raise InvalidArgument("--on ray needs the extra ray: pip install 'smn[ray]'")
@@ -251,7 +251,7 @@ def _settings(given: dict[str, Any]) -> Any:
 
 
 def _written(done: dict[str, Any], *, as_json: bool) -> None:
-    from smn_core import show
+    from smn_core.verbs import show
 
     if as_json:
         show.as_json(done)

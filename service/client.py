@@ -197,7 +197,7 @@ class Client:
         Raises:
             InvalidCascade: the folder has no whole cascade.
         """
-        from smn_core.cascadefile import FILE_NAME, open_folder
+        from smn_core.cascade.file import FILE_NAME, open_folder
 
         found = open_folder(folder)
         data = (folder / FILE_NAME).read_bytes()
@@ -217,7 +217,7 @@ class Client:
         Raises:
             InvalidArgument: a mask that the key may not see, or a folder that cannot be written.
         """
-        from smn_core.cascadefile import FILE_NAME
+        from smn_core.cascade.file import FILE_NAME
 
         places = self.cascade(name)["masks"]
         hidden = [place["digest"] for place in places if place["name"] is None]

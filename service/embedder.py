@@ -16,7 +16,7 @@ from torch import Tensor
 
 from service.telemetry import Record, State
 from smn_core.backbone import Backbone
-from smn_core.cascade import Cascade
+from smn_core.cascade.cascade import Cascade
 
 
 @dataclass(frozen=True)

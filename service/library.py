@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.registry.base import CASCADE, Registry, blob_of_version
-from smn_core import cascadefile
 from smn_core.backbone import Backbone
-from smn_core.cascade import Cascade
+from smn_core.cascade import file as cascadefile
+from smn_core.cascade.cascade import Cascade
 from smn_core.errors import SMNError
 from smn_core.mask import TaskMask
 from smn_core.maskfile import from_bytes

@@ -19,7 +19,7 @@ from service.registry.base import Registry
 from service.settings import Settings
 from service.telemetry import Metrics, Record, State
 from smn_core.backbone import Backbone
-from smn_core.cascade import Cascade
+from smn_core.cascade.cascade import Cascade
 from smn_core.engine import Engine, slots_within
 from smn_core.errors import SMNError
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from service.batcher import Batcher, Timing, together
 from service.library import Library
 from service.telemetry import Record
-from smn_core.cascade import Cascade, fuse, picked, side_by_side
-from smn_core.fusion import UNCONDITIONAL
-from smn_core.router import route
+from smn_core.cascade.cascade import Cascade, fuse, picked, side_by_side
+from smn_core.cascade.fusion import UNCONDITIONAL
+from smn_core.cascade.router import route
 
 T = TypeVar("T")
 

@@ -99,7 +99,7 @@ class Settings(BaseSettings):
         Raises:
             InvalidArgument: a model argument, mean or std that cannot be read.
         """
-        from smn_core.options import numbers, parse_model_args
+        from smn_core.verbs.options import numbers, parse_model_args
 
         return BackboneSpec(
             name=self.backbone,

@@ -27,10 +27,9 @@ from service.errors import Rejected
 from service.registry.base import Registry, Resolved
 from service.settings import Settings
 from service.telemetry import Metrics, Record
-from smn_core.backbone import Backbone
+from smn_core.backbone import Backbone, require_dimensions
 from smn_core.errors import InvalidArgument, Unavailable
 from smn_core.images import ImageReader
-from smn_core.offline import require_dimensions
 
 T = TypeVar("T")
 CLERKS = 4

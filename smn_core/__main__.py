@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smn_core.errors import InvalidArgument
-from smn_core.options import as_trained, model_options
 from smn_core.spec import BackboneSpec
+from smn_core.verbs.options import as_trained, model_options
 
 if TYPE_CHECKING:
-    from smn_core.offline import Embed
+    from smn_core.verbs.offline import Embed
 
 app = typer.Typer()
 
@@ -33,10 +33,10 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what a mask file or a cascade is: backbone, density or parts, bytes. Needs no weights."""
-    from smn_core import show
     from smn_core.maskfile import read_mask
-    from smn_core.plots import density_plot
-    from smn_core.report import describe, describe_cascade, difference, is_cascade
+    from smn_core.verbs import show
+    from smn_core.verbs.plots import density_plot
+    from smn_core.verbs.report import describe, describe_cascade, difference, is_cascade
 
     if is_cascade(file):
         if other is not None or plot is not None:
@@ -82,8 +82,8 @@ def embed(
 ) -> None:
     """Embed a folder or an .npz of images through a mask or a cascade, without a server."""
     from smn_core.imageset import open_images
-    from smn_core.offline import embed_to_file, first, through
-    from smn_core.show import images_progress, note
+    from smn_core.verbs.offline import embed_to_file, first, through
+    from smn_core.verbs.show import images_progress, note
 
     if out.suffix != ".npy":
         raise InvalidArgument(f"--out {out}: embeddings are written as .npy")
@@ -111,8 +111,8 @@ def export(
     head: Annotated[bool, typer.Option("--head", help="The mask's classifier too, under timm's name for it.")] = False,
 ) -> None:
     """Write theta' and state as ordinary timm weights, so that anyone can check, or leave."""
-    from smn_core.export import export as write
-    from smn_core.show import note
+    from smn_core.verbs.export import export as write
+    from smn_core.verbs.show import note
 
     if spec.weights is not None and out.exists() and out.resolve() == Path(spec.weights).resolve():
         raise InvalidArgument(f"--out {out} is the backbone itself: give another name")
@@ -129,7 +129,7 @@ def export(
 def _engine(spec: BackboneSpec, mask: Path | None) -> tuple[Any, str | None]:
     """An engine with the mask prepared, and the mask's digest."""
     from smn_core.engine import Engine
-    from smn_core.show import note
+    from smn_core.verbs.show import note
 
     backbone, task = _backbone_and_mask(spec, mask)
     engine = Engine(backbone, slots=1)
@@ -146,11 +146,11 @@ def _cascade_engine(
     import torch
 
     from smn_core.backbone import load_backbone
-    from smn_core.cascade import embed
-    from smn_core.cascadefile import check_fits, open_folder
+    from smn_core.cascade.cascade import embed
+    from smn_core.cascade.file import check_fits, open_folder
     from smn_core.engine import Engine
-    from smn_core.offline import first
-    from smn_core.show import note
+    from smn_core.verbs.offline import first
+    from smn_core.verbs.show import note
 
     found = open_folder(folder)
     cascade, masks = found.cascade, found.masks()
@@ -170,7 +170,7 @@ def _backbone_and_mask(spec: BackboneSpec, mask: Path | None) -> tuple[Any, Any]
     """The backbone a user named, or else the one that the mask names; and the mask, read for it."""
     from smn_core.backbone import load_backbone
     from smn_core.maskfile import read_mask
-    from smn_core.show import note
+    from smn_core.verbs.show import note
 
     task = read_mask(mask) if mask is not None else None
     backbone = load_backbone(as_trained(spec, task))

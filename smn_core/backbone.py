@@ -313,3 +313,9 @@ def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise InvalidArgument(f"unknown dtype {name!r}: choose {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def require_dimensions(dimensions: int | None, width: int) -> None:
+    """Raise InvalidArgument unless an embedding has so many components."""
+    if dimensions is not None and not 1 <= dimensions <= width:
+        raise InvalidArgument(f"dimensions {dimensions}: an embedding has {width}")

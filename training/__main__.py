@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smn_core.errors import InvalidArgument
-from smn_core.options import as_trained, model_options
 from smn_core.spec import BackboneSpec
+from smn_core.verbs.options import as_trained, model_options
 
 if TYPE_CHECKING:
-    from training.jobs import FanOut
     from training.request import Request
+    from training.several.jobs import FanOut
 
 app = typer.Typer()
 MAX_SEED, MAX_EXPERTS, MAX_THREADS = 2**32 - 1, 64, 1024  # numpy's seeds have 32 bits
@@ -74,7 +74,7 @@ def train(
     """Learn a mask from images: SwAV without labels, or cross-entropy with them."""
     import torch
 
-    from smn_core.show import note
+    from smn_core.verbs.show import note
     from training.request import request_of
     from training.run import train as run
 
@@ -115,10 +115,10 @@ def train_many(
 
     An entry says what `smn train` is told, by the same names: data, out, recipe, set, seed, backbone ...; and push.
     """
-    from smn_core import show
-    from training.jobs import RunFailed
-    from training.manifest import read_manifest
-    from training.many import FAILED, run_many
+    from smn_core.verbs import show
+    from training.several.jobs import RunFailed
+    from training.several.manifest import read_manifest
+    from training.several.many import FAILED, run_many
 
     if resume and overwrite:
         raise InvalidArgument("--resume and --overwrite exclude each other")
@@ -156,11 +156,11 @@ def _fan_out(
     """Where several runs run: tasks of Ray, or processes here."""
     from functools import partial
 
-    from training.processes import default_processes, work_in_processes
+    from training.several.processes import default_processes, work_in_processes
 
     where, _, address = on.partition("=")
     if where == "ray":
-        from training.on_ray import Cluster, work_on_ray
+        from training.several.on_ray import Cluster, work_on_ray
 
         return partial(work_on_ray, cluster=Cluster(address, cpus, gpus, retries), threads=threads)
     if on:
@@ -217,13 +217,13 @@ def cascade(
     import torch
     from threadpoolctl import threadpool_limits
 
-    from smn_core import show
-    from smn_core.fusion import MODES, UNCONDITIONAL
+    from smn_core.cascade.fusion import MODES, UNCONDITIONAL
     from smn_core.maskfile import read_mask
-    from training.cascades import CascadeRequest, build
+    from smn_core.verbs import show
+    from training.cascade.build import CascadeRequest, build
+    from training.cascade.fusion import parse_plan
     from training.config import override
-    from training.fusion import parse_plan
-    from training.processes import default_processes, work_here
+    from training.several.processes import default_processes, work_here
     from training.starts import config_of
 
     config = None
@@ -295,17 +295,17 @@ def evaluate(
     import torch
     from threadpoolctl import threadpool_limits
 
-    from smn_core import show
     from smn_core.backbone import load_backbone
-    from smn_core.cascadefile import open_folder
+    from smn_core.cascade.file import open_folder
     from smn_core.engine import Engine
     from smn_core.maskfile import read_mask
-    from smn_core.plots import require_plottable
-    from training.evaluate import Plan
-    from training.evaluate import evaluate as run
-    from training.fusion import parse_plan
+    from smn_core.verbs import show
+    from smn_core.verbs.plots import require_plottable
+    from training.cascade.fusion import parse_plan
+    from training.evaluation.evaluate import Plan
+    from training.evaluation.evaluate import evaluate as run
+    from training.evaluation.tables import results
     from training.labels import amount_of
-    from training.tables import results
 
     plan = Plan(
         data, tuple(p for p in probe.split(",") if p not in ("", "none")), tuple(map(amount_of, labels or ())), seeds,

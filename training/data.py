@@ -6,6 +6,7 @@ step s sees exactly what an uninterrupted run sees from step s on, with any numb
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from smn_core.errors import InvalidData, InvalidImage
-from smn_core.imageset import ImageSet, array_splits, open_images
+from smn_core.imageset import ArraySet, FolderSet, ImageSet, array_splits, open_images
+from training.labels import Renumbered
 
 # torchvision's own splits by name; those without one are cut once, with a fixed seed, 80 to 20.
 TORCHVISION: dict[str, tuple[str, dict[str, dict[str, Any]] | None]] = {
@@ -161,6 +163,29 @@ class Subset:
 
     def image(self, index: int, draft_px: int | None = None) -> Image.Image:
         return self.source.image(int(self.indices[index]), draft_px)
+
+
+def identity(images: ImageSet, *, times: bool = True) -> str:
+    """Hex sha256 that changes with the images of a set: their pixels, or their names, sizes and times of change.
+
+    Without `times` it is the same for a copy of the folder.
+    """
+    sha = hashlib.sha256()
+    if isinstance(images, ArraySet):
+        sha.update(f"{images.pixels.shape}|".encode())
+        sha.update(np.ascontiguousarray(images.pixels).data)
+    elif isinstance(images, FolderSet):
+        for name in images.names:
+            status = (images.root / name).stat()
+            changed = f"|{status.st_mtime_ns}" if times else ""
+            sha.update(f"{name}|{status.st_size}{changed}\n".encode(errors="surrogateescape"))
+    elif isinstance(images, Subset):
+        sha.update(f"{identity(images.source, times=times)}|{images.indices.tolist()}".encode())
+    elif isinstance(images, Renumbered):
+        return identity(images.source, times=times)
+    else:
+        sha.update(f"{getattr(images, 'source', images)!r}|{list(images.names)}".encode())
+    return sha.hexdigest()
 
 
 @dataclass(frozen=True)

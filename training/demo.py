@@ -24,7 +24,7 @@ from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
 from smn_core.tensorfile import canonical_json, digest_of
 from training.config import Config
-from training.evaluate import Plan, evaluate
+from training.evaluation.evaluate import Plan, evaluate
 from training.request import Request
 from training.run import train
 from training.swav import Crops, SwavConfig

@@ -16,11 +16,10 @@ from smn_core.engine import Engine
 from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.files import replacing
 from smn_core.images import draft_side_px
-from smn_core.imageset import ArraySet, FolderSet, ImageSet
-from smn_core.offline import Progress, batches, embed_batches, loader, silent, through
+from smn_core.imageset import ImageSet
 from smn_core.tensorfile import canonical_json
-from training.data import Subset, seeded
-from training.labels import Renumbered
+from smn_core.verbs.offline import Progress, batches, embed_batches, loader, silent, through
+from training.data import Subset, identity, seeded
 from training.supervised import transform_for
 
 VIEW_IMAGES = 500
@@ -140,26 +139,3 @@ def _key(engine: Engine, digest: str | None, images: ImageSet) -> str:
     backbone = engine.backbone
     facts = [backbone.fingerprint, digest, dict(backbone.preprocess), str(backbone.dtype), identity(images)]
     return hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:32]
-
-
-def identity(images: ImageSet, *, times: bool = True) -> str:
-    """Hex sha256 that changes with the images of a set: their pixels, or their names, sizes and times of change.
-
-    Without `times` it is the same for a copy of the folder.
-    """
-    sha = hashlib.sha256()
-    if isinstance(images, ArraySet):
-        sha.update(f"{images.pixels.shape}|".encode())
-        sha.update(np.ascontiguousarray(images.pixels).data)
-    elif isinstance(images, FolderSet):
-        for name in images.names:
-            status = (images.root / name).stat()
-            changed = f"|{status.st_mtime_ns}" if times else ""
-            sha.update(f"{name}|{status.st_size}{changed}\n".encode(errors="surrogateescape"))
-    elif isinstance(images, Subset):
-        sha.update(f"{identity(images.source, times=times)}|{images.indices.tolist()}".encode())
-    elif isinstance(images, Renumbered):
-        return identity(images.source, times=times)
-    else:
-        sha.update(f"{getattr(images, 'source', images)!r}|{list(images.names)}".encode())
-    return sha.hexdigest()

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import torch
 
 from smn_core.files import write_bytes
-from smn_core.plots import density_plot
+from smn_core.verbs.plots import density_plot
 from training.checkpoints import README
 from training.learner import Learner
 from training.plots import curve_plot

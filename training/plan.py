@@ -17,8 +17,7 @@ from smn_core.imageset import ImageSet
 from training import masking
 from training.checkpoints import CHECKPOINT, README
 from training.config import MASKS
-from training.data import Subset, open_split
-from training.features import identity
+from training.data import Subset, identity, open_split
 from training.labels import pick_labels
 from training.request import Request
 

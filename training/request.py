@@ -10,8 +10,8 @@ from smn_core import tensorfile
 from smn_core.errors import InvalidArgument
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
-from smn_core.options import as_trained
 from smn_core.spec import BackboneSpec
+from smn_core.verbs.options import as_trained
 from training.checkpoints import folder_of
 from training.config import MASKS, OBJECTIVES, Config, override
 from training.labels import amount_of

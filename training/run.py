@@ -30,12 +30,11 @@ from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import write_mask
 from smn_core.precision import slow_on_cpu
-from smn_core.show import note
+from smn_core.verbs.show import note
 from training import calibrate, export, starts, supervised, swav
 from training.checkpoints import CHECKPOINT, WholeCheckpoints, read_checkpoint
 from training.config import PRECISIONS
-from training.data import StepLoader, StepSampler, Views, collate
-from training.features import identity
+from training.data import StepLoader, StepSampler, Views, collate, identity
 from training.folder import write_folder
 from training.learner import Learner
 from training.plan import forget, images_of, require_float32, require_output

@@ -41,10 +41,10 @@ from benchmarks.server import Process, Running, mask_file, process, random_weigh
 from benchmarks.traffic import LAWS, tasks_of
 from service.registry.open import open_registry
 from smn_core.backbone import Backbone, load_backbone
-from smn_core.export import masked_weights
 from smn_core.images import ImageReader
 from smn_core.maskfile import from_bytes
-from smn_core.show import note
+from smn_core.verbs.export import masked_weights
+from smn_core.verbs.show import note
 from tests.service.redis_server import free_port
 
 MODEL, DENSITY, SEED = "vit_tiny_patch16_224", 0.9995, 7

@@ -31,8 +31,8 @@ from benchmarks.server import mask_file, random_weights
 from benchmarks.traffic import LAWS, tasks_of
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.engine import Engine, Segment
-from smn_core.export import masked_weights
 from smn_core.maskfile import from_bytes
+from smn_core.verbs.export import masked_weights
 
 MODEL, DENSITY, RANK, BATCH, SLOTS = "vit_tiny_patch16_224", 0.9995, 8, 8, 16
 LAYERS = r"blocks\..*\.(qkv|proj|fc1|fc2)"

@@ -22,7 +22,7 @@ from service.registry.base import Registry
 from service.settings import Settings
 from service.telemetry import Metrics, Record, State
 from smn_core.backbone import Backbone
-from smn_core.cascade import Cascade
+from smn_core.cascade.cascade import Cascade
 from smn_core.errors import InvalidArgument, Unavailable, WrongBackbone
 from smn_core.mask import TaskMask
 

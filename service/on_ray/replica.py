@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.telemetry import Metrics, Record, State, configure_logs
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.errors import SMNError, Unavailable, WrongBackbone
-from smn_core.heap import keep_freed_memory
+from smn_core.verbs.heap import keep_freed_memory
 
 
 class Replica:

@@ -14,8 +14,8 @@ from service.routes.versions import Name, add_common_routes, answer, guards, in_
 from service.schemas import CascadeInfo, Written
 from service.security import Caller, may_change, may_read
 from service.work import Server
-from smn_core.cascade import Cascade
-from smn_core.cascadefile import check_fits, from_bytes
+from smn_core.cascade.cascade import Cascade
+from smn_core.cascade.file import check_fits, from_bytes
 from smn_core.errors import MissingMasks
 from smn_core.names import check_name
 

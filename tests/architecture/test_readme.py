@@ -49,8 +49,10 @@ def stages() -> list[str]:
 
 @pytest.mark.parametrize("stage", sorted(set(stages())))
 def test_every_stage_of_the_data_path_is_a_module(stage):
-    places = [ROOT / package / f"{stage}.py" for package in PACKAGES] + [ROOT / p / stage for p in PACKAGES]
-    assert any(place.exists() for place in places), f"no module is named {stage}"
+    places = [
+        place for package in PACKAGES for name in (f"{stage}.py", stage) for place in (ROOT / package).rglob(name)
+    ]
+    assert places, f"no module is named {stage}"
 
 
 def test_the_inspect_example_prints_what_the_readme_says():

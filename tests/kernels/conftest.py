@@ -1,4 +1,4 @@
-"""These run in Triton's interpreter, in a process of their own: tests/smn_core/test_kernels.py starts it."""
+"""These run in Triton's interpreter, in a process of their own: tests/smn_core/engine/test_kernels.py starts it."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smn_core.apply import reference
-from smn_core.kernels.costs import CUDA, KernelCosts
-from smn_core.kernels.devicemask import Plan
+from smn_core.engine.apply import reference
+from smn_core.engine.kernels.costs import CUDA, KernelCosts
+from smn_core.engine.kernels.devicemask import Plan
 from smn_core.layout import Layout, MaskableTensor
 from smn_core.mask import TaskMask
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from smn_core.engine import Engine, Segment
-from smn_core.kernels import linear
-from smn_core.ways import Ways
+from smn_core.engine.device.ways import Ways
+from smn_core.engine.kernels import linear
 from tests.smn_core.builders import by_hand, images
-from tests.smn_core.tape import Tape, fitted, prepared, right, some_masks
+from tests.smn_core.engine.tape import Tape, fitted, prepared, right, some_masks
 
 TINY_VIT = ("vit_tiny_patch16_224", 16, {"img_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2})
 TINY_CONVNEXT = ("test_convnext", 32, {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]})
@@ -60,7 +60,7 @@ def test_a_kernel_that_fails_is_not_used(monkeypatch, caplog):
 
 def test_a_kernel_that_writes_other_weights_is_not_used(monkeypatch, caplog):
     """theta' is compared with torch's before any mask is served by the kernel."""
-    monkeypatch.setattr("smn_core.kernels.unpack.KernelApplier.write", lambda *given: given[-1].zero_())
+    monkeypatch.setattr("smn_core.engine.kernels.unpack.KernelApplier.write", lambda *given: given[-1].zero_())
     engine, _, masks, x, expected = prepared(TINY_VIT, (0.5,), slots=1, kernels=True)
     assert right(engine, x, masks, expected, [(1, 3)])
     assert caplog.text.count("torch's operations instead of Triton's kernels: RuntimeError: the kernel writes") == 1

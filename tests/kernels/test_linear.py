@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smn_core.kernels import linear
-from smn_core.kernels.costs import KernelCosts
-from smn_core.kernels.devicemask import Plan
-from smn_core.kernels.linear import Layer, from_bits, shared_base
-from smn_core.kernels.table import Table
+from smn_core.engine.compact import Resident, resident_of
+from smn_core.engine.kernels import linear
+from smn_core.engine.kernels.costs import KernelCosts
+from smn_core.engine.kernels.devicemask import Plan
+from smn_core.engine.kernels.linear import Layer, from_bits, shared_base
+from smn_core.engine.kernels.table import Table
 from smn_core.mask import TaskMask
-from smn_core.resident import Resident, resident_of
 from tests.kernels.layers import CPU, LISTS, NO_LISTS, layout_of_shapes, masked, plan_of
 from tests.smn_core.builders import random_mask, random_theta
 

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smn_core.apply import TorchApplier, reference
+from smn_core.engine.apply import TorchApplier, reference
+from smn_core.engine.compact import resident_of
+from smn_core.engine.kernels.unpack import BLOCK, KernelApplier
 from smn_core.errors import InvalidArgument
-from smn_core.kernels.unpack import BLOCK, KernelApplier
 from smn_core.layout import Layout
-from smn_core.resident import resident_of
 from tests.kernels.layers import CPU, layout_of_shapes, plan_of
 from tests.smn_core.builders import random_mask, random_theta
 

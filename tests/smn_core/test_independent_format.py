@@ -10,8 +10,8 @@ from numpy.testing import assert_array_equal
 from safetensors import safe_open
 
 from smn_core import maskfile
-from smn_core.export import masked_weights
 from smn_core.tensorfile import canonical_json, content_of
+from smn_core.verbs.export import masked_weights
 
 TEXTS = {"objective": "swav", "dataset": "blüten", "recipe": '{"lr":50}', "metrics": '{"knn":0.5}'}
 CONTENTS = {

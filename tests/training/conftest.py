@@ -81,7 +81,7 @@ def refused(smn_run: Callable[..., Ran]) -> Callable[..., str]:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs run here, one after the other: starting processes is not what the test is about."""
-    from training import processes
+    from training.several import processes
 
     def work(jobs: Any, heard: Any, *, keep_going: bool = False, **_: object) -> dict[int, str]:
         return processes.work_here(jobs, heard, keep_going=keep_going)

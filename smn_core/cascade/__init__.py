@@ -1,0 +1,1 @@
+"""A cascade: a root mask, its experts, a router and a fusion."""

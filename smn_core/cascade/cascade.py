@@ -1,0 +1,193 @@
+"""A cascade: a root mask, its experts, a router, a fusion. Route, run, fuse.
+
+unconditional   z = fuse(concat(root, expert 1..k))
+conditional     z = fuse(concat(root, 0 .. expert picked by the router .. 0))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+from torch import Tensor
+
+from smn_core.cascade import fusion as fusions
+from smn_core.cascade.fusion import CONDITIONAL, MODES, UNCONDITIONAL, Fusion
+from smn_core.cascade.router import Router, route
+from smn_core.engine import Engine, Segment
+from smn_core.errors import InvalidArgument, InvalidCascade
+
+MAX_EXPERTS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Cascade:
+    """What smn-cascade/1 holds; masks by digest, experts in the router's order. Immutable.
+
+    `mode` is the default. `metadata` are the texts of the file that identify nothing. `digest` is the file's, None for
+    a cascade that is not a file yet.
+
+    Raises:
+        InvalidCascade: parts that do not fit each other; the message says which.
+    """
+
+    fingerprint: str
+    root: str
+    experts: tuple[str, ...]
+    fusion: Fusion
+    mode: str = UNCONDITIONAL
+    router: Router | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    digest: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.experts) > MAX_EXPERTS:
+            raise InvalidCascade(f"{len(self.experts)} experts, at most {MAX_EXPERTS}")
+        if self.router is not None and self.router.n_experts != len(self.experts):
+            raise InvalidCascade(
+                f"the router chooses among {self.router.n_experts} experts, the cascade has {len(self.experts)}"
+            )
+        if self.router is None and CONDITIONAL in self.fusion.tensors:
+            raise InvalidCascade("a conditional fusion without a router")
+        if self.mode not in self.modes:
+            raise InvalidCascade(f"the default mode {self.mode!r} is not there: {', '.join(self.modes)}")
+        self.fusion.require_fits(self.n_parts, self.n_features)
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Digests of root and experts."""
+        return (self.root, *self.experts)
+
+    @property
+    def n_parts(self) -> int:
+        return 1 + len(self.experts)
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Modes it can run in: the fusion must have them, and the conditional one needs a router."""
+        return tuple(m for m in MODES if self.fusion.has(m) and (m == UNCONDITIONAL or self.router is not None))
+
+    @property
+    def n_features(self) -> int | None:
+        """Features of one mask, where a tensor says it."""
+        if self.router is not None:
+            return self.router.n_features
+        return self.fusion.n_inputs // self.n_parts if self.fusion.n_inputs is not None else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of router and fusion as they are stored."""
+        return self.fusion.nbytes + (self.router.nbytes if self.router is not None else 0)
+
+    def width(self, mode: str, n_features: int) -> int:
+        """Components of a fused embedding of a backbone with `n_features`."""
+        return self.fusion.width(mode, self.n_parts, n_features)
+
+    def choose_mode(self, wanted: str | None) -> str:
+        """The mode asked for, or the default.
+
+        Raises:
+            InvalidArgument: the cascade does not have it.
+        """
+        mode = wanted or self.mode
+        if mode not in self.modes:
+            raise InvalidArgument(f"the cascade has no {mode} mode; it has {', '.join(self.modes)}")
+        return mode
+
+    def choose_dimensions(self, wanted: int | None, mode: str, n_features: int) -> int:
+        """How many components to keep.
+
+        Raises:
+            InvalidArgument: more than there are, or none.
+        """
+        width = self.width(mode, n_features)
+        if wanted is not None and not 1 <= wanted <= width:
+            raise InvalidArgument(f"dimensions {wanted}: the {mode} embedding of this cascade has {width}")
+        return wanted or width
+
+
+def side_by_side(parts: Sequence[Float32[ndarray, "n d"]]) -> Float32[ndarray, "n f"]:
+    """Root and all experts: the unconditional x."""
+    return np.concatenate(parts, axis=1)
+
+
+def picked(
+    root: Float32[ndarray, "n d"], expert: Float32[ndarray, "n d"], chosen: Int64[ndarray, "n"], n_experts: int
+) -> Float32[ndarray, "n f"]:
+    """Root and the picked expert of every row, zeros for the others: the conditional x."""
+    n, d = root.shape
+    x = np.zeros((n, 1 + n_experts, d), np.float32)
+    x[:, 0] = root
+    x[np.arange(n), 1 + chosen] = expert
+    return x.reshape(n, -1)
+
+
+def fuse(cascade: Cascade, mode: str, x: Float32[ndarray, "n f"]) -> Float32[ndarray, "n q"]:
+    """Fused embeddings of rows that `side_by_side` or `picked` put together."""
+    return cascade.fusion.apply(mode, x)
+
+
+def fuse_slowly(
+    cascade: Cascade, mode: str, parts: Sequence[Float32[ndarray, "n d"]], chosen: Int64[ndarray, "n"] | None = None
+) -> Float32[ndarray, "n q"]:
+    """What `fuse` must agree with: the formulas of docs/formats.md row by row in float64, from the stored tensors.
+
+    `parts` are the embeddings of root and every expert; `chosen`, in conditional mode, the picked experts from 0.
+    """
+    tensors = cascade.fusion.tensors.get(mode, {})
+    kind = cascade.fusion.kind
+    t = {name: fusions.dequantised(kind, tensors, name).astype(np.float64) for name in fusions.SHAPES[kind]}
+    rows = []
+    for i in range(len(parts[0])):
+        kept = [j == 0 or chosen is None or j == 1 + chosen[i] for j in range(len(parts))]
+        x = np.concatenate([part[i].astype(np.float64) * keep for part, keep in zip(parts, kept, strict=True)])
+        if cascade.fusion.kind == "concat":
+            rows.append(x)
+            continue
+        if cascade.fusion.kind == "random":
+            assert cascade.fusion.seed is not None
+            y = fusions.signs(cascade.fusion.seed, len(t["mean"]), len(x)).astype(np.float64) @ x - t["mean"]
+        elif cascade.fusion.kind == "low-rank":
+            centred = np.split(x - t["mean"], len(parts))
+            y = np.concatenate([matrix @ part for matrix, part in zip(t["parts"], centred, strict=True)])
+        else:
+            y = x - t["mean"]
+        rows.append(t["scale"] * (t["components"] @ y))
+    return np.stack(rows).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """Fused embeddings, and in conditional mode the picked expert of every row, from 0."""
+
+    embeddings: Float32[ndarray, "n q"]
+    chosen: Int64[ndarray, "n"] | None
+
+
+def embed(engine: Engine, cascade: Cascade, mode: str, x: Float32[Tensor, "n 3 h w"]) -> Fused:
+    """Run images through a cascade whose masks the engine has prepared; offline, mask by mask.
+
+    Raises:
+        NotReady: a mask that was not prepared.
+    """
+    n = x.shape[0]
+
+    def through(digest: str, rows: Float32[Tensor, "r 3 h w"]) -> ndarray:
+        return engine.embed(rows, [Segment(digest, 0, len(rows))]).embeddings.numpy()
+
+    root = through(cascade.root, x)
+    if mode == UNCONDITIONAL:
+        parts = [root, *(through(digest, x) for digest in cascade.experts)]
+        return Fused(fuse(cascade, mode, side_by_side(parts)), None)
+    if cascade.router is None:
+        raise InvalidArgument("the cascade has no router")
+    chosen = route(cascade.router, root)
+    expert = np.empty_like(root)
+    for j in np.unique(chosen):
+        rows = np.flatnonzero(chosen == j)
+        expert[rows] = through(cascade.experts[j], x[torch.from_numpy(rows)] if len(rows) < n else x)
+    return Fused(fuse(cascade, mode, picked(root, expert, chosen, len(cascade.experts))), chosen)

@@ -1,0 +1,81 @@
+"""A mask as the engine keeps it: for every tensor its OFF positions where they are few, its packed bits where not.
+
+Masks are nearly all ones, so most of one is a short list: 2,650 OFF weights of a ViT-Tiny take 11 KB, all its bits
+664 KB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from smn_core import bits
+from smn_core.engine.device.transfer import to_device
+from smn_core.engine.kernels.devicemask import DeviceMask, Plan
+from smn_core.mask import TaskMask
+
+# From this density on, zeroing listed positions after one scaling pass is faster than unpacking bits
+# (benchmarks/swap.py), and the list, at 4 bytes a position, takes at most half the memory.
+SPARSE_DENSITY = 1 - 1 / 64
+# A list as short as this takes less memory than an array object of its own, whatever the density.
+SHORT_LIST = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """The bits of one mask, where theta lies.
+
+    `off[bounds[t]:bounds[t + 1]]` are the ascending positions, in a flat array of weights, of the OFF weights of tensor
+    t; `packed[t]` its bits instead, where there are many. `scales[t]` is `1 / alpha`, exactly 1 where t is all ON.
+    `whole` is there for the kernels only; `packed` then are views of its bits.
+    """
+
+    off: Int[Tensor, "n_off"]
+    bounds: Int[ndarray, "n_tensors_and_1"]
+    packed: Mapping[int, UInt8[Tensor, "n_bytes"]]
+    scales: Float32[ndarray, "n_tensors"]
+    whole: DeviceMask | None = None
+
+    @property
+    def nbytes(self) -> int:
+        packed = self.whole.nbytes if self.whole is not None else sum(bits.nbytes for bits in self.packed.values())
+        return self.off.nbytes + packed + int(self.bounds.nbytes + self.scales.nbytes)
+
+    def off_of(self, tensor: int) -> Int[Tensor, "n"]:
+        """The listed OFF positions of one tensor; none where it keeps bits."""
+        return self.off[int(self.bounds[tensor]) : int(self.bounds[tensor + 1])]
+
+
+def inverse_alphas(mask: TaskMask) -> Float32[ndarray, "n_tensors"]:
+    """`1 / alpha` of every tensor in float32; exactly 1 where a tensor is all ON."""
+    return (1.0 / mask.alphas.astype(np.float64)).astype(np.float32)
+
+
+def resident_of(mask: TaskMask, device: torch.device, plan: Plan | None = None) -> Resident:
+    """The resident form of a mask, with a plan in the form for the kernels too; keeps nothing of the mask itself."""
+    lists: list[ndarray] = []
+    packed: dict[int, Tensor] = {}
+    counts = [0]
+    kind = np.int32 if mask.layout.n_elements < 2**31 else np.int64
+    whole = to_device(mask.packed, device) if plan is not None else None
+    for index, (tensor, on) in enumerate(zip(mask.layout, mask.on_counts.tolist(), strict=True)):
+        n_off = tensor.n_weights - on
+        if n_off > max(SHORT_LIST, tensor.n_weights * (1 - SPARSE_DENSITY)):
+            packed[index] = whole[tensor.bytes] if whole is not None else to_device(mask.packed[tensor.bytes], device)
+            n_off = 0
+        elif n_off:
+            found = bits.off_positions(mask.packed[tensor.bytes], tensor.n_weights) + tensor.first_element
+            lists.append(found.astype(kind))
+        counts.append(n_off)
+    off, bounds = np.concatenate(lists) if lists else np.zeros(0, kind), np.cumsum(counts).astype(kind)
+    listed, scales = to_device(off, device), inverse_alphas(mask)
+    if plan is None or whole is None:
+        return Resident(listed, bounds, packed, scales)
+    cuts = to_device(plan.cuts(off, bounds), device)
+    return Resident(listed, bounds, packed, scales, DeviceMask(whole, to_device(scales, device), listed, cuts))

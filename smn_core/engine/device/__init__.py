@@ -1,0 +1,1 @@
+"""What a GPU needs beside the kernels: copies, captured forwards, the choice among ways."""

@@ -1,0 +1,1 @@
+"""One forward for a batch that mixes masks."""

@@ -1,0 +1,1 @@
+"""Learning a cascade: clusters, an expert for each, a fusion."""

@@ -1,0 +1,1 @@
+"""What a mask is worth: probes with labels, signs without."""

@@ -1,0 +1,1 @@
+"""Several runs at once: side by side in processes, or as tasks of Ray."""

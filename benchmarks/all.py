@@ -1,7 +1,7 @@
 """Every question that is measured, and the module that answers it; `smn bench` runs them one after another.
 
 To add one: a module whose `python -m benchmarks.MODULE [--quick] [--out FILE]` prints rows (benchmarks/rows.py), a line
-in BENCHES, and a row of the page in benchmarks/asked.py.
+in BENCHES, and a question of the page in benchmarks/questions.py.
 """
 
 from __future__ import annotations

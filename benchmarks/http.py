@@ -33,6 +33,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.photos import photo
+from benchmarks.redis_server import RedisServer
 from benchmarks.rows import row
 from benchmarks.server import Running, backbone_again, pixels, serving
 from benchmarks.traffic import LAWS, tasks_of
@@ -41,7 +42,6 @@ from service.registry.open import open_registry
 from smn_core.engine import Engine, Segment
 from smn_core.maskfile import from_bytes
 from smn_core.tensorfile import digest_of
-from tests.service.redis_server import RedisServer
 
 VIT, RESNET = "vit_tiny_patch16_224", "resnet50"
 SLOTS = 16

@@ -29,14 +29,14 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.http import stages
+from benchmarks.ray_cluster import Served
+from benchmarks.redis_server import RedisServer
 from benchmarks.rows import row
 from benchmarks.server import mask_file, random_weights, serving
 from service.client import AsyncClient, Client
 from service.on_ray.application import HOLDERS
 from service.settings import Settings
 from smn_core.backbone import Backbone, load_backbone
-from tests.service.on_ray.ray_cluster import Served
-from tests.service.redis_server import RedisServer
 
 CLIENTS = 8
 SLOTS = 4

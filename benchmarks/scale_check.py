@@ -18,13 +18,14 @@ import numpy as np
 
 from benchmarks.fleet import Figures, Fleet, Room
 from benchmarks.http import CLIENTS, SLOTS, metric_of
+from benchmarks.masks import measure_mask
+from benchmarks.redis_server import RedisServer
 from benchmarks.rows import row
-from benchmarks.scale_model import mask_of, popularity_of
 from benchmarks.server import Running, pixels, serving
+from benchmarks.traffic import popularity_of
 from service.client import AsyncClient, Client
 from smn_core.backbone import layout_for, model_json
 from smn_core.verbs.show import note
-from tests.service.redis_server import RedisServer
 
 MODEL = "test_vit"
 CACHE_BYTES = 2**20
@@ -39,7 +40,7 @@ COLD = 30
 def check(quick: bool, out: Path | None) -> bool:
     """Rows of both, and whether they agree: loads a request within .03, images a second within 30 %."""
     n = 500 if quick else 3000
-    _, file_bytes, resident_bytes, _ = mask_of(MODEL, 0.99, turns=1)
+    _, file_bytes, resident_bytes, _ = measure_mask(MODEL, 0.99, turns=1)
     # A flag for each tensor comes on top of the resident form.
     kept_bytes = resident_bytes + len(layout_for(model_json(MODEL, {})).tensors)
     kept = CACHE_BYTES // kept_bytes

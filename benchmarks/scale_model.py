@@ -20,9 +20,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +30,15 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.fleet import DEVICE, HOST, JOINED, REDIS, Figures, Fleet, Room
-from benchmarks.masks import random_mask
+from benchmarks.masks import measure_mask
 from benchmarks.rows import row
-from smn_core.backbone import layout_for, model_json
-from smn_core.engine.compact import SPARSE_DENSITY, resident_of
-from smn_core.maskfile import from_bytes, to_bytes
+from benchmarks.traffic import popularity_of
+from smn_core.engine.compact import SPARSE_DENSITY
 from smn_core.verbs.show import note
 
 RESULTS = Path(__file__).parent / "results"
 MOST_REPLICAS = 400
 TRIAL_S = 6.0
-FLOAT32 = 4
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def gather(args: argparse.Namespace) -> tuple[Figures, Room, list[Input]]:
     """The model's inputs, and what each stands on."""
     mixing = measured("engine", "vit_tiny_patch16_224", variant="zipf:1.5", metric="images/s, ratio to one mask")
     latency_ms = measured("http", "vit_tiny_patch16_224", variant="load, in this process", metric="fetch")
-    layout_bytes, file_bytes, device_bytes, prepare_s = mask_of(args.model, args.density)
+    layout_bytes, file_bytes, device_bytes, prepare_s = measure_mask(args.model, args.density)
     sparse = args.density >= SPARSE_DENSITY
     image_s = 1 / args.images_per_s
     figures = Figures(
@@ -150,25 +147,6 @@ def measured(bench: str, model: str, **wanted: str) -> float:
     if not found:
         raise SystemExit(f"no row with {wanted} in {RESULTS / bench}.jsonl: run python -m benchmarks.{bench} --out it")
     return float(found[-1]["p50"])
-
-
-def mask_of(model: str, density: float, turns: int = 5) -> tuple[int, int, int, float]:
-    """Bytes of a slot, of a mask's file and of its resident form, and the seconds from the one to the other."""
-    text = model_json(model, {})
-    layout = layout_for(text)
-    mask = replace(random_mask(layout, density, np.random.default_rng(0)), model=text, fingerprint="0" * 64)
-    data, taken = to_bytes(mask, "zstd"), []
-    for _ in range(turns):
-        began = time.process_time()
-        kept = resident_of(from_bytes(data, layout), torch.device("cpu"))
-        taken.append(time.process_time() - began)
-    return FLOAT32 * layout.n_elements, len(data), kept.nbytes, float(np.median(taken))
-
-
-def popularity_of(masks: int, exponent: float) -> NDArray[np.float64]:
-    """Zipf: the share of the traffic that each mask has, the hottest first."""
-    weights = np.arange(1, masks + 1, dtype=np.float64) ** -exponent
-    return weights / weights.sum()
 
 
 def answer(question: Question, figures: Figures, room: Room, inputs: Sequence[Input], out: Path | None) -> None:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from benchmarks.masks import random_mask
+from benchmarks.redis_server import free_port
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.maskfile import to_bytes
 from smn_core.spec import BackboneSpec
-from tests.service.redis_server import free_port
 
 START_LIMIT_S = 600
 END_LIMIT_S = 30

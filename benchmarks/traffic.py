@@ -30,3 +30,9 @@ def tasks_of(law: str, n_requests: int, n_tasks: int, rng: np.random.Generator) 
         case _:
             weights = ranks ** -float(law.removeprefix("zipf:"))
     return [int(i) for i in rng.choice(n_tasks, n_requests, p=weights / weights.sum())]
+
+
+def popularity_of(masks: int, exponent: float) -> NDArray[np.float64]:
+    """Zipf: the share of the traffic that each mask has, the hottest first."""
+    weights = np.arange(1, masks + 1, dtype=np.float64) ** -exponent
+    return weights / weights.sum()

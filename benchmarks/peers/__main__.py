@@ -36,6 +36,7 @@ from torch import nn
 
 from benchmarks.peers.copies import capacity_of
 from benchmarks.photos import photo
+from benchmarks.redis_server import free_port
 from benchmarks.rows import row
 from benchmarks.server import Process, Running, mask_file, process, random_weights, serving
 from benchmarks.traffic import LAWS, tasks_of
@@ -45,7 +46,6 @@ from smn_core.images import ImageReader
 from smn_core.maskfile import from_bytes
 from smn_core.verbs.export import masked_weights
 from smn_core.verbs.show import note
-from tests.service.redis_server import free_port
 
 MODEL, DENSITY, SEED = "vit_tiny_patch16_224", 0.9995, 7
 BUDGET_BYTES = 512 * 2**20

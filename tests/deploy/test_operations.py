@@ -6,8 +6,8 @@ import subprocess
 import pytest
 import yaml
 from dockerfile import ROOT
-from redis_server import RedisServer
 
+from benchmarks.redis_server import RedisServer
 from service.registry.open import open_registry
 from service.settings import Settings
 from smn_core.errors import NotFound

@@ -9,8 +9,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from redis_server import RedisServer
 from served import Theta
+
+from benchmarks.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 import yaml
 from dockerfile import FINAL, argument_of, copies
-from redis_server import executable, free_port
 from served import ROOT, ServerProcess, eventually
+
+from benchmarks.redis_server import executable, free_port
 
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 REPLICAS = ("127.0.0.2", "127.0.0.3")

@@ -16,10 +16,10 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from redis_server import free_port
 from safetensors.torch import save_file
 from timm.data import create_transform
 
+from benchmarks.redis_server import free_port
 from smn_core.backbone import wrap
 from smn_core.spec import BackboneSpec
 

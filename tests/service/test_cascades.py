@@ -15,9 +15,10 @@ import structlog
 import uvicorn
 from cascades import K, Q, build, put_all
 from independent_client import NPY, as_npy
-from redis_server import RedisServer
 from served import Theta, eventually, inputs, photo, relative_error
 from typer.testing import CliRunner
+
+from benchmarks.redis_server import RedisServer
 
 MODES = ("unconditional", "conditional")
 

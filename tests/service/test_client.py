@@ -8,10 +8,10 @@ import urllib.request
 
 import numpy as np
 import pytest
-from redis_server import free_port
 from served import ServerProcess, inputs, photo, relative_error
 
 import smn
+from benchmarks.redis_server import free_port
 from service.client import AsyncClient, Client, ServerAway, ServerError
 from service.registry.directory import DirectoryRegistry
 from smn_core.errors import InvalidArgument

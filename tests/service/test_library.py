@@ -185,9 +185,9 @@ def test_a_pin_that_cannot_be_followed_keeps_what_it_has_and_the_others_move_on(
 
 @pytest.mark.parametrize("backend", ["directory", "redis"])
 def test_a_pinned_name_stays_in_memory_through_uploads_and_rollbacks(serve, theta, masks, tmp_path, backend):
-    from redis_server import RedisServer
     from served import eventually
 
+    from benchmarks.redis_server import RedisServer
     from service.registry.open import open_registry
 
     with contextlib.ExitStack() as stack:

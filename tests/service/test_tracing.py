@@ -11,9 +11,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from redis_server import free_port
 from served import ServerProcess, inputs
 
+from benchmarks.redis_server import free_port
 from service.settings import Settings
 from service.tracing import config_of, provider_of
 from smn_core.errors import InvalidArgument

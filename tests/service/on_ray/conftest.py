@@ -1,14 +1,8 @@
 """One Ray cluster of simulated nodes for all tests of this folder."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from redis_server import RedisServer
-
+from benchmarks.redis_server import RedisServer
 from service.settings import Settings
 
 WORKERS = 2
@@ -46,7 +40,7 @@ def ray_settings(theta, redis, tmp_path_factory):
 def served(ray_settings):
     """See `Served`."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    from ray_cluster import Served
+    from benchmarks.ray_cluster import Served
 
     running = Served(ray_settings, WORKERS)
     yield running

@@ -10,9 +10,9 @@ import httpx2
 import numpy as np
 import pytest
 from independent_client import NPY, as_npy
-from redis_server import free_port
 from served import eventually, inputs, relative_error
 
+from benchmarks.redis_server import free_port
 from service.settings import Settings
 
 
@@ -55,7 +55,7 @@ def test_more_replicas_than_the_least_are_for_ray_to_add():
 def test_it_starts_a_cluster_where_there_is_none_and_sigterm_ends_all_of_it(theta, redis, tmp_path):
     """What is in work is answered, the exit code is 0, and no process of Ray's is left."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    from ray_cluster import ENVIRONMENT, descendants, is_ray
+    from benchmarks.ray_cluster import ENVIRONMENT, descendants, is_ray
 
     port, x = free_port(), inputs(32, seed=3)
     url = f"http://127.0.0.1:{port}"

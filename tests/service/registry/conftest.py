@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-for folder in (Path(__file__).parent, Path(__file__).parent.parent):
-    sys.path.insert(0, str(folder))
+sys.path.insert(0, str(Path(__file__).parent))
 
-from redis_server import RedisServer  # noqa: E402 - beside them, since other tests of the service use it too
-from registry_helpers import FINGERPRINT, ROOT  # noqa: E402 - the folders must come first
+from registry_helpers import FINGERPRINT, ROOT
 
-from service.registry.open import open_registry  # noqa: E402 - the same
+from benchmarks.redis_server import RedisServer
+from service.registry.open import open_registry
 
 
 class Peer:

@@ -11,9 +11,9 @@ import time
 
 import pytest
 import redis
-from redis_server import RedisServer, executable, free_port
 from registry_helpers import FINGERPRINT, ROOT, eventually
 
+from benchmarks.redis_server import RedisServer, executable, free_port
 from service.registry.open import open_registry
 from service.registry.redis import RedisRegistry
 from smn_core.errors import InvalidArgument, NotFound, Unavailable

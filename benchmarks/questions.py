@@ -1,0 +1,279 @@
+"""What docs/performance.md answers: its tables, in order, and the questions of each."""
+
+from __future__ import annotations
+
+from benchmarks.asked import Asked, Table
+
+VIT = "vit_tiny_patch16_224"
+MASKS_100 = {"masks": 100}
+RATIO = "images/s, ratio to one mask"
+TO_IT = "SMN's ratio to it"
+TABLES = (
+    Table(
+        "A mask that is in place",
+        "Time of a forward, over that of plain timm on the same images",
+        ("batch",),
+        (Asked("Hot mask against a plain timm forward", "hot", "hot", "ratio to plain timm", most=1.02),),
+    ),
+    Table(
+        "A swap",
+        "Time to write a mask's weights, over that of a plain copy of the same bytes",
+        ("density",),
+        (
+            Asked(
+                "Swap on the CPU against a plain copy of the same bytes", "swap", "swap", "ratio to copy", most=1.4,
+            ),
+        ),
+    ),
+    Table(
+        "A mask with nearly all weights ON",
+        "At density .9995 a mask can be a list of its OFF weights, and a swap a patch of them",
+        ("model",),
+        (
+            Asked(
+                "Density .9995: a swap by patch against the dense swap",
+                "patch", "engine swap", "ratio to slot", most=0.05, variants=("patch",), params={"density": 0.9995},
+                short="time of a patch, over a dense swap's",
+            ),
+            Asked(
+                "Density .9995, ViT-Tiny: resident bytes a mask",
+                "patch", "resident", "bytes", most=16 * 1024, params={"density": 0.9995, "model": VIT},
+                short="resident bytes",
+            ),
+        ),
+        by_question=True,
+    ),
+    Table(
+        "100 masks in one stream",
+        "Images a second of mixed traffic in batches of 32, over those of the same traffic on one mask",
+        ("variant",),
+        (
+            Asked(
+                "100 masks, zipf:1.5, 16 slots, against one mask",
+                "traffic", "traffic", RATIO, least=0.95, variants=("zipf:1.5",), params=MASKS_100, short="zipf:1.5",
+            ),
+            Asked(
+                "100 masks, distinct, 16 slots, against one mask: ViT-Tiny",
+                "traffic", "traffic", RATIO, least=0.95, variants=("distinct",), params=MASKS_100 | {"model": VIT},
+                short="distinct on ViT-Tiny",
+            ),
+            Asked(
+                "100 masks, distinct, 16 slots, against one mask: ResNet-50",
+                "traffic", "traffic", RATIO, least=0.85, variants=("distinct",),
+                params=MASKS_100 | {"model": "resnet50"}, short="on ResNet-50",
+            ),
+            Asked(
+                "100 masks, distinct, 16 slots, against one mask: ViT-B/32",
+                "traffic", "traffic", RATIO, least=0.85, variants=("distinct",),
+                params=MASKS_100 | {"model": "vit_base_patch32_224"}, short="on ViT-B/32",
+            ),
+            Asked(
+                "Density .9995: 32 images with 32 masks in a batch against one mask",
+                "traffic", "traffic", RATIO, least=0.9, variants=("distinct",),
+                params={"density": 0.9995, "batch": 32}, short="at density .9995",
+            ),
+        ),
+    ),
+    Table(
+        "More masks than slots",
+        "Images a second of uniform traffic over so many masks, over those of one mask",
+        ("variant",),
+        (
+            Asked(
+                "Working set of 4 times the slots, uniform, against one mask",
+                "set", "set", RATIO, least=0.85, variants=("64 masks",), short="64 masks",
+            ),
+            Asked(
+                "No cliff: working sets of any size, uniform, against one mask", "set", "set", RATIO, least=0.85,
+                short="any number",
+            ),
+        ),
+    ),
+    Table(
+        "Hundreds of masks in one server",
+        "What the last of many masks costs, and what each takes in memory",
+        ("density", "masks"),
+        (
+            Asked(
+                "Host memory a cached mask against bits/8",
+                "many", "many", "bytes a cached mask, ratio to bits/8", most=1.05, short="memory a mask, over bits/8",
+            ),
+            Asked(
+                "Many masks registered: the last against the first",
+                "many", "many", "time ratio, last to first", most=1.1, short="time of the last, over the first's",
+            ),
+            Asked(
+                "Many masks served: the first one's answers with all of them there",
+                "many", "many", "time ratio, all masks there to none", most=1.1,
+                short="time with all there, over none there",
+            ),
+            Asked(
+                "Many masks listed: a page of them", "many", "many", "time ratio, all masks there to one page",
+                short="time with all there, over one page there",
+            ),
+        ),
+        by_question=True,
+    ),
+    Table(
+        "Memory over time",
+        "Memory at the end of 20,000 mixed requests, over that after the first tenth",
+        ("variant",),
+        (
+            Asked(
+                "Memory after 20,000 mixed requests against after the first tenth",
+                "soak", "soak", "memory at the end, ratio to after a tenth", most=1.02,
+            ),
+        ),
+    ),
+    Table(
+        "Peers: speed",
+        "SMN's images a second and its processor time an image, over those of a peer with a full copy for each task",
+        ("question", "variant"),
+        (
+            Asked(
+                "Against every peer whose full copies all fit in memory: images/s",
+                "peers", "peers", f"images/s, {TO_IT}", least=0.95, params={"copies fit": True}, short="images/s",
+                where="where all copies fit",
+            ),
+            Asked(
+                "Against every peer whose full copies do not fit: images/s",
+                "peers", "peers", f"images/s, {TO_IT}", least=1.0, params={"copies fit": False}, short="images/s",
+                where="where they do not",
+            ),
+            Asked(
+                "Against every peer: processor time an image",
+                "peers", "peers", f"processor time an image, {TO_IT}", short="CPU time",
+            ),
+        ),
+        by_question=True,
+    ),
+    Table(
+        "Peers: what one more task takes",
+        "SMN's figure over the peer's; the start of the whole server in seconds",
+        ("variant",),
+        (
+            Asked(
+                "Against every peer: bytes a task on disk", "peers", "peers", f"disk a task, {TO_IT}", most=1.0,
+                short="bytes on disk",
+            ),
+            Asked(
+                "Against every peer: bytes a task in memory", "peers", "peers", f"memory a task, {TO_IT}", most=1.0,
+                short="bytes in memory",
+            ),
+            Asked(
+                "Against every peer: time to add a task", "peers", "peers", f"time to add a task, {TO_IT}", most=1.0,
+                short="time to add it",
+            ),
+            Asked("Peers: time to start", "peers", "peers", "start", short="start, s"),
+        ),
+        by_question=True,
+    ),
+    Table(
+        "LoRA adapters, in process",
+        "SMN's figure over that of LoRA adapters on the same backbone",
+        ("variant",),
+        (
+            Asked(
+                "Against LoRA adapters in process: images/s", "lora", "lora", f"images/s, {TO_IT}", least=0.95,
+                short="images/s",
+            ),
+            Asked(
+                "Against LoRA adapters: bytes a task on disk", "lora", "lora", f"disk a task, {TO_IT}", most=1.0,
+                short="bytes a task on disk",
+            ),
+            Asked(
+                "Against LoRA adapters: bytes a task in memory", "lora", "lora", f"memory a task, {TO_IT}", most=1.0,
+                short="bytes a task in memory",
+            ),
+            Asked(
+                "Against LoRA adapters: time to add a task", "lora", "lora", f"time to add a task, {TO_IT}", most=1.0,
+                short="time to add a task",
+            ),
+        ),
+        by_question=True,
+    ),
+    Table(
+        "HTTP",
+        "What the server adds to the engine in process, on the same images",
+        ("form",),
+        (
+            Asked(
+                "HTTP: processor time an image against the engine",
+                "http", "http", "processor time ratio to engine", most=1.1,
+                short="processor time an image, over the engine's",
+            ),
+            Asked(
+                "HTTP: beyond decode and forward, ms", "http", "http", "beyond decode and forward", most=3.0,
+                short="beyond decode and forward, ms",
+            ),
+        ),
+        by_question=True,
+    ),
+    Table(
+        "Decode workers",
+        "JPEGs decoded alone, and beside forwards",
+        ("workers",),
+        (
+            Asked("Decode: images/s by workers", "decode", "decode", "images/s", short="images/s"),
+            Asked(
+                "Decode: how late the event loop is, ms", "decode", "decode", "event loop late, p99",
+                short="event loop late, p99, ms",
+            ),
+        ),
+        by_question=True,
+    ),
+    Table(
+        "A cascade of five experts",
+        "Time of one image, over that of plain timm",
+        ("variant",),
+        (
+            Asked(
+                "Cascade of five experts, unconditional, against plain timm", "cascade", "cascade", "ratio to plain",
+                most=6.6, variants=("unconditional",), short="unconditional",
+            ),
+            Asked(
+                "Cascade of five experts, conditional, against plain timm", "cascade", "cascade", "ratio to plain",
+                most=2.3, variants=("conditional",), short="conditional",
+            ),
+        ),
+    ),
+    Table(
+        "GPU",
+        "The same questions on a GPU",
+        ("variant",),
+        (
+            Asked(
+                "GPU: swap against a device copy", "gpu", "gpu swap", "ratio to copy", most=1.25, needs="a GPU",
+                short="swap, over a device copy",
+            ),
+            Asked(
+                "GPU: hot mask through a captured graph against plain captured timm",
+                "gpu", "gpu hot", "ratio to plain captured timm", most=1.03, needs="a GPU",
+                short="hot mask, over plain captured timm",
+            ),
+            Asked(
+                "GPU: 64 images with 64 masks in a batch against 64 with one",
+                "gpu", "gpu mixed", "images/s, ratio to one mask", least=0.5, needs="a GPU",
+                short="64 masks in a batch, over one mask",
+            ),
+            Asked(
+                "GPU: 64 images with 64 masks in a batch against swapping one by one",
+                "gpu", "gpu mixed", "images/s, ratio to one by one", least=8, needs="a GPU",
+                short="64 masks in a batch, over one by one",
+            ),
+        ),
+        by_question=True,
+    ),
+    Table(
+        "A training step",
+        "Time of a step that learns a mask, over that of one that moves all weights",
+        ("variant",),
+        (
+            Asked(
+                "Training step against one that moves all weights", "train_step", "train_step",
+                "time ratio to all weights",
+            ),
+        ),
+    ),
+)  # fmt: skip
+ASKED = tuple(asked for table in TABLES for asked in table.questions)

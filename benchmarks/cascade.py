@@ -22,8 +22,9 @@ import torch
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
 from smn_core.backbone import Backbone, wrap
-from smn_core.cascade.cascade import Cascade, fuse, picked, side_by_side
-from smn_core.cascade.fusion import CONDITIONAL, MODES, UNCONDITIONAL, Fusion, quantise
+from smn_core.cascade.cascade import Cascade, concatenate_all, concatenate_picked, fuse
+from smn_core.cascade.fusion import CONDITIONAL, MODES, UNCONDITIONAL, Fusion
+from smn_core.cascade.matrices import quantise
 from smn_core.cascade.router import Router, route
 from smn_core.engine import Engine, Segment
 from smn_core.mask import TaskMask
@@ -88,7 +89,7 @@ def _unconditional(engine: Engine, cascade: Cascade, x: torch.Tensor) -> np.ndar
     """As the service runs it: one batch of segments, then the fusion."""
     segments = [Segment(digest, i, i + 1) for i, digest in enumerate(cascade.masks)]
     z = engine.embed(x.expand(len(segments), -1, -1, -1), segments).embeddings.numpy()
-    return fuse(cascade, UNCONDITIONAL, side_by_side(list(z[:, None])))
+    return fuse(cascade, UNCONDITIONAL, concatenate_all(list(z[:, None])))
 
 
 def _conditional(engine: Engine, cascade: Cascade, x: torch.Tensor) -> np.ndarray:
@@ -97,7 +98,7 @@ def _conditional(engine: Engine, cascade: Cascade, x: torch.Tensor) -> np.ndarra
     root = engine.embed(x, [Segment(cascade.root, 0, 1)]).embeddings.numpy()
     chosen = route(cascade.router, root)
     expert = engine.embed(x, [Segment(cascade.experts[chosen[0]], 0, 1)]).embeddings.numpy()
-    return fuse(cascade, CONDITIONAL, picked(root, expert, chosen, len(cascade.experts)))
+    return fuse(cascade, CONDITIONAL, concatenate_picked(root, expert, chosen, len(cascade.experts)))
 
 
 def _cascade(backbone: Backbone, masks: list[TaskMask]) -> Cascade:

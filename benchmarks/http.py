@@ -40,7 +40,7 @@ from benchmarks.traffic import LAWS, tasks_of
 from service.client import AsyncClient, Client
 from service.registry.open import open_registry
 from smn_core.engine import Engine, Segment
-from smn_core.maskfile import from_bytes
+from smn_core.maskfile import parse_mask
 from smn_core.tensorfile import digest_of
 
 VIT, RESNET = "vit_tiny_patch16_224", "resnet50"
@@ -74,7 +74,7 @@ def main() -> None:
 def processor(server: Running, quick: bool, out: Path | None) -> None:
     """Processor time per image, server against engine, in turn."""
     engine, data = Engine(backbone_again(server), SLOTS, threads=1), server.mask(0)
-    engine.prepare(from_bytes(data, server.backbone.layout))
+    engine.prepare(parse_mask(data, server.backbone.layout))
     digest = digest_of(data)
     with Client(server.url) as client:
         client.push("processor", data)
@@ -145,7 +145,7 @@ def cold(server: Running, quick: bool, out: Path | None) -> None:
             marks = [time.perf_counter()]
             blob = registry.blob(digest_of(data))
             marks.append(time.perf_counter())
-            mask = from_bytes(blob, server.backbone.layout)
+            mask = parse_mask(blob, server.backbone.layout)
             marks.append(time.perf_counter())
             engine.prepare(mask)
             marks.append(time.perf_counter())

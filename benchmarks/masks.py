@@ -13,7 +13,7 @@ from smn_core.backbone import Backbone, layout_for, model_json
 from smn_core.engine.compact import resident_of
 from smn_core.layout import Layout
 from smn_core.mask import TaskMask
-from smn_core.maskfile import from_bytes, to_bytes
+from smn_core.maskfile import parse_mask, serialise_mask
 
 FLOAT32_BYTES = 4
 
@@ -36,9 +36,9 @@ def measure_mask(model: str, density: float, turns: int = 5) -> tuple[int, int, 
     text = model_json(model, {})
     layout = layout_for(text)
     mask = replace(random_mask(layout, density, np.random.default_rng(0)), model=text, fingerprint="0" * 64)
-    data, taken = to_bytes(mask, "zstd"), []
+    data, taken = serialise_mask(mask, "zstd"), []
     for _ in range(turns):
         began = time.process_time()
-        kept = resident_of(from_bytes(data, layout), torch.device("cpu"))
+        kept = resident_of(parse_mask(data, layout), torch.device("cpu"))
         taken.append(time.process_time() - began)
     return FLOAT32_BYTES * layout.n_elements, len(data), kept.nbytes, float(np.median(taken))

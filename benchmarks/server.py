@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from benchmarks.masks import random_mask
 from benchmarks.redis_server import free_port
 from smn_core.backbone import Backbone, load_backbone
-from smn_core.maskfile import to_bytes
+from smn_core.maskfile import serialise_mask
 from smn_core.spec import BackboneSpec
 
 START_LIMIT_S = 600
@@ -136,7 +136,7 @@ def backbone_again(server: Running) -> Backbone:
 def mask_file(backbone: Backbone, density: float, seed: int) -> bytes:
     """A mask file with random bits."""
     mask = random_mask(backbone.layout, density, np.random.default_rng(seed))
-    return to_bytes(replace(mask, model=backbone.model_json, fingerprint=backbone.fingerprint), "zstd")
+    return serialise_mask(replace(mask, model=backbone.model_json, fingerprint=backbone.fingerprint), "zstd")
 
 
 def pixels(backbone: Backbone, n: int) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from smn_core.cascade import file as cascadefile
 from smn_core.cascade.cascade import Cascade
 from smn_core.errors import SMNError
 from smn_core.mask import TaskMask
-from smn_core.maskfile import from_bytes
+from smn_core.maskfile import parse_mask
 
 
 @dataclass
@@ -173,12 +173,12 @@ class Library:
 
     def _prepare(self, digest: str, shelf: Shelf) -> None:
         shelf.warnings = self._engine.prepare(
-            from_bytes(blob_of_version(self._registry, digest), self._engine.backbone.layout)
+            parse_mask(blob_of_version(self._registry, digest), self._engine.backbone.layout)
         )
         shelf.bytes = self._engine.bytes_of(digest)
 
     def _read_cascade(self, digest: str, shelf: Shelf) -> None:
-        cascade = cascadefile.from_bytes(blob_of_version(self._registry, digest))
+        cascade = cascadefile.parse_cascade(blob_of_version(self._registry, digest))
         cascadefile.check_fits(cascade, self._engine.backbone)
         shelf.bytes, shelf.cascade = cascade.nbytes, cascade
 

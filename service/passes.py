@@ -22,7 +22,7 @@ from torch import Tensor
 from service.batcher import Batcher, Timing, together
 from service.library import Library
 from service.telemetry import Record
-from smn_core.cascade.cascade import Cascade, fuse, picked, side_by_side
+from smn_core.cascade.cascade import Cascade, concatenate_all, concatenate_picked, fuse
 from smn_core.cascade.fusion import UNCONDITIONAL
 from smn_core.cascade.router import route
 
@@ -68,7 +68,7 @@ class Passes:
             x = await decoded
             timings = await self._batcher.embed_all([(digest, x, ()) for digest in cascade.masks])
         self._tell(record, "", together(timings))
-        joined = side_by_side([timing.embeddings for timing in timings])
+        joined = concatenate_all([timing.embeddings for timing in timings])
         z = await self._timed(record, "fuse", lambda: fuse(cascade, UNCONDITIONAL, joined))
         return Passed(z, None, warnings)
 
@@ -94,7 +94,7 @@ class Passes:
         for of, timing in zip(rows.values(), second, strict=True):
             expert[of] = timing.embeddings
         z = await self._timed(
-            record, "fuse", lambda: fuse(cascade, mode, picked(root, expert, chosen, len(cascade.experts)))
+            record, "fuse", lambda: fuse(cascade, mode, concatenate_picked(root, expert, chosen, len(cascade.experts)))
         )
         return Passed(z, chosen, list(dict.fromkeys([*warnings, *more])))
 

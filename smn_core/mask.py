@@ -1,4 +1,4 @@
-"""TaskMask: one bit for every maskable weight, the task's normalisation state, metadata. Immutable."""
+"""A task mask in memory: one bit for every maskable weight, the task's normalisation state, and metadata."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Head:
 class TaskMask:
     """`theta'[t] = theta[t] * on[t] / alpha[t]` with `alpha[t] = sqrt(mean(on[t]))` for every tensor t of the layout.
 
-    Invariants, checked on construction: `packed` has the layout's length, its padding is 0, every tensor has an ON
-    bit, `state` names buffers of the backbone with their shapes and finite values, `head` is as wide as an embedding.
-    `metadata` holds the texts of the file that identify nothing (objective, dataset, ...). `digest` is the file's
-    (`sha256:...`), None for a mask that is not a file yet.
+    Immutable. These invariants are checked on construction: `packed` has the layout's length, its padding is 0, and
+    every tensor has an ON bit. `state` names buffers of the backbone, with their shapes and finite values. `head` is as
+    wide as an embedding. `metadata` are the other texts of the file (objective, dataset, ...). `digest` is the file's
+    (`sha256:...`), or None before it is written.
 
     Raises:
         InvalidMask: an invariant is broken; the message says which, and where.
@@ -55,7 +55,11 @@ class TaskMask:
             self._check_head(self.head)
 
     def bits_of(self, name: str) -> Bool[ndarray, "n"]:
-        """The flat ON bits of one tensor."""
+        """The ON bits of one tensor, flat, in C order.
+
+        Raises:
+            InvalidMask: the layout has no such tensor.
+        """
         tensor = next((t for t in self.layout if t.name == name), None)
         if tensor is None:
             raise InvalidMask(f"{name} is not a maskable tensor of this backbone")
@@ -78,11 +82,12 @@ class TaskMask:
 
     @cached_property
     def alphas(self) -> Float32[ndarray, "n_tensors"]:
-        """sqrt(density) of every tensor, in layout order."""
+        """`sqrt(density)` of every tensor, in layout order."""
         return np.sqrt(np.fromiter(self.densities.values(), np.float64)).astype(np.float32)
 
     @property
     def n_off(self) -> int:
+        """OFF weights of the whole mask."""
         return self.layout.n_weights - int(self.on_counts.sum())
 
     def _check_bits(self) -> None:

@@ -1,4 +1,4 @@
-"""The smn-mask/1 file: read, check, write. The format is docs/formats.md."""
+"""Read, check and write smn-mask/1 files. docs/formats.md has the format."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from smn_core.tensorfile import InvalidTensorFile, TensorFile, canonical_json
 FORMAT = "smn-mask/1"
 REQUIRED = ("format", "model", "fingerprint", "layout", "codec", "content")
 TEXTS = ("objective", "dataset", "recipe", "metrics", "created")
-# A file is its bits, statistics and head; what else it may weigh is its header and a codec's framing.
 MAX_HEAD_CLASSES = 100_000
+"""Classes of a head that `max_file_bytes` leaves room for."""
 
 
-def to_bytes(mask: TaskMask, codec_name: str = "zstd") -> bytes:
-    """The file of a mask; equal masks give equal bytes."""
+def serialise_mask(mask: TaskMask, codec_name: str = "zstd") -> bytes:
+    """The bytes of a mask's file. Equal masks give equal bytes.
+
+    Raises:
+        InvalidMask: smn-mask/1 does not have the codec.
+    """
     tensors = codec.encode(mask.packed, mask.layout, codec_name)
     tensors |= {f"state.{name}": np.ascontiguousarray(values, np.float32) for name, values in mask.state.items()}
     metadata = {
@@ -43,26 +47,26 @@ def to_bytes(mask: TaskMask, codec_name: str = "zstd") -> bytes:
         head = {"head.weight": mask.head.weight, "head.bias": mask.head.bias}
         tensors |= {name: np.ascontiguousarray(values, np.float32) for name, values in head.items()}
         metadata["classes"] = canonical_json(list(mask.head.classes))
-    return tensorfile.with_content(tensors, metadata)
+    return tensorfile.serialise_with_content(tensors, metadata)
 
 
 def write_mask(mask: TaskMask, path: Path | str, codec_name: str = "zstd") -> TaskMask:
-    """Write the file in one step; returns the mask with the file's digest."""
-    data = to_bytes(mask, codec_name)
+    """Write the file of a mask in one step. Returns the mask with the file's digest."""
+    data = serialise_mask(mask, codec_name)
     write_bytes(path, data)
     return replace(mask, digest=tensorfile.digest_of(data))
 
 
-def from_bytes(data: bytes, layout: Layout | None = None) -> TaskMask:
-    """Read and check a whole file. Without a `layout` it is built from the `model` key; no weights are needed.
+def parse_mask(data: bytes, layout: Layout | None = None) -> TaskMask:
+    """Read and check a whole file. Without `layout` the layout is built from the metadata key `model`, without weights.
 
     Raises:
         InvalidMask: the file breaks a rule of the format; the message names which.
         WrongBackbone: its layout is not `layout`.
-        UnknownModel: without a `layout`, timm does not have the architecture.
+        UnknownModel: `layout` is not given and timm does not have the architecture.
     """
     try:
-        file = tensorfile.from_bytes(data)
+        file = tensorfile.parse_tensors(data)
         _check_metadata(file.metadata)
         tensorfile.require_content(file)
     except InvalidTensorFile as error:
@@ -79,22 +83,23 @@ def from_bytes(data: bytes, layout: Layout | None = None) -> TaskMask:
 
 
 def read_mask(path: Path | str, layout: Layout | None = None) -> TaskMask:
-    """`from_bytes` of a file on disk; a file too large to be a mask of `layout` is refused unread.
+    """Read and check a mask file. A file that is too large for `layout` is refused before it is read.
 
     Raises:
-        InvalidMask: as `from_bytes`, or the file cannot be read.
+        InvalidMask: as `parse_mask`, or the file cannot be read.
+        WrongBackbone, UnknownModel: as `parse_mask`.
     """
     return read_file(path, layout)[1]
 
 
 def read_file(path: Path | str, layout: Layout | None = None) -> tuple[bytes, TaskMask]:
-    """As `read_mask`, with the bytes that the mask was read from."""
+    """As `read_mask`, but returns the bytes of the file too."""
     path = Path(path)
     try:
         if layout is not None and path.stat().st_size > max_file_bytes(layout):
             raise InvalidMask(f"{path} has {path.stat().st_size} bytes, too many for a mask of this backbone")
         data = path.read_bytes()
-        return data, from_bytes(data, layout)
+        return data, parse_mask(data, layout)
     except OSError as error:
         raise InvalidMask(f"cannot read {path}: {error.strerror}") from error
     except InvalidMask as error:
@@ -102,14 +107,14 @@ def read_file(path: Path | str, layout: Layout | None = None) -> tuple[bytes, Ta
 
 
 def max_file_bytes(layout: Layout) -> int:
-    """No sound mask of this layout is larger."""
+    """The most bytes that a file of this layout may have: bits, statistics, head, and twice the longest header."""
     state = 4 * sum(int(np.prod(shape)) for shape in layout.buffers.values())
     head = 4 * MAX_HEAD_CLASSES * (layout.n_features + 1)
     return layout.n_bytes + state + head + 2 * tensorfile.MAX_HEADER_BYTES
 
 
 def check_fits(mask: TaskMask, backbone: Backbone) -> list[str]:
-    """Whether embeddings through `mask` mean what they meant in training; returns warnings.
+    """Check that embeddings through `mask` mean what they meant in training. Returns warnings.
 
     Raises:
         WrongBackbone: another fingerprint, layout, mean or std.
@@ -127,10 +132,10 @@ def check_fits(mask: TaskMask, backbone: Backbone) -> list[str]:
 
 
 def check_pixels(trained: Mapping[str, object], served: Mapping[str, object]) -> list[str]:
-    """Compare the preprocessing of training with the one that serves; returns warnings.
+    """Compare the preprocessing of training with the one that serves. Returns warnings.
 
     Raises:
-        WrongBackbone: another mean or std: the same pixels would mean something else.
+        WrongBackbone: another mean or std, so the same pixels would mean something else.
     """
     for key in ("mean", "std"):
         if key in trained and not _close(trained[key], served[key]):

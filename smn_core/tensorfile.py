@@ -1,7 +1,8 @@
-"""safetensors files, read strictly and written canonically, with the content checksum of docs/formats.md.
+"""Read safetensors files strictly and write them canonically, with the content checksum of docs/formats.md.
 
-The safetensors library reads and checks the tensors. Two things it leaves open are done here: it accepts duplicate
-keys in a header, and it writes `__metadata__` in a random order, so equal runs would give different files.
+The safetensors library reads and checks the tensors. This module adds two things. It refuses duplicate keys in a
+header, which the library accepts. It writes `__metadata__` in sorted order, because the library's order is random and
+equal runs would give different files.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class TensorFile:
 
 
 def canonical_json(value: object) -> str:
-    """The one text of a JSON value that digests are made over."""
+    """The text of a JSON value that digests are made over: equal values give equal texts."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
@@ -59,8 +60,8 @@ def content_of(metadata: Mapping[str, str], tensors: Mapping[str, ndarray]) -> s
     return digest.hexdigest()
 
 
-def to_bytes(tensors: Mapping[str, ndarray], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file with sorted metadata; the widest tensors first, so that every one is aligned."""
+def serialise_tensors(tensors: Mapping[str, ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file. Metadata are sorted; the widest types come first, so every tensor is aligned."""
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
@@ -73,7 +74,7 @@ def to_bytes(tensors: Mapping[str, ndarray], metadata: Mapping[str, str]) -> byt
             "data_offsets": [offset, end],
         }
         offset = end
-    # Not ASCII: an escape can be spelled in two ways, so a flipped bit in one could go unseen.
+    # Without escapes: an escape has two spellings, so a flipped bit could turn one into the other unseen.
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     parts = [struct.pack("<Q", len(text)), text]
@@ -81,16 +82,16 @@ def to_bytes(tensors: Mapping[str, ndarray], metadata: Mapping[str, str]) -> byt
     return b"".join(parts)
 
 
-def with_content(tensors: Mapping[str, ndarray], metadata: Mapping[str, str]) -> bytes:
-    """`to_bytes` with the `content` checksum added to the metadata."""
-    return to_bytes(tensors, {**metadata, "content": content_of(metadata, tensors)})
+def serialise_with_content(tensors: Mapping[str, ndarray], metadata: Mapping[str, str]) -> bytes:
+    """`serialise_tensors` with the `content` checksum added to the metadata."""
+    return serialise_tensors(tensors, {**metadata, "content": content_of(metadata, tensors)})
 
 
-def from_bytes(data: bytes) -> TensorFile:
-    """Parse and check a whole file; nothing is allocated beyond the bytes it has.
+def parse_tensors(data: bytes) -> TensorFile:
+    """Read and check a whole file. Tensors are copies of its bytes, so a false header cannot make it allocate more.
 
     Raises:
-        InvalidTensorFile: truncated, a header that lies about sizes, duplicate keys, an unsupported type.
+        InvalidTensorFile: a truncated file, a header with wrong sizes or duplicate keys, or an unsupported type.
     """
     metadata = _checked_metadata(data)
     try:
@@ -113,7 +114,7 @@ def require_content(file: TensorFile) -> None:
     """Check the `content` checksum.
 
     Raises:
-        InvalidTensorFile: it is missing or differs: bits were damaged or changed after writing.
+        InvalidTensorFile: the checksum is missing, or differs because bytes changed after writing.
     """
     expected, found = file.metadata.get("content"), content_of(file.metadata, file.tensors)
     if expected is None:
@@ -125,7 +126,7 @@ def require_content(file: TensorFile) -> None:
 
 
 def _checked_metadata(data: bytes) -> dict[str, str]:
-    """The `__metadata__` texts of a header without duplicate keys."""
+    """Read `__metadata__` and check the header: its length, its JSON, no duplicate keys."""
     if len(data) < 8:
         raise InvalidTensorFile(f"not a safetensors file: it has {len(data)} bytes")
     (length,) = struct.unpack("<Q", data[:8])

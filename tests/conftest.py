@@ -71,7 +71,7 @@ def build_mask(
         preprocess=backbone.preprocess if with_preprocess else None,
         metadata=metadata or {},
     )
-    return replace(mask, digest=tensorfile.digest_of(maskfile.to_bytes(mask, "raw")))
+    return replace(mask, digest=tensorfile.digest_of(maskfile.serialise_mask(mask, "raw")))
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def cascade(
     from smn_core.maskfile import read_mask
     from smn_core.verbs import show
     from training.cascade.build import CascadeRequest, build
-    from training.cascade.fusion import parse_plan
+    from training.cascade.fusion import parse_fusion
     from training.config import override
     from training.several.processes import default_processes, work_here
     from training.starts import config_of
@@ -241,7 +241,7 @@ def cascade(
         fan_out = _fan_out(on, processes, threads, cpus, gpus, retries, experts, spec.device)
     request = CascadeRequest(
         as_trained(spec, read_mask(root)), data, root, config, out, experts=experts, split_by=split_by,
-        fusion=parse_plan(fusion, seed), modes=fitted, mode=mode or fitted[0], split=train_split, seed=seed,
+        fusion=parse_fusion(fusion, seed), modes=fitted, mode=mode or fitted[0], split=train_split, seed=seed,
         resume=resume, overwrite=overwrite, workers=workers, fan_out=fan_out, batch_size=batch_size,
         command=["smn", *sys.argv[1:]],
     )  # fmt: skip
@@ -301,7 +301,7 @@ def evaluate(
     from smn_core.maskfile import read_mask
     from smn_core.verbs import show
     from smn_core.verbs.plots import require_plottable
-    from training.cascade.fusion import parse_plan
+    from training.cascade.fusion import parse_fusion
     from training.evaluation.evaluate import Plan
     from training.evaluation.evaluate import evaluate as run
     from training.evaluation.tables import results
@@ -318,7 +318,7 @@ def evaluate(
         if not labels:
             raise InvalidArgument("--plot draws low-shot accuracy: say --labels too")
         require_plottable(plot)
-    fusions = [parse_plan(text) for text in fusion or []]
+    fusions = [parse_fusion(text) for text in fusion or []]
     if fusions and not cascade:
         raise InvalidArgument("--fusion is for a --cascade")
     masks = [(path.stem, read_mask(path)) for path in mask or []]

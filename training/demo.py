@@ -140,12 +140,12 @@ def _train_backbone(folder: Path, spec: BackboneSpec) -> None:
     import timm
     import torch
 
-    from smn_core.tensorfile import to_bytes
+    from smn_core.tensorfile import serialise_tensors
 
     torch.manual_seed(SEED)
     fresh = timm.create_model(ARCHITECTURE, num_classes=0).state_dict()
     initial = folder / "initial.safetensors"
-    write_bytes(initial, to_bytes({name: tensor.numpy() for name, tensor in fresh.items()}, {}))
+    write_bytes(initial, serialise_tensors({name: tensor.numpy() for name, tensor in fresh.items()}, {}))
     start = BackboneSpec(ARCHITECTURE, initial, image_size=SIDE_PX, device="cpu")
     assert spec.weights is not None
     train(Request(start, str(folder / "plain.npz"), BACKBONE, spec.weights, seed=SEED, overwrite=True))

@@ -263,7 +263,7 @@ def _write_output(
 ) -> TaskMask | None:
     if not learner.learns_mask:
         weights = {name: tensor.numpy() for name, tensor in export.plain_state(learner.model).items()}
-        write_bytes(request.out, tensorfile.to_bytes(weights, {"format": "pt", "model": backbone.model_json}))
+        write_bytes(request.out, tensorfile.serialise_tensors(weights, {"format": "pt", "model": backbone.model_json}))
         return None
     recipe = {**asdict(request.config), "seed": request.seed, "total_steps": learner.total_steps}
     recipe |= {"start": learner.start} if learner.start else {}

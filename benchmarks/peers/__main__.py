@@ -43,7 +43,7 @@ from benchmarks.traffic import LAWS, tasks_of
 from service.registry.open import open_registry
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.images import ImageReader
-from smn_core.maskfile import from_bytes
+from smn_core.maskfile import parse_mask
 from smn_core.verbs.export import masked_weights
 from smn_core.verbs.show import note
 
@@ -86,7 +86,7 @@ class Tasks:
             data = self.mask(index)
             registry.publish("masks", name_of(index), data)
             if index < FILES:
-                save_file(masked_weights(self.backbone, from_bytes(data, self.backbone.layout)), self.file(index))
+                save_file(masked_weights(self.backbone, parse_mask(data, self.backbone.layout)), self.file(index))
             else:
                 os.link(self.file(index % FILES), self.file(index))
         registry.close()
@@ -246,7 +246,7 @@ class Bench:
         added: dict[str, list[float]] = {name: [] for name in servers}
         for index in range(n_tasks, n_tasks + N_ADDED):
             data = tasks.mask(index)
-            weights = save(masked_weights(tasks.backbone, from_bytes(data, tasks.backbone.layout)))
+            weights = save(masked_weights(tasks.backbone, parse_mask(data, tasks.backbone.layout)))
             for name, server in servers.items():
                 began = time.perf_counter()
                 if name == SMN:

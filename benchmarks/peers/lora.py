@@ -31,7 +31,7 @@ from benchmarks.server import mask_file, random_weights
 from benchmarks.traffic import LAWS, tasks_of
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.engine import Engine, Segment
-from smn_core.maskfile import from_bytes
+from smn_core.maskfile import parse_mask
 from smn_core.verbs.export import masked_weights
 
 MODEL, DENSITY, RANK, BATCH, SLOTS = "vit_tiny_patch16_224", 0.9995, 8, 8, 16
@@ -180,7 +180,7 @@ class Bench:
             self.merged = None
 
     def _add_mask(self, data: bytes) -> None:
-        mask = from_bytes(data, self.backbone.layout)
+        mask = parse_mask(data, self.backbone.layout)
         self.engine.prepare(mask)
         self.masks.append(data)
         self.digests.append(str(mask.digest))
@@ -191,7 +191,7 @@ class Bench:
         self.n_adapters += 1
 
     def _mask(self, index: int) -> Any:
-        return from_bytes(self.masks[index], self.backbone.layout)
+        return parse_mask(self.masks[index], self.backbone.layout)
 
     def _plain(self, weights: dict[str, Tensor]) -> Tensor:
         model: nn.Module = timm.create_model(self.backbone.architecture, num_classes=0).eval()

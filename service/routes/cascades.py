@@ -15,7 +15,7 @@ from service.schemas import CascadeInfo, Written
 from service.security import Caller, may_change, may_read
 from service.work import Server
 from smn_core.cascade.cascade import Cascade
-from smn_core.cascade.file import check_fits, from_bytes
+from smn_core.cascade.file import check_fits, parse_cascade
 from smn_core.errors import MissingMasks
 from smn_core.names import check_name
 
@@ -75,7 +75,7 @@ async def read(name: Name, request: Request, caller: Annotated[Caller, Depends(m
 
 def _check(server: Server, data: bytes) -> Cascade:
     """The cascade that the bytes are, if it is this backbone's."""
-    cascade = from_bytes(data)
+    cascade = parse_cascade(data)
     check_fits(cascade, server.backbone)
     return cascade
 

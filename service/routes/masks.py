@@ -14,7 +14,7 @@ from service.routes.versions import Name, add_common_routes, answer, guards, in_
 from service.schemas import MaskInfo, Written
 from service.security import Caller, may_change, may_read
 from service.work import Server
-from smn_core.maskfile import check_fits, from_bytes, max_file_bytes
+from smn_core.maskfile import check_fits, max_file_bytes, parse_mask
 from smn_core.names import check_name
 
 router = APIRouter(prefix="/masks", tags=["masks"])
@@ -55,7 +55,7 @@ async def read(name: Name, request: Request, caller: Annotated[Caller, Depends(m
     server: Server = request.app.state.server
     entry = require_entry(server, "masks", caller, name)
     mask = await in_thread(
-        server, lambda: from_bytes(blob_of_version(server.registry, entry.current.digest), server.backbone.layout)
+        server, lambda: parse_mask(blob_of_version(server.registry, entry.current.digest), server.backbone.layout)
     )
     return {
         "name": name,
@@ -74,4 +74,4 @@ async def read(name: Name, request: Request, caller: Annotated[Caller, Depends(m
 
 def _check(server: Server, data: bytes) -> list[str]:
     """Whether the bytes are a mask of this backbone; returns warnings."""
-    return check_fits(from_bytes(data, server.backbone.layout), server.backbone)
+    return check_fits(parse_mask(data, server.backbone.layout), server.backbone)

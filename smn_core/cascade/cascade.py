@@ -1,7 +1,7 @@
-"""A cascade: a root mask, its experts, a router, a fusion. Route, run, fuse.
+"""A cascade: a root mask, its experts, a router and a fusion. `embed` runs it: route, embed, fuse.
 
-unconditional   z = fuse(concat(root, expert 1..k))
-conditional     z = fuse(concat(root, 0 .. expert picked by the router .. 0))
+unconditional   z = fuse(concat(root, expert 1, ..., expert k))
+conditional     z = fuse(concat(root, 0, ..., expert j, ..., 0)), where the router picks j for each image
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from smn_core.cascade import fusion as fusions
 from smn_core.cascade.fusion import CONDITIONAL, MODES, UNCONDITIONAL, Fusion
 from smn_core.cascade.router import Router, route
 from smn_core.engine import Engine, Segment
@@ -26,13 +25,13 @@ MAX_EXPERTS = 64
 
 @dataclass(frozen=True, eq=False)
 class Cascade:
-    """What smn-cascade/1 holds; masks by digest, experts in the router's order. Immutable.
+    """What an smn-cascade/1 file holds. Immutable.
 
-    `mode` is the default. `metadata` are the texts of the file that identify nothing. `digest` is the file's, None for
-    a cascade that is not a file yet.
+    `root` and `experts` are digests of masks; the experts are in the router's order. `mode` is the default mode.
+    `metadata` are the other texts of the file. `digest` is the file's, or None before it is written.
 
     Raises:
-        InvalidCascade: parts that do not fit each other; the message says which.
+        InvalidCascade: two parts do not fit each other; the message says which.
     """
 
     fingerprint: str
@@ -68,12 +67,12 @@ class Cascade:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """Modes it can run in: the fusion must have them, and the conditional one needs a router."""
+        """The modes that it can run in. The fusion must have the mode, and the conditional mode needs a router."""
         return tuple(m for m in MODES if self.fusion.has(m) and (m == UNCONDITIONAL or self.router is not None))
 
     @property
     def n_features(self) -> int | None:
-        """Features of one mask, where a tensor says it."""
+        """Features of one mask, or None where no tensor tells."""
         if self.router is not None:
             return self.router.n_features
         return self.fusion.n_inputs // self.n_parts if self.fusion.n_inputs is not None else None
@@ -110,15 +109,18 @@ class Cascade:
         return wanted or width
 
 
-def side_by_side(parts: Sequence[Float32[ndarray, "n d"]]) -> Float32[ndarray, "n f"]:
-    """Root and all experts: the unconditional x."""
+def concatenate_all(parts: Sequence[Float32[ndarray, "n d"]]) -> Float32[ndarray, "n f"]:
+    """The unconditional x: root and all experts side by side."""
     return np.concatenate(parts, axis=1)
 
 
-def picked(
+def concatenate_picked(
     root: Float32[ndarray, "n d"], expert: Float32[ndarray, "n d"], chosen: Int64[ndarray, "n"], n_experts: int
 ) -> Float32[ndarray, "n f"]:
-    """Root and the picked expert of every row, zeros for the others: the conditional x."""
+    """The conditional x: as `concatenate_all`, with zeros in place of the experts that were not picked.
+
+    `expert` are the embeddings through the picked expert of each row; `chosen` are these experts, from 0.
+    """
     n, d = root.shape
     x = np.zeros((n, 1 + n_experts, d), np.float32)
     x[:, 0] = root
@@ -127,7 +129,7 @@ def picked(
 
 
 def fuse(cascade: Cascade, mode: str, x: Float32[ndarray, "n f"]) -> Float32[ndarray, "n q"]:
-    """Fused embeddings of rows that `side_by_side` or `picked` put together."""
+    """Fused embeddings of rows that `concatenate_all` or `concatenate_picked` made."""
     return cascade.fusion.apply(mode, x)
 
 
@@ -136,28 +138,13 @@ def fuse_slowly(
 ) -> Float32[ndarray, "n q"]:
     """What `fuse` must agree with: the formulas of docs/formats.md row by row in float64, from the stored tensors.
 
-    `parts` are the embeddings of root and every expert; `chosen`, in conditional mode, the picked experts from 0.
+    `parts` are the embeddings of root and every expert. `chosen` are the picked experts from 0, in conditional mode.
     """
-    tensors = cascade.fusion.tensors.get(mode, {})
-    kind = cascade.fusion.kind
-    t = {name: fusions.dequantised(kind, tensors, name).astype(np.float64) for name in fusions.SHAPES[kind]}
     rows = []
     for i in range(len(parts[0])):
         kept = [j == 0 or chosen is None or j == 1 + chosen[i] for j in range(len(parts))]
-        x = np.concatenate([part[i].astype(np.float64) * keep for part, keep in zip(parts, kept, strict=True)])
-        if cascade.fusion.kind == "concat":
-            rows.append(x)
-            continue
-        if cascade.fusion.kind == "random":
-            assert cascade.fusion.seed is not None
-            y = fusions.signs(cascade.fusion.seed, len(t["mean"]), len(x)).astype(np.float64) @ x - t["mean"]
-        elif cascade.fusion.kind == "low-rank":
-            centred = np.split(x - t["mean"], len(parts))
-            y = np.concatenate([matrix @ part for matrix, part in zip(t["parts"], centred, strict=True)])
-        else:
-            y = x - t["mean"]
-        rows.append(t["scale"] * (t["components"] @ y))
-    return np.stack(rows).astype(np.float32)
+        rows.append([part[i].astype(np.float64) * keep for part, keep in zip(parts, kept, strict=True)])
+    return cascade.fusion.apply_slowly(mode, np.stack([np.concatenate(row) for row in rows]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +156,11 @@ class Fused:
 
 
 def embed(engine: Engine, cascade: Cascade, mode: str, x: Float32[Tensor, "n 3 h w"]) -> Fused:
-    """Run images through a cascade whose masks the engine has prepared; offline, mask by mask.
+    """Run images through a cascade, mask by mask. The engine must have prepared the masks.
 
     Raises:
-        NotReady: a mask that was not prepared.
+        NotReady: a mask is not prepared.
+        InvalidArgument: conditional mode without a router.
     """
     n = x.shape[0]
 
@@ -182,7 +170,7 @@ def embed(engine: Engine, cascade: Cascade, mode: str, x: Float32[Tensor, "n 3 h
     root = through(cascade.root, x)
     if mode == UNCONDITIONAL:
         parts = [root, *(through(digest, x) for digest in cascade.experts)]
-        return Fused(fuse(cascade, mode, side_by_side(parts)), None)
+        return Fused(fuse(cascade, mode, concatenate_all(parts)), None)
     if cascade.router is None:
         raise InvalidArgument("the cascade has no router")
     chosen = route(cascade.router, root)
@@ -190,4 +178,4 @@ def embed(engine: Engine, cascade: Cascade, mode: str, x: Float32[Tensor, "n 3 h
     for j in np.unique(chosen):
         rows = np.flatnonzero(chosen == j)
         expert[rows] = through(cascade.experts[j], x[torch.from_numpy(rows)] if len(rows) < n else x)
-    return Fused(fuse(cascade, mode, picked(root, expert, chosen, len(cascade.experts))), chosen)
+    return Fused(fuse(cascade, mode, concatenate_picked(root, expert, chosen, len(cascade.experts))), chosen)

@@ -1,4 +1,7 @@
-"""Matrices of 2 to 8 bits an entry, packed: rows of whole numbers, each row with a scale that multiplies it back."""
+"""Matrices of 2 to 8 bits an entry, packed: each entry is a whole number, its code, and each row has a scale.
+
+An entry stands for `to_levels(code) * scale of its row`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from smn_core import bits
 
 
 def pack(codes: UInt8[ndarray, "q f"], n_bits: int) -> UInt8[ndarray, "q n_bytes"]:
-    """Code i of a row is bits `i * n_bits` and on of it, least significant first; bits past the last code are 0."""
+    """Code i of a row takes its bits `i * n_bits` to `(i + 1) * n_bits - 1`, least significant first; padding is 0."""
     planes = codes[..., None] >> np.arange(n_bits, dtype=np.uint8) & 1
     return np.stack([bits.pack(row.ravel().view(np.bool_)) for row in planes])
 
 
 def unpack(packed: UInt8[ndarray, "q n_bytes"], n_bits: int, n_codes: int) -> UInt8[ndarray, "q f"]:
-    """The first `n_codes` codes of every row."""
+    """Read the first `n_codes` codes of every row."""
     planes = np.stack([bits.unpack(row, n_codes * n_bits) for row in packed])
     weights = (1 << np.arange(n_bits)).astype(np.uint8)
     codes: UInt8[ndarray, "q f"] = planes.view(np.uint8).reshape(len(packed), n_codes, n_bits) @ weights
@@ -24,7 +27,7 @@ def unpack(packed: UInt8[ndarray, "q n_bytes"], n_bits: int, n_codes: int) -> UI
 
 
 def row_bytes(n_codes: int, n_bits: int) -> int:
-    """Bytes that a row takes."""
+    """Bytes that a row of `n_codes` codes takes."""
     return bits.packed_bytes(n_codes * n_bits)
 
 
@@ -33,6 +36,6 @@ def padding_is_clear(packed: UInt8[ndarray, "q n_bytes"], n_bits: int, n_codes: 
     return all(bits.padding_is_clear(row, n_codes * n_bits) for row in packed)
 
 
-def levels(codes: UInt8[ndarray, "q f"], n_bits: int) -> Float32[ndarray, "q f"]:
-    """What codes stand for, before the scale: `code - (2 ** n_bits - 1) / 2`, evenly spaced around 0, which is none."""
+def to_levels(codes: UInt8[ndarray, "q f"], n_bits: int) -> Float32[ndarray, "q f"]:
+    """The values of codes before the scale: `code - (2 ** n_bits - 1) / 2`. They lie evenly around 0; none is 0."""
     return codes.astype(np.float32) - np.float32((2**n_bits - 1) / 2)

@@ -1,4 +1,4 @@
-"""The smn-cascade/1 file: read, check, write; and a folder with the masks beside it. The format is docs/formats.md."""
+"""Read, check and write smn-cascade/1 files, and folders of such a file and its masks. The format: docs/formats.md."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from smn_core import maskfile, tensorfile
 from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
 from smn_core.cascade.fusion import Fusion
+from smn_core.cascade.kinds import KINDS
 from smn_core.cascade.router import Router
 from smn_core.errors import InvalidCascade, WrongBackbone
 from smn_core.files import write_bytes
@@ -30,7 +31,7 @@ SEED = re.compile(r"0|[1-9][0-9]{0,18}")
 ROUTER = tuple(field.name for field in fields(Router))
 
 
-def to_bytes(cascade: Cascade) -> bytes:
+def serialise_cascade(cascade: Cascade) -> bytes:
     """The file of a cascade; equal cascades give equal bytes."""
     metadata = {
         **cascade.metadata,
@@ -50,24 +51,24 @@ def to_bytes(cascade: Cascade) -> bytes:
     }
     if cascade.router is not None:
         tensors |= {f"router.{name}": array for name, array in cascade.router.tensors().items()}
-    return tensorfile.with_content(tensors, metadata)
+    return tensorfile.serialise_with_content(tensors, metadata)
 
 
 def write_cascade(cascade: Cascade, path: Path | str) -> Cascade:
     """Write the file in one step; returns the cascade with the file's digest."""
-    data = to_bytes(cascade)
+    data = serialise_cascade(cascade)
     write_bytes(path, data)
     return replace(cascade, digest=tensorfile.digest_of(data))
 
 
-def from_bytes(data: bytes) -> Cascade:
-    """Read and check a whole file. Whether it fits a backbone, `check_fits` tells.
+def parse_cascade(data: bytes) -> Cascade:
+    """Read and check a whole file. `check_fits` checks that it belongs to a backbone.
 
     Raises:
         InvalidCascade: the file breaks a rule of the format; the message names which.
     """
     try:
-        file = tensorfile.from_bytes(data)
+        file = tensorfile.parse_tensors(data)
         if file.metadata.get("format") != FORMAT:
             raise InvalidCascade(f"format is {file.metadata.get('format')!r}, expected {FORMAT!r}")
         for key in REQUIRED:
@@ -80,15 +81,15 @@ def from_bytes(data: bytes) -> Cascade:
 
 
 def read_cascade(path: Path | str) -> Cascade:
-    """`from_bytes` of a file on disk, or of the one in a folder.
+    """Read and check a cascade file, given by its own path or by its folder's.
 
     Raises:
-        InvalidCascade: as `from_bytes`, or the file cannot be read.
+        InvalidCascade: as `parse_cascade`, or the file cannot be read.
     """
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     try:
-        return from_bytes(path.read_bytes())
+        return parse_cascade(path.read_bytes())
     except OSError as error:
         raise InvalidCascade(f"cannot read {path}: {error.strerror}") from error
     except InvalidCascade as error:
@@ -96,7 +97,7 @@ def read_cascade(path: Path | str) -> Cascade:
 
 
 def check_fits(cascade: Cascade, backbone: Backbone) -> None:
-    """Whether a cascade is this backbone's: its weights, and as wide as its embeddings.
+    """Check that a cascade was made for this backbone's weights and takes embeddings of its width.
 
     Raises:
         WrongBackbone: another fingerprint.
@@ -116,7 +117,7 @@ def check_fits(cascade: Cascade, backbone: Backbone) -> None:
 
 @dataclass(frozen=True)
 class CascadeFolder:
-    """A cascade and the files of its masks, root first: what `smn cascade` wrote."""
+    """What `smn cascade` wrote: a cascade, and the files of its masks, root first."""
 
     folder: Path
     cascade: Cascade
@@ -139,10 +140,10 @@ class CascadeFolder:
 
 
 def open_folder(folder: Path | str) -> CascadeFolder:
-    """The cascade of a folder, and by their digests its masks' files there.
+    """Read the cascade of a folder, and find the files of its masks there by their digests.
 
     Raises:
-        InvalidCascade: no sound cascade in it, or a mask is missing; the message lists them.
+        InvalidCascade: the folder has no sound cascade, or lacks masks; the message lists them.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -160,7 +161,8 @@ def _cascade_of(file: TensorFile) -> Cascade:
     taken = {key: metadata.pop(key) for key in REQUIRED}
     if not FINGERPRINT.fullmatch(taken["fingerprint"]):
         raise InvalidCascade("metadata key 'fingerprint' is not 64 hex digits")
-    seed = metadata.pop("seed", None) if taken["fusion"] == "random" else None
+    kind = KINDS.get(taken["fusion"])
+    seed = metadata.pop("seed", None) if kind is not None and kind.seeded else None
     if seed is not None and not SEED.fullmatch(seed):
         raise InvalidCascade("metadata key 'seed' is not a number from 0")
     router = _router_of({n: tensors.pop(n) for n in list(tensors) if n.startswith("router.")})
@@ -205,7 +207,7 @@ def _router_of(tensors: Mapping[str, ndarray]) -> Router | None:
 def _by_mode(tensors: Mapping[str, ndarray]) -> dict[str, dict[str, ndarray]]:
     """`fusion.<mode>.<name>` -> {mode: {name: tensor}}."""
     found: dict[str, dict[str, ndarray]] = {}
-    for name, array in sorted(tensors.items()):  # the library gives them in any order
+    for name, array in sorted(tensors.items()):  # the library gives them in no fixed order
         parts = name.split(".")
         if len(parts) != 3 or parts[0] != "fusion":
             raise InvalidCascade(f"{name} is not a tensor of {FORMAT}")

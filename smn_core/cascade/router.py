@@ -1,9 +1,9 @@
-"""The router of a cascade: root embeddings -> the expert of each row, by a Gaussian mixture.
+"""The router of a cascade picks an expert for each row of root embeddings, by a Gaussian mixture.
 
     u = ((root / |root| - mean) @ components.T) * scale
     expert = argmax over j of  log weights[j] + log N(u; means[j], full covariance of precisions_cholesky[j])
 
-scikit-learn's definition of a mixture with full covariances; numpy alone here.
+This is scikit-learn's mixture with full covariances, written in numpy alone.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from smn_core.errors import InvalidCascade
 
 FLOATS = (np.float32, np.float64)
 SUM_WITHIN = 1e-3
+"""How far the sum of `weights` may be from 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class Router:
     """`mean [d]`, `components [r,d]`, `scale [r]`, `weights [k]`, `means [k,r]`, `precisions_cholesky [k,r,r]`.
 
-    float32 or float64. `precisions_cholesky[j]` is upper triangular with a positive diagonal, and the inverse of the
-    covariance of component j is `precisions_cholesky[j] @ precisions_cholesky[j].T`.
+    All are float32 or float64. `precisions_cholesky[j]` is upper triangular with a positive diagonal, and the inverse
+    of the covariance of component j is `precisions_cholesky[j] @ precisions_cholesky[j].T`.
 
     Raises:
-        InvalidCascade: shapes that do not fit each other, values that are not a mixture's.
+        InvalidCascade: shapes do not fit each other, or values are not those of a mixture.
     """
 
     mean: ndarray
@@ -78,19 +79,19 @@ class Router:
 
 
 def unit(z: ndarray) -> Float64[ndarray, "n d"]:
-    """Rows of unit length; a zero row stays zero."""
+    """Scale rows to length 1. A zero row stays zero."""
     z = z.astype(np.float64)
     return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
 
 
 def reduce(router: Router, root: Float32[ndarray, "n d"]) -> Float64[ndarray, "n r"]:
-    """The whitened coordinates u in which the mixture lives."""
+    """u, the whitened coordinates that the mixture is defined on."""
     centred = unit(root) - router.mean.astype(np.float64)
     return (centred @ router.components.astype(np.float64).T) * router.scale.astype(np.float64)
 
 
 def route(router: Router, root: Float32[ndarray, "n d"]) -> Int64[ndarray, "n"]:
-    """The most probable component of every row, from 0."""
+    """The expert of every row, from 0: the most probable component of the mixture."""
     u = reduce(router, root)
     cholesky = router.precisions_cholesky.astype(np.float64)
     # |(u - mean) @ P|^2, for all components at once: [k,n,r]
@@ -101,7 +102,7 @@ def route(router: Router, root: Float32[ndarray, "n d"]) -> Int64[ndarray, "n"]:
 
 
 def route_slowly(router: Router, root: Float32[ndarray, "n d"]) -> Int64[ndarray, "n"]:
-    """What `route` must agree with: the textbook's density, row by row, component by component."""
+    """What `route` must agree with: the textbook's density, row by row and component by component."""
     chosen = []
     for row in root.astype(np.float64):
         u = router.scale * (router.components.astype(np.float64) @ (row / np.linalg.norm(row) - router.mean))

@@ -67,4 +67,4 @@ def export(backbone: Backbone, mask: TaskMask, out: Path, *, with_head: bool = F
     if with_head:
         weights |= head_weights(backbone, mask)
     metadata = {"format": "pt", "model": mask.model, "mask": mask.digest or ""}
-    write_bytes(out, tensorfile.to_bytes(weights, metadata))
+    write_bytes(out, tensorfile.serialise_tensors(weights, metadata))

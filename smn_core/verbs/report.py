@@ -62,7 +62,7 @@ def stages(mask: TaskMask) -> list[dict[str, Any]]:
 
 def sizes(data: bytes, mask: TaskMask) -> dict[str, Any]:
     """Every byte of a mask's file, and what it replaces: a copy of the maskable weights."""
-    file = tensorfile.from_bytes(data)
+    file = tensorfile.parse_tensors(data)
     in_parts = {"bits": 0, "state": 0, "head": 0}
     for name, values in file.tensors.items():
         part = name.split(".")[0]
@@ -117,7 +117,7 @@ def is_cascade(path: Path) -> bool:
     if path.is_dir():
         return True
     try:
-        return tensorfile.from_bytes(path.read_bytes()).metadata.get("format") == cascadefile.FORMAT
+        return tensorfile.parse_tensors(path.read_bytes()).metadata.get("format") == cascadefile.FORMAT
     except (OSError, tensorfile.InvalidTensorFile):
         return False  # what it is instead, reading it as a mask tells
 

@@ -47,13 +47,13 @@ def codec(request):
 def test_a_golden_file_keeps_its_digest_and_content(codec):
     data = golden(codec)
     assert tensorfile.digest_of(data) == DIGESTS[codec]
-    file = tensorfile.from_bytes(data)
+    file = tensorfile.parse_tensors(data)
     assert file.metadata["content"] == tensorfile.content_of(file.metadata, file.tensors) == CONTENT[codec]
 
 
 def test_a_golden_file_reads_to_known_counts(codec):
     """Without a backbone at hand: the layout comes from the file's model text."""
-    mask = maskfile.from_bytes(golden(codec))
+    mask = maskfile.parse_mask(golden(codec))
     assert mask.digest == DIGESTS[codec]
     assert (mask.layout.n_weights, len(mask.layout.tensors)) == (371_280, 21)
     assert mask.n_off == 371_280 - 334_181
@@ -64,11 +64,11 @@ def test_a_golden_file_reads_to_known_counts(codec):
 
 def test_a_golden_file_fits_the_backbone_it_was_made_for(codec, backbone):
     assert (backbone.fingerprint, backbone.layout.digest) == (FINGERPRINT, LAYOUT)
-    assert maskfile.check_fits(maskfile.from_bytes(golden(codec), backbone.layout), backbone) == []
+    assert maskfile.check_fits(maskfile.parse_mask(golden(codec), backbone.layout), backbone) == []
 
 
 def test_both_golden_files_hold_the_bits_they_were_made_of(backbone):
-    raw, zstd = (maskfile.from_bytes(golden(codec), backbone.layout) for codec in ("raw", "zstd"))
+    raw, zstd = (maskfile.parse_mask(golden(codec), backbone.layout) for codec in ("raw", "zstd"))
     assert_array_equal(raw.packed, zstd.packed)
     for name, on in make.bits(independent.layout(backbone.model)).items():
         assert_array_equal(raw.bits_of(name), on.reshape(-1))
@@ -76,13 +76,13 @@ def test_both_golden_files_hold_the_bits_they_were_made_of(backbone):
 
 def test_the_first_golden_bits_are_known():
     """Least significant bit first: 191 = 0b10111111 is OFF at its weight 6 alone."""
-    mask = maskfile.from_bytes(golden("raw"))
+    mask = maskfile.parse_mask(golden("raw"))
     assert mask.packed[:4].tolist() == [255, 255, 191, 191]
     assert np.flatnonzero(~mask.bits_of("conv1.0.weight")[:32]).tolist() == [22, 30]
 
 
 def test_what_is_optional_is_in_the_raw_golden_file_alone():
-    raw, zstd = (maskfile.from_bytes(golden(codec)) for codec in ("raw", "zstd"))
+    raw, zstd = (maskfile.parse_mask(golden(codec)) for codec in ("raw", "zstd"))
     assert raw.preprocess == make.PREPROCESS
     assert raw.metadata == {"objective": "supervised", "dataset": "flowers of the field", "metrics": '{"knn":0.75}'}
     assert raw.head is not None
@@ -95,8 +95,8 @@ def test_what_is_optional_is_in_the_raw_golden_file_alone():
 
 
 def test_writing_the_raw_golden_mask_again_gives_the_same_file():
-    again = maskfile.to_bytes(maskfile.from_bytes(golden("raw")), "raw")
-    assert tensorfile.from_bytes(again).metadata["content"] == CONTENT["raw"]
+    again = maskfile.serialise_mask(maskfile.parse_mask(golden("raw")), "raw")
+    assert tensorfile.parse_tensors(again).metadata["content"] == CONTENT["raw"]
     assert again == golden("raw")
 
 
@@ -105,5 +105,5 @@ def test_the_script_beside_the_golden_files_still_makes_them():
     made = make.files()
     assert made["raw.smn"] == golden("raw")
     theta = make.model()
-    bits = [independent.read(data, theta)["bits"] for data in (made["zstd.smn"], golden("zstd"))]
-    assert all(np.array_equal(bits[0][name], bits[1][name]) for name in bits[1])
+    found = [independent.read(data, theta)["bits"] for data in (made["zstd.smn"], golden("zstd"))]
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[1])

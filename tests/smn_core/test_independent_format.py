@@ -72,7 +72,7 @@ def test_a_changed_weight_changes_the_fingerprint(make_backbone, small_backbones
 @pytest.mark.parametrize("options", CONTENTS.values(), ids=CONTENTS)
 def test_the_independent_reader_reads_what_smn_core_writes(small_backbone, make_mask, codec, options):
     mask = make_mask(small_backbone, **options)
-    found = independent.read(maskfile.to_bytes(mask, codec), small_backbone.model)
+    found = independent.read(maskfile.serialise_mask(mask, codec), small_backbone.model)
     assert_same_arrays(found["bits"], booleans(mask))
     assert_same_arrays(found["state"], dict(mask.state))
     if mask.head is None:
@@ -89,7 +89,7 @@ def test_the_independent_reader_reads_what_smn_core_writes(small_backbone, make_
 @pytest.mark.parametrize("options", CONTENTS.values(), ids=CONTENTS)
 def test_smn_core_reads_what_the_independent_writer_writes(small_backbone, make_mask, codec, options):
     mask = make_mask(small_backbone, **options)
-    found = maskfile.from_bytes(written_independently(small_backbone, mask, codec), small_backbone.layout)
+    found = maskfile.parse_mask(written_independently(small_backbone, mask, codec), small_backbone.layout)
     assert_array_equal(found.packed, mask.packed, strict=True)
     assert_same_arrays(dict(found.state), dict(mask.state))
     assert (found.head is None) == (mask.head is None)
@@ -103,13 +103,13 @@ def test_smn_core_reads_what_the_independent_writer_writes(small_backbone, make_
 @pytest.mark.parametrize("options", CONTENTS.values(), ids=CONTENTS)
 def test_both_write_the_same_raw_file_to_the_byte(small_backbone, make_mask, options):
     mask = make_mask(small_backbone, **options)
-    assert maskfile.to_bytes(mask, "raw") == written_independently(small_backbone, mask, "raw")
+    assert maskfile.serialise_mask(mask, "raw") == written_independently(small_backbone, mask, "raw")
 
 
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
 def test_both_make_the_same_content_digest(tiny_resnet, make_mask, codec):
     mask = make_mask(tiny_resnet, **CONTENTS["everything"])
-    metadata, tensors = independent.parse(maskfile.to_bytes(mask, codec))
+    metadata, tensors = independent.parse(maskfile.serialise_mask(mask, codec))
     assert metadata["content"] == independent.content(metadata, tensors) == content_of(metadata, tensors)
 
 

@@ -46,7 +46,7 @@ def at_most(n_bytes):
 def sound(tiny_resnet, make_mask):
     """Metadata and tensors of a sound raw file with everything in it."""
     mask = make_mask(tiny_resnet, with_state=True, with_head=True, with_preprocess=True, metadata={"objective": "swav"})
-    return independent.parse(maskfile.to_bytes(mask, "raw"))
+    return independent.parse(maskfile.serialise_mask(mask, "raw"))
 
 
 @pytest.fixture
@@ -140,43 +140,43 @@ REFUSED = {
 @pytest.mark.parametrize(("edit", "cause"), REFUSED.values(), ids=REFUSED)
 def test_a_broken_rule_is_refused_with_its_cause(crafted, tiny_resnet, edit, cause):
     with pytest.raises(InvalidMask, match=cause):
-        maskfile.from_bytes(crafted(edit), tiny_resnet.layout)
+        maskfile.parse_mask(crafted(edit), tiny_resnet.layout)
 
 
 def test_the_file_that_the_refused_ones_were_made_of_is_accepted(crafted, tiny_resnet):
-    mask = maskfile.from_bytes(crafted(unchanged), tiny_resnet.layout)
+    mask = maskfile.parse_mask(crafted(unchanged), tiny_resnet.layout)
     assert maskfile.check_fits(mask, tiny_resnet) == []
 
 
 @pytest.mark.parametrize("key", ["zero-variance", "future-key"])
 def test_what_no_rule_forbids_is_accepted(crafted, tiny_resnet, key):
     edit = {"zero-variance": change("state.bn1.running_var", 0, 0.0), "future-key": text("author", "someone")}[key]
-    maskfile.from_bytes(crafted(edit), tiny_resnet.layout)
+    maskfile.parse_mask(crafted(edit), tiny_resnet.layout)
 
 
 def test_a_set_padding_bit_is_refused(make_backbone, make_mask):
     """In a ViT of width 6, whose biases do not fill their last bytes."""
     backbone = make_backbone("test_vit", depth=1, embed_dim=6, num_heads=1)
     padded = next(t for t in backbone.layout if t.n_weights % 8)
-    metadata, tensors = independent.parse(maskfile.to_bytes(make_mask(backbone), "raw"))
+    metadata, tensors = independent.parse(maskfile.serialise_mask(make_mask(backbone), "raw"))
     stored = tensors[f"mask.{padded.name}"].copy()
     stored[-1] |= 0x80
     tensors[f"mask.{padded.name}"] = stored
     metadata["content"] = independent.content(metadata, tensors)
     with pytest.raises(InvalidMask, match=f"padding bit is set after the last weight of {padded.name}"):
-        maskfile.from_bytes(independent.container(metadata, tensors), backbone.layout)
+        maskfile.parse_mask(independent.container(metadata, tensors), backbone.layout)
 
 
 def test_a_wrong_content_is_refused(sound, tiny_resnet):
     metadata = sound[0] | {"content": "0" * 64}
     with pytest.raises(InvalidMask, match="damaged"):
-        maskfile.from_bytes(independent.container(metadata, sound[1]), tiny_resnet.layout)
+        maskfile.parse_mask(independent.container(metadata, sound[1]), tiny_resnet.layout)
 
 
 def test_a_missing_content_is_refused(sound, tiny_resnet):
     metadata = {key: value for key, value in sound[0].items() if key != "content"}
     with pytest.raises(InvalidMask, match="'content' is missing"):
-        maskfile.from_bytes(independent.container(metadata, sound[1]), tiny_resnet.layout)
+        maskfile.parse_mask(independent.container(metadata, sound[1]), tiny_resnet.layout)
 
 
 # ---- another backbone
@@ -184,12 +184,12 @@ def test_a_missing_content_is_refused(sound, tiny_resnet):
 
 def test_another_layout_is_refused(crafted, tiny_vit):
     with pytest.raises(WrongBackbone, match="layout"):
-        maskfile.from_bytes(crafted(unchanged), tiny_vit.layout)
+        maskfile.parse_mask(crafted(unchanged), tiny_vit.layout)
 
 
 def test_a_layout_that_is_not_the_models_is_refused_without_a_backbone(crafted):
     with pytest.raises(WrongBackbone, match="layout"):
-        maskfile.from_bytes(crafted(text("model", independent.model_json("test_resnet"))))
+        maskfile.parse_mask(crafted(text("model", independent.model_json("test_resnet"))))
 
 
 def test_another_fingerprint_is_refused(make_backbone, make_mask):
@@ -204,10 +204,10 @@ def test_a_model_text_that_names_no_model_is_refused(crafted, tiny_resnet, make_
     """Whether the layout is at hand or not, and wherever the text is looked at first."""
     data = crafted(text("model", model))
     with pytest.raises(InvalidMask, match="'model'"):
-        maskfile.from_bytes(data)
+        maskfile.parse_mask(data)
     with pytest.raises(InvalidMask):
         other = make_backbone("test_resnet", seed=1, **tiny_resnet.args)
-        maskfile.check_fits(maskfile.from_bytes(data, tiny_resnet.layout), other)
+        maskfile.check_fits(maskfile.parse_mask(data, tiny_resnet.layout), other)
 
 
 UNBUILDABLE = {
@@ -223,17 +223,17 @@ UNBUILDABLE = {
 @pytest.mark.parametrize(("architecture", "args"), UNBUILDABLE.values(), ids=UNBUILDABLE)
 def test_a_model_that_timm_cannot_build_is_refused(crafted, architecture, args):
     with pytest.raises(InvalidMask, match="'model'"):
-        maskfile.from_bytes(crafted(text("model", independent.model_json(architecture, **args))))
+        maskfile.parse_mask(crafted(text("model", independent.model_json(architecture, **args))))
 
 
 def test_a_model_text_that_is_not_canonical_is_refused(crafted, sound):
     with pytest.raises(InvalidMask, match="canonical"):
-        maskfile.from_bytes(crafted(text("model", sound[0]["model"].replace(",", ", "))))
+        maskfile.parse_mask(crafted(text("model", sound[0]["model"].replace(",", ", "))))
 
 
 def test_a_model_that_timm_does_not_have_is_refused_by_name(crafted):
     with pytest.raises(UnknownModel, match="resnet5000"):
-        maskfile.from_bytes(crafted(text("model", independent.model_json("resnet5000"))))
+        maskfile.parse_mask(crafted(text("model", independent.model_json("resnet5000"))))
 
 
 # ---- pixels
@@ -251,14 +251,14 @@ def test_other_pixels_are_refused(tiny_resnet, make_mask, key):
 def test_a_mean_that_is_no_float_is_refused(crafted, tiny_resnet, number):
     data = crafted(text("preprocess", f'{{"mean":[{number},0,0]}}'))
     with pytest.raises(InvalidMask, match=r"mean"):
-        maskfile.check_fits(maskfile.from_bytes(data, tiny_resnet.layout), tiny_resnet)
+        maskfile.check_fits(maskfile.parse_mask(data, tiny_resnet.layout), tiny_resnet)
 
 
 @pytest.mark.parametrize(("key", "value"), [("input_size", (3, 96, 96)), ("crop_pct", 1.0), ("crop_mode", "squash")])
 def test_another_size_or_crop_is_a_warning(tiny_resnet, make_mask, key, value):
     mask = make_mask(tiny_resnet, with_preprocess=True)
-    data = maskfile.to_bytes(replace(mask, preprocess={**mask.preprocess, key: value}))
-    (warning,) = maskfile.check_fits(maskfile.from_bytes(data, tiny_resnet.layout), tiny_resnet)
+    data = maskfile.serialise_mask(replace(mask, preprocess={**mask.preprocess, key: value}))
+    (warning,) = maskfile.check_fits(maskfile.parse_mask(data, tiny_resnet.layout), tiny_resnet)
     assert key in warning
 
 
@@ -324,20 +324,20 @@ def zstd_file(backbone, frame):
 def test_a_frame_that_is_not_exactly_the_bits_is_refused_in_little_memory(tiny_resnet, make_mask, frame):
     data = zstd_file(tiny_resnet, frame(make_mask(tiny_resnet).packed.tobytes()))
     with at_most(32 * MIB), pytest.raises(InvalidMask, match="zstd"):
-        maskfile.from_bytes(data, tiny_resnet.layout)
+        maskfile.parse_mask(data, tiny_resnet.layout)
 
 
 def test_a_frame_of_any_level_is_accepted(tiny_resnet, make_mask):
     packed = make_mask(tiny_resnet).packed
     for level in (1, 3, 22):
-        found = maskfile.from_bytes(zstd_file(tiny_resnet, compress(packed.tobytes(), level=level)), tiny_resnet.layout)
+        found = maskfile.parse_mask(zstd_file(tiny_resnet, compress(packed.tobytes(), level=level)), tiny_resnet.layout)
         assert_array_equal(found.packed, packed)
 
 
 def test_a_frame_written_by_hand_is_accepted(tiny_resnet):
     """The twin of the hand-made frames above: they are refused for what they say, not for how they were made."""
     n_bytes = tiny_resnet.layout.n_bytes
-    assert maskfile.from_bytes(zstd_file(tiny_resnet, raw_frame(n_bytes, 1, n_bytes)), tiny_resnet.layout).n_off == 0
+    assert maskfile.parse_mask(zstd_file(tiny_resnet, raw_frame(n_bytes, 1, n_bytes)), tiny_resnet.layout).n_off == 0
 
 
 @pytest.mark.parametrize("stored", [np.ones((2, 8), np.uint8), np.ones(4, np.float32)], ids=["2 dimensions", "floats"])
@@ -345,7 +345,7 @@ def test_a_frame_of_another_type_or_shape_is_refused(tiny_resnet, stored):
     metadata, _ = independent.parse(zstd_file(tiny_resnet, b"."))
     metadata["content"] = independent.content(metadata, {"bits": stored})
     with pytest.raises(InvalidMask, match=r"bits is .* expected uint8 of one dimension"):
-        maskfile.from_bytes(independent.container(metadata, {"bits": stored}), tiny_resnet.layout)
+        maskfile.parse_mask(independent.container(metadata, {"bits": stored}), tiny_resnet.layout)
 
 
 # ---- files that are something else, or lie about themselves
@@ -419,7 +419,7 @@ FOREIGN = {
 @pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
 def test_a_file_that_is_not_a_sound_container_is_refused_in_little_memory(tiny_resnet, data):
     with at_most(64 * MIB), pytest.raises(InvalidMask):
-        maskfile.from_bytes(data, tiny_resnet.layout)
+        maskfile.parse_mask(data, tiny_resnet.layout)
 
 
 @pytest.mark.parametrize("where", ["__metadata__", "a text", "a tensor"])
@@ -434,7 +434,7 @@ def test_a_key_that_is_there_twice_is_refused(sound, tiny_resnet, where):
     }[where]
     assert twice != header
     with pytest.raises(InvalidMask, match="twice"):
-        maskfile.from_bytes(lying(twice.encode(), data[8 + length :]), tiny_resnet.layout)
+        maskfile.parse_mask(lying(twice.encode(), data[8 + length :]), tiny_resnet.layout)
 
 
 def test_a_file_too_large_to_be_a_mask_is_refused_unread(tmp_path, tiny_resnet):
@@ -465,7 +465,7 @@ def test_a_refusal_names_the_file(tmp_path, tiny_resnet):
 def small_files(tiny_vit, make_mask):
     """Two files small enough to damage in every way."""
     mask = make_mask(tiny_vit, with_head=True, metadata={"objective": "swav"})
-    return {codec: maskfile.to_bytes(mask, codec) for codec in ("raw", "zstd")}
+    return {codec: maskfile.serialise_mask(mask, codec) for codec in ("raw", "zstd")}
 
 
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
@@ -474,7 +474,7 @@ def test_a_truncated_file_is_refused(small_files, tiny_vit, codec):
     data = small_files[codec]
     for length in range(len(data)):
         with pytest.raises(InvalidMask):
-            maskfile.from_bytes(data[:length], tiny_vit.layout)
+            maskfile.parse_mask(data[:length], tiny_vit.layout)
 
 
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
@@ -485,7 +485,7 @@ def test_a_flipped_bit_is_refused(small_files, tiny_vit, codec):
     for index in range(8 * len(data)):
         data[index // 8] ^= 1 << index % 8
         try:
-            maskfile.from_bytes(bytes(data), tiny_vit.layout)
+            maskfile.parse_mask(bytes(data), tiny_vit.layout)
             accepted.append(index)
         except InvalidMask:
             pass
@@ -495,12 +495,12 @@ def test_a_flipped_bit_is_refused(small_files, tiny_vit, codec):
 
 def test_a_flipped_bit_in_an_escaped_letter_is_refused(tiny_vit, make_mask):
     """JSON spells one letter as \\u00fc or \\u00FC, one bit apart: the content is the same, the digest is not."""
-    data = maskfile.to_bytes(make_mask(tiny_vit, metadata={"dataset": "blüten"}), "raw")
+    data = maskfile.serialise_mask(make_mask(tiny_vit, metadata={"dataset": "blüten"}), "raw")
     flipped = data.replace(b"\\u00fc", b"\\u00Fc")
     assert flipped != data or "ü".encode() in data
     if flipped != data:
         with pytest.raises(InvalidMask):
-            maskfile.from_bytes(flipped, tiny_vit.layout)
+            maskfile.parse_mask(flipped, tiny_vit.layout)
 
 
 @given(st.data())
@@ -511,14 +511,14 @@ def test_a_flipped_bit_is_refused_without_a_layout_too(sound, data):
     index = data.draw(st.integers(0, 8 * len(flipped) - 1))
     flipped[index // 8] ^= 1 << index % 8
     with pytest.raises(SMNError):
-        maskfile.from_bytes(bytes(flipped))
+        maskfile.parse_mask(bytes(flipped))
 
 
 @given(st.binary(max_size=400))
 @settings(max_examples=200, deadline=None)
 def test_random_bytes_are_refused(tiny_vit, data):
     with pytest.raises(InvalidMask):
-        maskfile.from_bytes(data, tiny_vit.layout)
+        maskfile.parse_mask(data, tiny_vit.layout)
 
 
 @given(
@@ -536,7 +536,7 @@ def test_metadata_of_random_texts_never_breaks_the_reader(tiny_resnet, sound, te
         metadata["content"] = independent.content(metadata, sound[1])
     for layout in (tiny_resnet.layout, None):
         try:
-            mask = maskfile.from_bytes(independent.container(metadata, sound[1]), layout)
+            mask = maskfile.parse_mask(independent.container(metadata, sound[1]), layout)
             maskfile.check_fits(mask, tiny_resnet)
         except SMNError:
             pass
@@ -556,8 +556,8 @@ def test_metadata_of_random_texts_never_breaks_the_reader(tiny_resnet, sound, te
 @settings(max_examples=60, deadline=None)
 def test_a_mask_reads_as_it_was_written(tiny_resnet, make_mask, seed, density, codec, with_state, with_head, metadata):
     mask = make_mask(tiny_resnet, density, seed, with_state=with_state, with_head=with_head, metadata=metadata)
-    data = maskfile.to_bytes(mask, codec)
-    found = maskfile.from_bytes(data, tiny_resnet.layout)
+    data = maskfile.serialise_mask(mask, codec)
+    found = maskfile.parse_mask(data, tiny_resnet.layout)
     assert_array_equal(found.packed, mask.packed, strict=True)
     assert {name: values.tobytes() for name, values in found.state.items()} == {
         name: values.tobytes() for name, values in mask.state.items()
@@ -565,14 +565,14 @@ def test_a_mask_reads_as_it_was_written(tiny_resnet, make_mask, seed, density, c
     assert (found.head is None) == (mask.head is None)
     assert found.metadata == metadata
     assert found.digest == tensorfile.digest_of(data)
-    assert maskfile.to_bytes(found, codec) == data
+    assert maskfile.serialise_mask(found, codec) == data
 
 
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
 def test_a_written_file_is_the_bytes_of_its_mask(tmp_path, tiny_vit, make_mask, codec):
     path = tmp_path / "mask.smn"
     written = maskfile.write_mask(make_mask(tiny_vit), path, codec)
-    assert path.read_bytes() == maskfile.to_bytes(written, codec)
+    assert path.read_bytes() == maskfile.serialise_mask(written, codec)
     assert [p.name for p in tmp_path.iterdir()] == ["mask.smn"]
     read = maskfile.read_mask(path, tiny_vit.layout)
     assert read.digest == written.digest == tensorfile.digest_of(path.read_bytes())
@@ -581,12 +581,12 @@ def test_a_written_file_is_the_bytes_of_its_mask(tmp_path, tiny_vit, make_mask, 
 
 def test_writing_an_unknown_codec_is_refused(tiny_vit, make_mask):
     with pytest.raises(InvalidMask, match="unknown codec 'gzip'"):
-        maskfile.to_bytes(make_mask(tiny_vit), "gzip")
+        maskfile.serialise_mask(make_mask(tiny_vit), "gzip")
 
 
 def test_a_read_mask_cannot_be_changed(small_files, tiny_vit):
     for data in small_files.values():
-        mask = maskfile.from_bytes(data, tiny_vit.layout)
+        mask = maskfile.parse_mask(data, tiny_vit.layout)
         with pytest.raises(ValueError, match="read-only"):
             mask.packed[0] = 0
 
@@ -599,14 +599,14 @@ def test_one_bit_changes_the_digest(tiny_vit, make_mask):
     packed = np.concatenate([bits.pack(on), mask.packed[first.n_bytes :]])
     other = replace(mask, packed=packed)
     for codec in ("raw", "zstd"):
-        assert maskfile.to_bytes(mask, codec) != maskfile.to_bytes(other, codec)
+        assert maskfile.serialise_mask(mask, codec) != maskfile.serialise_mask(other, codec)
 
 
 SCRIPT = """
 import sys
 from smn_core import maskfile, tensorfile
-mask = maskfile.from_bytes(open(sys.argv[1], "rb").read())
-print(*(tensorfile.digest_of(maskfile.to_bytes(mask, codec)) for codec in ("raw", "zstd")))
+mask = maskfile.parse_mask(open(sys.argv[1], "rb").read())
+print(*(tensorfile.digest_of(maskfile.serialise_mask(mask, codec)) for codec in ("raw", "zstd")))
 """
 
 
@@ -623,6 +623,6 @@ def test_equal_masks_give_equal_files_in_every_process():
         for seed in ("1", "2")
     ]
     answers = {child.communicate(timeout=120)[0].strip() for child in children}
-    mask = maskfile.from_bytes(path.read_bytes())
-    ours = " ".join(tensorfile.digest_of(maskfile.to_bytes(mask, codec)) for codec in ("raw", "zstd"))
+    mask = maskfile.parse_mask(path.read_bytes())
+    ours = " ".join(tensorfile.digest_of(maskfile.serialise_mask(mask, codec)) for codec in ("raw", "zstd"))
     assert answers == {ours}

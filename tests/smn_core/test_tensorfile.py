@@ -21,7 +21,7 @@ texts = st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=4)
 @given(tables, texts)
 @settings(max_examples=100, deadline=None)
 def test_what_is_written_is_read(tensors, metadata):
-    file = tensorfile.from_bytes(tensorfile.to_bytes(tensors, metadata))
+    file = tensorfile.parse_tensors(tensorfile.serialise_tensors(tensors, metadata))
     assert file.metadata == metadata
     assert file.tensors.keys() == tensors.keys()
     for name, values in tensors.items():
@@ -31,7 +31,7 @@ def test_what_is_written_is_read(tensors, metadata):
 @given(tables, texts)
 @settings(max_examples=50, deadline=None)
 def test_the_safetensors_library_reads_it_too(tensors, metadata):
-    found = safetensors.numpy.load(tensorfile.to_bytes(tensors, metadata))
+    found = safetensors.numpy.load(tensorfile.serialise_tensors(tensors, metadata))
     assert {name: values.tobytes() for name, values in found.items()} == {
         name: values.tobytes() for name, values in tensors.items()
     }
@@ -39,7 +39,7 @@ def test_the_safetensors_library_reads_it_too(tensors, metadata):
 
 def test_what_the_safetensors_library_writes_is_read():
     data = safetensors.numpy.save({"a": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"key": "value"})
-    file = tensorfile.from_bytes(data)
+    file = tensorfile.parse_tensors(data)
     assert file.metadata == {"key": "value"}
     assert file.tensors["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
@@ -48,12 +48,12 @@ def test_the_order_of_tables_does_not_reach_the_file():
     tensors = {"b": np.zeros(3, np.uint8), "a": np.ones(2, np.float32)}
     metadata = {"y": "1", "x": "2"}
     backwards = (dict(reversed(tensors.items())), dict(reversed(metadata.items())))
-    assert tensorfile.to_bytes(tensors, metadata) == tensorfile.to_bytes(*backwards)
+    assert tensorfile.serialise_tensors(tensors, metadata) == tensorfile.serialise_tensors(*backwards)
 
 
 def test_a_strided_array_is_written_in_c_order():
     values = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    file = tensorfile.from_bytes(tensorfile.with_content({"a": values}, {}))
+    file = tensorfile.parse_tensors(tensorfile.serialise_with_content({"a": values}, {}))
     tensorfile.require_content(file)
     assert_array_equal(file.tensors["a"], values)
 
@@ -79,19 +79,19 @@ def test_the_checksum_itself_is_not_in_the_content():
 
 
 def test_a_changed_byte_does_not_match_the_checksum():
-    data = bytearray(tensorfile.with_content({"a": np.zeros(8, np.uint8)}, {}))
+    data = bytearray(tensorfile.serialise_with_content({"a": np.zeros(8, np.uint8)}, {}))
     data[-1] ^= 1
     with pytest.raises(InvalidTensorFile, match="damaged"):
-        tensorfile.require_content(tensorfile.from_bytes(bytes(data)))
+        tensorfile.require_content(tensorfile.parse_tensors(bytes(data)))
 
 
 def test_a_file_without_a_checksum_is_refused():
     with pytest.raises(InvalidTensorFile, match="'content' is missing"):
-        tensorfile.require_content(tensorfile.from_bytes(tensorfile.to_bytes({}, {"key": "value"})))
+        tensorfile.require_content(tensorfile.parse_tensors(tensorfile.serialise_tensors({}, {"key": "value"})))
 
 
 def test_read_tensors_are_read_only():
-    file = tensorfile.from_bytes(tensorfile.to_bytes({"a": np.zeros(8, np.uint8)}, {}))
+    file = tensorfile.parse_tensors(tensorfile.serialise_tensors({"a": np.zeros(8, np.uint8)}, {}))
     with pytest.raises(ValueError, match="read-only"):
         file.tensors["a"][0] = 1
 

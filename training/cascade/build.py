@@ -30,7 +30,7 @@ from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
-from training.cascade.fusion import FusionPlan, fit, inputs
+from training.cascade.fusion import FusionChoice, fit, inputs
 from training.cascade.split import Split, purity, split
 from training.checkpoints import folder_of, is_finished
 from training.config import MASKS, Config
@@ -56,7 +56,7 @@ class CascadeRequest:
     out: Path
     experts: int = 5
     split_by: str = "mixture"
-    fusion: FusionPlan = field(default_factory=FusionPlan)
+    fusion: FusionChoice = field(default_factory=FusionChoice)
     modes: Sequence[str] = MODES
     mode: str = UNCONDITIONAL
     split: str = "train"
@@ -170,13 +170,13 @@ def _prepare_folder(request: CascadeRequest, root: TaskMask, images: ImageSet) -
 def _require_enough(request: CascadeRequest, n_images: int, n_features: int) -> None:
     """Fewer images than components, or fewer features, is known before the experts are trained."""
     wanted = request.fusion.components or n_features
-    if request.fusion.kind != "concat" and n_images <= wanted:
+    if request.fusion.has_components and n_images <= wanted:
         raise InvalidData(
             f"{n_images} images are too few for a fusion of {wanted} components: take fewer, as in --fusion "
             f"{request.fusion.kind}:{max(1, n_images // 2)}"
         )
     n_concatenated = n_features * (request.experts + 1)
-    if request.fusion.kind != "concat" and wanted > n_concatenated:
+    if request.fusion.has_components and wanted > n_concatenated:
         raise InvalidArgument(
             f"--fusion {request.fusion.name}: {wanted} components of {n_concatenated} features: there are not so many"
         )

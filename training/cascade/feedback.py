@@ -1,8 +1,9 @@
-"""Quantise a matrix to a few bits so that its products with the training data change least.
+"""Quantise a matrix to a few bits an entry so that its products with the training data change least.
 
-Column by column, what rounding one weight adds to the products is taken back by the columns that are still to come, as
-far as the data's correlations allow. Root and experts are nearly alike, so most of it can be. Source: Frantar et al.,
-"GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2023, for one linear map.
+The columns are rounded one after the other. Rounding a column changes the products; the later columns are moved to undo
+the change, as far as the features are correlated. Root and experts are nearly alike, so most of the change is undone.
+Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2023; here
+for one linear map.
 """
 
 from __future__ import annotations
@@ -11,23 +12,23 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 from numpy import ndarray
 
-from smn_core.cascade.codes import levels
+from smn_core.cascade.codes import to_levels
 
 DAMPING = 0.1
-"""Added to the variances, as a part of their mean: correlations of few images are not all real."""
+"""This part of the mean variance is added to every variance, because correlations of few images are partly chance."""
 STEPS = (1.0, 0.8, 0.6)
-"""Scales that are tried for every row, as parts of the one that reaches its largest entry."""
+"""The scales that are tried for every row, as parts of the scale that reaches the row's largest entry."""
 
 
 def quantise(
     matrix: Float64[ndarray, "q f"], centred: Float64[ndarray, "n f"], n_bits: int
 ) -> tuple[UInt8[ndarray, "q f"], Float32[ndarray, "q"]]:
-    """Codes, scales: `levels(codes) * scale` has nearly the products that `matrix` has with rows of `centred`."""
+    """Codes and scales. `to_levels(codes) * scale` has nearly the products with rows of `centred` that `matrix` has."""
     covariance = centred.T @ centred / len(centred)
     covariance[np.diag_indices_from(covariance)] += DAMPING * np.diag(covariance).mean() + 1e-30
     order = np.argsort(-np.diag(covariance), kind="stable")
     covariance, wanted = covariance[np.ix_(order, order)], matrix[:, order]
-    # Row i: how column i's error goes on to the later ones, in units of what it may still cost.
+    # An error e of column i moves each later column j by `-e * onward[i, j] / onward[i, i]`.
     onward = np.linalg.cholesky(np.linalg.inv(covariance)).T
     largest = np.maximum(np.abs(matrix).max(1), 1e-30) / ((2**n_bits - 1) / 2)
     best = np.full(len(matrix), np.inf)
@@ -35,7 +36,7 @@ def quantise(
     for step in STEPS:
         tried = (largest * step).astype(np.float32)
         found = _feed_back(wanted, onward, tried, n_bits)
-        change = levels(found, n_bits) * tried[:, None] - wanted
+        change = to_levels(found, n_bits) * tried[:, None] - wanted
         error = np.einsum("qf,qf->q", change @ covariance, change)
         better = error < best
         best[better], scales[better] = error[better], tried[better]
@@ -46,6 +47,7 @@ def quantise(
 def _feed_back(
     wanted: Float64[ndarray, "q f"], onward: Float64[ndarray, "f f"], scales: Float32[ndarray, "q"], n_bits: int
 ) -> UInt8[ndarray, "q f"]:
+    """Codes of `wanted`, column by column; after each column the later ones are moved by its error."""
     left, found = wanted.copy(), np.empty(wanted.shape, np.uint8)
     top = 2**n_bits - 1
     for i in range(wanted.shape[1]):

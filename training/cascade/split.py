@@ -1,4 +1,7 @@
-"""Split images into clusters of root embeddings: PCA-20, whitened, and a Gaussian mixture (METHOD.md section 4)."""
+"""Split images into clusters by their root embeddings: 20 whitened principal components and a Gaussian mixture.
+
+Source: docs/method.md, "Split".
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from smn_core.errors import InvalidArgument, InvalidData
 
 SPLITS = ("mixture", "random")
 ROUTER_COMPONENTS = 20
-# Whitening a direction of less variance than this part of the largest one would amplify rounding alone.
+# A direction with less than this part of the largest variance is rounding noise. Whitening would amplify it.
 VARIANCE_FLOOR = 1e-9
 
 
@@ -35,13 +38,13 @@ class Split:
 
 
 def split(root: Float32[ndarray, "n d"], n_experts: int, by: str = "mixture", seed: int = 0) -> Split:
-    """Cluster images by their root embeddings; the clusters are what the router, as it is stored, says of them.
+    """Cluster images by their root embeddings. The router, rounded as it is stored, picks the cluster of every image.
 
-    `by="random"` is the control: clusters of the same sizes, dealt out at random; the router stays the mixture's.
+    `by="random"` is the control: it deals the same cluster sizes out at random. The router stays the mixture's.
 
     Raises:
         InvalidArgument: an unknown way to split.
-        InvalidData: fewer images than components, or an empty cluster.
+        InvalidData: there are too few images, or a cluster is empty.
     """
     if by not in SPLITS:
         raise InvalidArgument(f"unknown split {by!r}: choose {', '.join(SPLITS)}")
@@ -65,7 +68,7 @@ def _fit(root: Float32[ndarray, "n d"], n_experts: int, n_reduced: int, seed: in
     scale = 1 / np.sqrt(variance)
     mixture = GaussianMixture(n_experts, covariance_type="full", random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 100 iterations settle what is to be settled
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it may stop after 100 iterations
         mixture.fit(((unit(root) - pca.mean_) @ pca.components_.T) * scale)
     return Router(
         mean=pca.mean_.astype(np.float32),
@@ -78,7 +81,7 @@ def _fit(root: Float32[ndarray, "n d"], n_experts: int, n_reduced: int, seed: in
 
 
 def purity(clusters: Int64[ndarray, "n"], labels: Int64[ndarray, "n"], n_clusters: int) -> dict[str, Any]:
-    """Share of images whose label is the commonest of their cluster, over all and by cluster."""
+    """Share of images whose label is the commonest of their cluster: of all images, and of each cluster's."""
     most = [np.bincount(labels[clusters == j]).max(initial=0) for j in range(n_clusters)]
     sizes = np.bincount(clusters, minlength=n_clusters)
     return {

@@ -20,7 +20,7 @@ from smn_core.cascade.router import route
 from smn_core.engine import Engine
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
-from training.cascade.fusion import FusionPlan, fit, inputs
+from training.cascade.fusion import FusionChoice, fit, inputs
 from training.features import Features
 
 Embed = Callable[[str | None, ImageSet], Features]
@@ -47,7 +47,7 @@ def compare(
     engine: Engine,
     name: str,
     found: CascadeFolder,
-    fusions: Sequence[FusionPlan],
+    fusions: Sequence[FusionChoice],
     embed: Embed,
     train: ImageSet,
     test: ImageSet | None,
@@ -62,7 +62,7 @@ def compare(
     cascadefile.check_fits(cascade, engine.backbone)
     banks, tests = _embed_all(engine, cascade, masks, embed, train, test)
     n_most = len(banks.z[0]) - 1
-    full = FusionPlan("pca", min(engine.backbone.n_features, n_most), "float32")
+    full = FusionChoice("pca", min(engine.backbone.n_features, n_most), "float32")
 
     def row(label: str, used: Cascade, mode: str) -> Compared:
         n_parts = used.n_parts
@@ -87,10 +87,10 @@ def compare(
     modes = [UNCONDITIONAL, *([CONDITIONAL] if cascade.router is not None else [])]
     for mode in cascade.modes:
         yield row(f"{mode} as stored ({cascade.fusion.kind})", cascade, mode)
-    for plan in (full, *fusions):
-        fitted = fit(plan, inputs(banks.z, banks.routed, modes), cascade.n_parts)
+    for choice in (full, *fusions):
+        fitted = fit(choice, inputs(banks.z, banks.routed, modes), cascade.n_parts)
         for mode in modes:
-            yield row(f"{mode} {plan.name}", replace(cascade, fusion=fitted, mode=UNCONDITIONAL, digest=None), mode)
+            yield row(f"{mode} {choice.name}", replace(cascade, fusion=fitted, mode=UNCONDITIONAL, digest=None), mode)
 
 
 def _embed_all(
@@ -128,7 +128,7 @@ def _bytes(used: Cascade, mode: str, found: CascadeFolder, masks: Sequence[TaskM
         state=_state(masks[:n_parts]),
         router=router.nbytes if router is not None else 0,
         fusion=only.fusion.nbytes,
-        cascade_file=len(cascadefile.to_bytes(only)),
+        cascade_file=len(cascadefile.serialise_cascade(only)),
     )
 
 

@@ -22,7 +22,7 @@ from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.verbs.offline import Progress, silent
-from training.cascade.fusion import FusionPlan
+from training.cascade.fusion import FusionChoice
 from training.data import has_split, open_split
 from training.evaluation import probes, signs
 from training.evaluation.compare import compare
@@ -69,7 +69,7 @@ def evaluate(
     plan: Plan,
     progress: Progress = silent,
     cascades: Sequence[tuple[str, CascadeFolder]] = (),
-    fusions: Sequence[FusionPlan] = (),
+    fusions: Sequence[FusionChoice] = (),
 ) -> dict[str, Any]:
     """Rows of results, the untouched backbone first, as plain data; those of a cascade with its controls last.
 

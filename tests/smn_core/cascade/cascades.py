@@ -8,7 +8,10 @@ import numpy as np
 
 from smn_core.cascade.cascade import Cascade
 from smn_core.cascade.codes import pack
-from smn_core.cascade.fusion import PACKED, Fusion, quantise
+from smn_core.cascade.fusion import Fusion
+from smn_core.cascade.kinds import KINDS
+from smn_core.cascade.kinds.pca import PackedPca
+from smn_core.cascade.matrices import quantise
 from smn_core.cascade.router import Router
 
 D, K, Q, P, S, R = 12, 3, 5, 7, 2, 4
@@ -41,9 +44,10 @@ def build_tensors(kind: str, rng: np.random.Generator, precision: str = "float32
     scale = {"scale": (rng.random(Q) + 0.5).astype(np.float32)}
     if kind == "pca":
         return {"mean": normal(f), **quantise("components", normal(Q, f), precision), **scale}
-    if kind in PACKED:
-        found = rng.integers(0, 2 ** PACKED[kind], (Q, f), dtype=np.uint8)
-        components = {"components": pack(found, PACKED[kind]), "components_scale": np.abs(normal(Q))}
+    if issubclass(KINDS[kind], PackedPca):
+        n_bits = KINDS[kind].n_bits
+        found = rng.integers(0, 2**n_bits, (Q, f), dtype=np.uint8)
+        components = {"components": pack(found, n_bits), "components_scale": np.abs(normal(Q))}
         return {"mean": normal(f).astype(np.float16), **components, **scale}
     if kind == "random":
         return {"mean": normal(P), **quantise("components", normal(Q, P), precision), **scale}
@@ -52,9 +56,9 @@ def build_tensors(kind: str, rng: np.random.Generator, precision: str = "float32
 
 
 def build_fusion(kind: str, rng: np.random.Generator, precision: str = "float32", d: int = D, k: int = K) -> Fusion:
-    modes = () if kind == "concat" else ("unconditional", "conditional")
+    modes = ("unconditional", "conditional") if KINDS[kind].shapes else ()
     tensors = {mode: build_tensors(kind, rng, precision, d, k) for mode in modes}
-    return Fusion(kind, tensors, 11 if kind == "random" else None)
+    return Fusion(kind, tensors, 11 if KINDS[kind].seeded else None)
 
 
 def build_cascade(kind: str = "pca", precision: str = "float32", seed: int = 0, **changes: Any) -> Cascade:

@@ -14,8 +14,11 @@ from sklearn.mixture import GaussianMixture
 from smn_core.cascade import cascade as cascades
 from smn_core.cascade import codes
 from smn_core.cascade import file as cascadefile
-from smn_core.cascade.cascade import fuse, fuse_slowly, picked, side_by_side
-from smn_core.cascade.fusion import KINDS, PRECISIONS, Fusion, quantise, signs
+from smn_core.cascade.cascade import concatenate_all, concatenate_picked, fuse, fuse_slowly
+from smn_core.cascade.fusion import Fusion
+from smn_core.cascade.kinds import KINDS
+from smn_core.cascade.kinds.random_signs import draw_signs
+from smn_core.cascade.matrices import PRECISIONS, quantise
 from smn_core.cascade.router import Router, route, route_slowly
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidArgument, NotReady
@@ -69,19 +72,19 @@ def test_every_fusion_agrees_with_its_reference_and_the_independent_reader(kind,
     parts = embeddings()
     chosen = route(cascade.router, parts[0])
     expert = np.stack([parts[1 + j][i] for i, j in enumerate(chosen)])
-    read = independent.read_cascade(cascadefile.to_bytes(cascade))
-    whole = fuse(cascade, "unconditional", side_by_side(parts))
+    read = independent.read_cascade(cascadefile.serialise_cascade(cascade))
+    whole = fuse(cascade, "unconditional", concatenate_all(parts))
     assert whole.dtype == np.float32
     assert whole.shape == (20, cascade.width("unconditional", D)) == (20, D * (K + 1) if kind == "concat" else Q)
     assert close(whole, fuse_slowly(cascade, "unconditional", parts))
     assert close(whole, independent.fuse(read, "unconditional", parts))
-    conditional = fuse(cascade, "conditional", picked(parts[0], expert, chosen, K))
+    conditional = fuse(cascade, "conditional", concatenate_picked(parts[0], expert, chosen, K))
     assert close(conditional, fuse_slowly(cascade, "conditional", parts, chosen))
     assert close(conditional, independent.fuse(read, "conditional", parts, chosen))
 
 
 def test_pca_is_scikit_learns_whitening():
-    x = side_by_side(embeddings(100))
+    x = concatenate_all(embeddings(100))
     pca = PCA(Q, whiten=True, svd_solver="full").fit(x.astype(np.float64))
     tensors = {
         "mean": pca.mean_.astype(np.float32),
@@ -110,7 +113,7 @@ def test_packed_codes_come_back_and_take_their_bits_alone(n_bits, shape, seed):
 
 
 def test_levels_are_evenly_spaced_around_zero():
-    assert codes.levels(np.arange(4, dtype=np.uint8)[None], 2).tolist() == [[-1.5, -0.5, 0.5, 1.5]]
+    assert codes.to_levels(np.arange(4, dtype=np.uint8)[None], 2).tolist() == [[-1.5, -0.5, 0.5, 1.5]]
 
 
 def test_a_precision_that_is_none_is_refused():
@@ -120,13 +123,13 @@ def test_a_precision_that_is_none_is_refused():
 
 def test_signs_are_known_for_ever():
     """The bits of SHAKE-256, least significant first: the same for a later version and in another language."""
-    found = signs(0, 2, 16) * 4
+    found = draw_signs(0, 2, 16) * 4
     assert set(np.unique(found)) == {-1.0, 1.0}
     first = hashlib.shake_256(b"smn-cascade/1 random 0 0").digest(2)
-    bits = [(first[j // 8] >> (j % 8)) & 1 for j in range(16)]
-    assert found[0].tolist() == [2.0 * bit - 1 for bit in bits]
-    assert (signs(0, 1, 16) * 4 == found[:1]).all()
-    assert signs(1, 1, 16).tolist() != signs(0, 1, 16).tolist()
+    drawn = [(first[j // 8] >> (j % 8)) & 1 for j in range(16)]
+    assert found[0].tolist() == [2.0 * bit - 1 for bit in drawn]
+    assert (draw_signs(0, 1, 16) * 4 == found[:1]).all()
+    assert draw_signs(1, 1, 16).tolist() != draw_signs(0, 1, 16).tolist()
 
 
 def test_a_mode_that_is_not_there_is_refused():
@@ -154,7 +157,7 @@ def test_a_root_alone_may_be_whitened():
     tensors = {"mean": np.zeros(D, np.float32), "components": np.eye(D, dtype=np.float32), "scale": np.ones(D, "f4")}
     cascade = build_cascade(experts=(), router=None, fusion=Fusion("pca", {"unconditional": tensors}))
     z = rng.standard_normal((3, D)).astype(np.float32)
-    assert (fuse(cascade, "unconditional", side_by_side([z])) == z).all()
+    assert (fuse(cascade, "unconditional", concatenate_all([z])) == z).all()
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from numpy.testing import assert_array_equal
 from smn_core import maskfile, tensorfile
 from smn_core.backbone import wrap
 from smn_core.cascade import file as cascadefile
-from smn_core.cascade.fusion import KINDS, PRECISIONS, Fusion
+from smn_core.cascade.fusion import Fusion
+from smn_core.cascade.kinds import KINDS
+from smn_core.cascade.matrices import PRECISIONS
 from smn_core.errors import InvalidCascade, InvalidMask, WrongBackbone
 from smn_core.spec import BackboneSpec
 from tests.smn_core.cascade.cascades import D, K, build_cascade, build_fusion, build_router, digest
@@ -43,14 +45,14 @@ def test_what_is_written_is_read(kind, precision, tmp_path):
     read = cascadefile.read_cascade(tmp_path)
     same(read, cascade)
     assert read.digest == written.digest == tensorfile.digest_of((tmp_path / "cascade.safetensors").read_bytes())
-    assert cascadefile.to_bytes(read) == cascadefile.to_bytes(cascade)
+    assert cascadefile.serialise_cascade(read) == cascadefile.serialise_cascade(cascade)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_implementations_write_the_same_bytes(kind):
     cascade = build_cascade(kind, "int8", metadata={"dataset": "d"})
     texts = {"seed": str(cascade.fusion.seed)} if kind == "random" else {}
-    assert cascadefile.to_bytes(cascade) == independent.write_cascade(
+    assert cascadefile.serialise_cascade(cascade) == independent.write_cascade(
         cascade.fingerprint,
         cascade.root,
         list(cascade.experts),
@@ -67,15 +69,15 @@ def test_the_golden_cascade_reads_the_same_for_ever():
     data = (make.HERE / "cascade.safetensors").read_bytes()
     assert tensorfile.digest_of(data) == GOLDEN
     assert make.files()["cascade.safetensors"] == data
-    cascade = cascadefile.from_bytes(data)
-    masks = [maskfile.from_bytes((make.HERE / f"{name}.smn").read_bytes()).digest for name in ("raw", "zstd")]
+    cascade = cascadefile.parse_cascade(data)
+    masks = [maskfile.parse_mask((make.HERE / f"{name}.smn").read_bytes()).digest for name in ("raw", "zstd")]
     assert cascade.masks == (masks[0], masks[1], masks[0])
     assert (cascade.mode, cascade.modes) == ("conditional", ("unconditional", "conditional"))
     assert cascade.metadata == {"dataset": "flowers of the field"}
     assert cascade.router.weights.tolist() == [0.25, 0.75]
     assert cascade.fusion.tensors["unconditional"]["components"][0, :3].tolist() == [93, 117, -2]
     cascadefile.check_fits(cascade, wrap(make.model(), "test_resnet", BackboneSpec("test_resnet")))
-    assert cascadefile.to_bytes(cascade) == data
+    assert cascadefile.serialise_cascade(cascade) == data
 
 
 def test_the_golden_folder_is_a_cascade_with_its_masks():
@@ -86,7 +88,7 @@ def test_the_golden_folder_is_a_cascade_with_its_masks():
 
 def crafted(edit, kind="pca", precision="int8"):
     """The file after `edit(metadata, tensors)`, its content checksum right again."""
-    metadata, tensors = independent.parse(cascadefile.to_bytes(build_cascade(kind, precision)))
+    metadata, tensors = independent.parse(cascadefile.serialise_cascade(build_cascade(kind, precision)))
     tensors = {name: array.copy() for name, array in tensors.items()}
     edit(metadata, tensors)
     metadata.pop("content", None)
@@ -186,7 +188,7 @@ REFUSED_PACKED = {
 def test_packed_codes_that_break_a_rule_are_refused_by_name(what):
     edit, said = REFUSED_PACKED[what]
     with pytest.raises(InvalidCascade, match=said):
-        cascadefile.from_bytes(packed(edit))
+        cascadefile.parse_cascade(packed(edit))
 
 
 def test_a_bit_behind_the_last_code_is_refused():
@@ -205,7 +207,7 @@ def test_a_bit_behind_the_last_code_is_refused():
 def test_a_file_that_breaks_a_rule_is_refused_by_name(what):
     edit, said = REFUSED[what]
     with pytest.raises(InvalidCascade, match=said):
-        cascadefile.from_bytes(crafted(edit))
+        cascadefile.parse_cascade(crafted(edit))
 
 
 def test_a_fusion_of_the_wrong_width_is_refused():
@@ -220,8 +222,6 @@ def test_a_fusion_of_the_wrong_width_is_refused():
 
 
 def build_fusion_of_one_mode(f):
-    from smn_core.cascade.fusion import Fusion
-
     tensors = {"mean": np.zeros(f, "f4"), "components": np.ones((2, f), "f4"), "scale": np.ones(2, "f4")}
     return Fusion("pca", {"unconditional": tensors})
 
@@ -230,28 +230,26 @@ def build_fusion_of_one_mode(f):
 def test_the_seed_of_a_random_projection_is_a_plain_number(seed, ok):
     data = crafted(put("metadata", "seed", seed), "random")
     if ok:
-        assert cascadefile.from_bytes(data).fusion.seed == int(seed)
+        assert cascadefile.parse_cascade(data).fusion.seed == int(seed)
     else:
         with pytest.raises(InvalidCascade, match="'seed'"):
-            cascadefile.from_bytes(data)
+            cascadefile.parse_cascade(data)
 
 
 def test_a_random_projection_needs_its_seed():
     with pytest.raises(InvalidCascade, match="seed"):
-        cascadefile.from_bytes(crafted(drop("metadata", "seed"), "random"))
+        cascadefile.parse_cascade(crafted(drop("metadata", "seed"), "random"))
 
 
 def test_a_projection_that_would_fill_the_memory_is_refused():
     """Its matrix is drawn from a seed: no byte of the file would show how large it is."""
     tensors = {"mean": np.zeros(F + 1, "f4"), "components": np.ones((1, F + 1), "f4"), "scale": np.ones(1, "f4")}
-    from smn_core.cascade.fusion import Fusion
-
     with pytest.raises(InvalidCascade, match="too large"):
         build_cascade(fusion=Fusion("random", {"unconditional": tensors}, 0))
 
 
 def test_any_flipped_bit_is_refused():
-    data = bytearray(cascadefile.to_bytes(build_cascade("pca", "int8")))
+    data = bytearray(cascadefile.serialise_cascade(build_cascade("pca", "int8")))
     length = int.from_bytes(data[:8], "little")
     text = data[8 : 8 + length].rstrip(b" ")
     rng = np.random.default_rng(0)
@@ -260,30 +258,30 @@ def test_any_flipped_bit_is_refused():
             changed = bytearray(data)
             changed[position] ^= 1 << bit
             with pytest.raises(InvalidCascade):
-                cascadefile.from_bytes(bytes(changed))
+                cascadefile.parse_cascade(bytes(changed))
 
 
 @pytest.mark.parametrize("n", [0, 4, 8, 100, 1000, -1])
 def test_a_truncated_file_is_refused(n):
     with pytest.raises(InvalidCascade):
-        cascadefile.from_bytes(cascadefile.to_bytes(build_cascade())[:n])
+        cascadefile.parse_cascade(cascadefile.serialise_cascade(build_cascade())[:n])
 
 
 def test_duplicate_keys_are_refused():
-    data = cascadefile.to_bytes(build_cascade())
+    data = cascadefile.serialise_cascade(build_cascade())
     length = int.from_bytes(data[:8], "little")
     text = data[8 : 8 + length].rstrip(b" ")
     text = text.replace(b'"mode":', b'"root":"x","mode":', 1)
     text += b" " * (-len(text) % 8)
     with pytest.raises(InvalidCascade, match="same key twice"):
-        cascadefile.from_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+        cascadefile.parse_cascade(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
 def test_a_mask_is_no_cascade_and_a_cascade_no_mask():
     with pytest.raises(InvalidCascade, match="format is 'smn-mask/1'"):
         cascadefile.read_cascade(make.HERE / "zstd.smn")
     with pytest.raises(InvalidMask, match="format is 'smn-cascade/1'"):
-        maskfile.from_bytes(cascadefile.to_bytes(build_cascade()))
+        maskfile.parse_mask(cascadefile.serialise_cascade(build_cascade()))
 
 
 def test_a_cascade_of_another_backbone_is_refused(tiny_resnet):

@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 
 from smn_core.cascade.fusion import Fusion
 from smn_core.errors import InvalidArgument, InvalidData
-from training.cascade.fusion import FusionPlan, fit, inputs, parse_plan
+from training.cascade.fusion import FusionChoice, fit, inputs, parse_fusion
 
 D, M, N = 16, 3, 400
 
@@ -34,7 +34,7 @@ def explained(fusion: Fusion, x: np.ndarray, target: np.ndarray) -> float:
 
 
 def test_float32_pca_is_scikit_learns_whitening(x):
-    fusion = fit(FusionPlan("pca", 10, "float32"), {"unconditional": x}, M)
+    fusion = fit(FusionChoice("pca", 10, "float32"), {"unconditional": x}, M)
     wanted = PCA(10, whiten=True, svd_solver="covariance_eigh").fit(x.astype(np.float64)).transform(x)
     np.testing.assert_allclose(fusion.apply("unconditional", x), wanted, rtol=1e-3, atol=1e-4)
 
@@ -44,7 +44,7 @@ def test_float32_pca_is_scikit_learns_whitening(x):
     ["pca", "pca:10:float16", "pca:10:int8", "pca:10:int4", "pca:10:int3", "random:10:int8:24", "low-rank:10:int8:6"],
 )
 def test_every_component_of_every_fusion_has_variance_one(text, x):
-    fusion = fit(parse_plan(text), {"unconditional": x}, M)
+    fusion = fit(parse_fusion(text), {"unconditional": x}, M)
     z = fusion.apply("unconditional", x)
     assert z.shape == (N, 16 if text == "pca" else 10)
     np.testing.assert_allclose(z.std(0, ddof=1), 1, rtol=1e-3)
@@ -52,8 +52,8 @@ def test_every_component_of_every_fusion_has_variance_one(text, x):
 
 
 def test_int8_says_what_float32_says_in_a_quarter_of_the_bytes(x):
-    full = fit(FusionPlan("pca", 16, "float32"), {"unconditional": x}, M)
-    small = fit(FusionPlan("pca", 16, "int8"), {"unconditional": x}, M)
+    full = fit(FusionChoice("pca", 16, "float32"), {"unconditional": x}, M)
+    small = fit(FusionChoice("pca", 16, "int8"), {"unconditional": x}, M)
     assert explained(small, x, full.apply("unconditional", x)) > 0.99
     assert small.nbytes < 0.35 * full.nbytes
 
@@ -69,8 +69,8 @@ def rounded(fusion: Fusion, n_bits: int, x: np.ndarray, mean: np.ndarray) -> np.
 @pytest.mark.parametrize(("precision", "n_bits", "least"), [("int4", 4, 0.99), ("int3", 3, 0.96)])
 def test_few_bits_say_nearly_what_float32_says_also_of_images_that_they_were_not_fitted_on(precision, n_bits, least, x):
     known, other = x[: N // 2], x[N // 2 :]
-    full = fit(FusionPlan("pca", 16, "float32"), {"unconditional": known}, M)
-    small = fit(FusionPlan("pca", 16, precision), {"unconditional": known}, M)
+    full = fit(FusionChoice("pca", 16, "float32"), {"unconditional": known}, M)
+    small = fit(FusionChoice("pca", 16, precision), {"unconditional": known}, M)
     wanted = full.apply("unconditional", other)
     found = small.apply("unconditional", other)
     plain = rounded(full, n_bits, other, full.tensors["unconditional"]["mean"])
@@ -84,14 +84,14 @@ def test_few_bits_say_nearly_what_float32_says_also_of_images_that_they_were_not
 
 def test_three_bits_of_a_root_and_five_experts_are_a_tenth_of_float32():
     x = np.random.default_rng(0).standard_normal((400, 6 * 48)).astype(np.float32)
-    full, small = (fit(FusionPlan("pca", 48, p), {"unconditional": x}, 6) for p in ("float32", "int3"))
+    full, small = (fit(FusionChoice("pca", 48, p), {"unconditional": x}, 6) for p in ("float32", "int3"))
     # At 192 features a mask the row's own scale weighs less: 86.4 KB of 890 KB (docs/results.md).
     assert small.nbytes < 0.12 * full.nbytes
 
 
 def test_a_low_rank_fusion_comes_near_the_full_one(x):
-    full = fit(FusionPlan("pca", 12, "float32"), {"unconditional": x}, M)
-    small = fit(FusionPlan("low-rank", 12, "float32", 10), {"unconditional": x}, M)
+    full = fit(FusionChoice("pca", 12, "float32"), {"unconditional": x}, M)
+    small = fit(FusionChoice("low-rank", 12, "float32", 10), {"unconditional": x}, M)
     assert explained(small, x, full.apply("unconditional", x)) > 0.9
 
 
@@ -100,7 +100,7 @@ def test_directions_without_variance_are_left_out():
     rng = np.random.default_rng(0)
     z = rng.standard_normal((100, 6)).astype(np.float32)
     z[:, 5] = z[:, :5].sum(1)
-    fusion = fit(FusionPlan("pca", 6, "float32"), {"unconditional": z}, 1)
+    fusion = fit(FusionChoice("pca", 6, "float32"), {"unconditional": z}, 1)
     assert fusion.width("unconditional", 1, 6) == 5
 
 
@@ -115,7 +115,7 @@ def test_in_conditional_mode_the_experts_that_were_not_picked_are_zero(parts):
 
 def test_fewer_images_than_components_are_refused(x):
     with pytest.raises(InvalidData, match="10 images are too few for 16 components: take at most 9"):
-        fit(FusionPlan(), {"unconditional": x[:10]}, M)
+        fit(FusionChoice(), {"unconditional": x[:10]}, M)
 
 
 @pytest.mark.parametrize(
@@ -130,17 +130,17 @@ def test_fewer_images_than_components_are_refused(x):
         ("pca:1:2:3:4", "write KIND:COMPONENTS:PRECISION:RANK"),
     ],
 )
-def test_a_plan_that_does_not_read_is_refused(text, said):
+def test_a_choice_that_does_not_read_is_refused(text, said):
     with pytest.raises(InvalidArgument, match=said):
-        parse_plan(text)
+        parse_fusion(text)
 
 
 @pytest.mark.parametrize("text", ["pca:49", "random:10::49", "random:30::20", "low-rank:16::17"])
 def test_more_than_the_features_have_is_refused(text, x):
     with pytest.raises(InvalidArgument, match="there are not so many"):
-        fit(parse_plan(text), {"unconditional": x}, M)
+        fit(parse_fusion(text), {"unconditional": x}, M)
 
 
-def test_a_plan_reads_as_it_is_named():
+def test_a_choice_reads_as_it_is_named():
     for text in ("concat", "pca:64:int8", "low-rank::int8:32", "pca::float32"):
-        assert parse_plan(text).name == text
+        assert parse_fusion(text).name == text

@@ -1,0 +1,71 @@
+"""Project x by signs that a seed gives, then whiten it.
+
+z = ((x @ R.T - mean) @ components.T) * scale
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float32, Float64
+from numpy import ndarray
+
+from smn_core import bits
+from smn_core.cascade.kinds.base import Kind, Tensors
+from smn_core.errors import InvalidCascade
+
+MAX_SIGNS = 2**27
+"""Most entries of R. Its size is in no byte of the file, so a small file could ask for all memory."""
+
+
+class RandomSigns(Kind):
+    """`mean [p]`, `components [q,p]`, `scale [q]`; `R [p,f]` is drawn at the first use, and not stored."""
+
+    name = "random"
+    shapes: ClassVar = {"mean": ("p",), "components": ("q", "p"), "scale": ("q",)}
+    quantised = ("components",)
+    seeded = True
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(seed)
+        self._drawn: dict[tuple[int, int], ndarray] = {}
+
+    def apply(self, x: Float32[ndarray, "n f"], tensors: Tensors) -> Float32[ndarray, "n q"]:
+        y = x @ self._signs(len(tensors["mean"]), x.shape[1]).T - tensors["mean"]
+        z: ndarray = (y @ tensors["components"].T) * tensors["scale"]
+        return z
+
+    def apply_slowly(self, x: Float64[ndarray, "f"], tensors: Tensors) -> Float64[ndarray, "q"]:
+        assert self.seed is not None
+        y = draw_signs(self.seed, len(tensors["mean"]), len(x)).astype(np.float64) @ x - tensors["mean"]
+        z: ndarray = tensors["scale"] * (tensors["components"] @ y)
+        return z
+
+    def check_fits(self, _mode: str, tensors: Tensors, n_parts: int, n_features: int | None) -> None:
+        """As in every kind. R takes any number of features f, but p is at most f and p * f at most MAX_SIGNS."""
+        if n_features is None:
+            return
+        p, f = len(tensors["mean"]), n_parts * n_features
+        if p > f or p * f > MAX_SIGNS:
+            raise InvalidCascade(f"a random projection of {f} features to {p} is refused: too large")
+
+    def _signs(self, n_rows: int, n_columns: int) -> Float32[ndarray, "p f"]:
+        """R, drawn once for all modes."""
+        assert self.seed is not None
+        if (n_rows, n_columns) not in self._drawn:
+            self._drawn[n_rows, n_columns] = draw_signs(self.seed, n_rows, n_columns)
+        return self._drawn[n_rows, n_columns]
+
+
+def draw_signs(seed: int, n_rows: int, n_columns: int) -> Float32[ndarray, "p f"]:
+    """`R[i,j] = +-1 / sqrt(f)`, + where bit j of SHAKE-256 of `smn-cascade/1 random <seed> <i>` is set.
+
+    Bit j is bit j mod 8, least significant first, of byte j // 8. Every language draws the same signs, because no
+    random number generator takes part.
+    """
+    n_bytes = bits.packed_bytes(n_columns)
+    drawn = [hashlib.shake_256(f"smn-cascade/1 random {seed} {i}".encode()).digest(n_bytes) for i in range(n_rows)]
+    on = [bits.unpack(np.frombuffer(row, np.uint8), n_columns) for row in drawn]
+    return (np.where(np.stack(on), 1.0, -1.0) / np.sqrt(n_columns)).astype(np.float32)

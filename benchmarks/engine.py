@@ -30,7 +30,7 @@ from benchmarks.masks import random_mask
 from benchmarks.rows import row
 from smn_core.backbone import wrap
 from smn_core.engine import Engine, Segment
-from smn_core.engine.slots import Prepared
+from smn_core.engine.wearable import WearableMask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.heap import keep_freed_memory
 
@@ -124,10 +124,10 @@ def swap(bench: Bench, name: str, density: float) -> None:
     """Putting a mask on by a patch, against writing its slot, against a copy; and the bytes that a mask keeps."""
     engine, digests = _engine(name, density, 4)
     masks = cycle([engine._prepared[digest] for digest in digests])
-    theta, other = engine._slots.theta, torch.empty_like(engine._slots.theta)
+    theta, other = engine._theta.flat, torch.empty_like(engine._theta.flat)
     runs: dict[str, Callable[[], object]] = {
         "copy": lambda: other.copy_(theta),
-        "slot": lambda: engine._slots.applier.write(next(masks).bits, other),
+        "slot": lambda: engine._theta.applier.write(next(masks).compact, other),
     }
     if next(masks).patched:
         runs["patch"] = lambda: _wear(engine, next(masks))
@@ -225,8 +225,8 @@ def _plain(model: torch.nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _wear(engine: Engine, mask: Prepared) -> None:
-    engine._wear(mask)
+def _wear(engine: Engine, mask: WearableMask) -> None:
+    engine._wardrobe.wear(mask)
 
 
 if __name__ == "__main__":

@@ -18,15 +18,17 @@ from torch import Tensor
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
 from smn_core.engine.apply import applier_for, put_back, take_out
-from smn_core.engine.compact import Resident, resident_of
+from smn_core.engine.compact import CompactMask, make_compact
 from smn_core.engine.costs import Costs
 from smn_core.engine.kernels.costs import KernelCosts
-from smn_core.engine.kernels.devicemask import Plan
+from smn_core.engine.kernels.mask import KernelLayout
 from smn_core.engine.kernels.table import Table
 from smn_core.engine.mixed.correction import Corrector
-from smn_core.engine.mixed.lists import Lists, Rows
+from smn_core.engine.mixed.lists import Lists
 from smn_core.engine.patch import Patch
 from smn_core.engine.sites import multiply
+from smn_core.engine.span import Span
+from smn_core.engine.wearable import WearableMask
 from smn_core.layout import Layout, MaskableTensor
 
 # Rows, inputs and outputs of linear layers of a ViT-Tiny (197 rows an image) and a ViT-B/32 (50); the first are so
@@ -61,15 +63,20 @@ def fit_kernels(device: torch.device, dtype: torch.dtype, turns: int, out: Path 
     always = KernelCosts(unpack=1.0, entry=0.0)
     for rows, n_in, n_out in SHAPES[1:]:
         layout = Layout((MaskableTensor("w", (n_out, n_in), 0),), {}, 1)
-        plan, n_tiles = Plan(layout, always), N_SEGMENTS * -(-rows // TILE_ROWS)
+        kernel_layout, n_tiles = KernelLayout(layout, always), N_SEGMENTS * -(-rows // TILE_ROWS)
         layer = Layer(torch.randn(n_out, n_in, device=device, dtype=dtype), None, 0)
         x = torch.randn(N_SEGMENTS * rows, n_in, device=device, dtype=dtype)
-        masks = {d: resident_of(random_mask(layout, d, rng), device, plan) for d in (0.95, 0.99, 0.995, 0.999)}
+        masks = {
+            d: make_compact(random_mask(layout, d, rng), device, kernel_layout) for d in (0.95, 0.99, 0.995, 0.999)
+        }
         tables = {density: Table(N_SEGMENTS, device) for density in (1.0, *masks)}
         for density, table in tables.items():
-            whole = masks[density].whole if density in masks else None
-            table.fill([(i, whole) for i in range(N_SEGMENTS)], N_SEGMENTS)
-        runs = {d: partial(from_bits if d == 0.95 else shared_base, x, layer, plan, t, rows) for d, t in tables.items()}
+            mask = masks[density].for_kernels if density in masks else None
+            table.fill([(i, mask) for i in range(N_SEGMENTS)], N_SEGMENTS)
+        runs = {
+            d: partial(from_bits if d == 0.95 else shared_base, x, layer, kernel_layout, t, rows)
+            for d, t in tables.items()
+        }
         taken: dict[float, list[float]] = {density: [] for density in runs}
         for _ in range(turns):
             for density, run in runs.items():
@@ -89,7 +96,7 @@ def _of_arrays(turns: int) -> tuple[float, float]:
     theta, rng = torch.randn(N_WEIGHTS), np.random.default_rng(0)
     flat = theta.clone()
     applier = applier_for(theta, layout, 1)
-    masks = {d: resident_of(random_mask(layout, d, rng), theta.device) for d in (0.95, 0.99, 0.9995)}
+    masks = {d: make_compact(random_mask(layout, d, rng), theta.device) for d in (0.95, 0.99, 0.9995)}
     off = {d: masks[d].off for d in (0.99, 0.9995)}
     runs: dict[str, Callable[[], object]] = {f"write {d}": lambda m=m: applier.write(m, flat) for d, m in masks.items()}  # type: ignore[misc]
     for d, positions in off.items():
@@ -110,7 +117,7 @@ def _of_products(turns: int) -> tuple[list[float], list[float]]:
         weight, bias, x = torch.randn(n_out, n_in), torch.randn(n_out), torch.randn(N_SEGMENTS * rows, n_in)
         y = torch.empty(len(x), n_out)
         pairs = list(zip(x.split(rows), y.split(rows), strict=True))
-        few = resident_of(random_mask(layout, 1 - 8 / layout.n_weights, rng), x.device)
+        few = make_compact(random_mask(layout, 1 - 8 / layout.n_weights, rng), x.device)
         patch = Patch(weight.flatten(), layout, applier_for(weight.flatten(), layout, 1))
         runs: dict[str, Callable[[], object]] = {
             "whole": lambda: multiply(y, x, weight, bias),  # noqa: B023 - run in this turn of the loop
@@ -118,10 +125,10 @@ def _of_products(turns: int) -> tuple[list[float], list[float]]:
         }
         counts = {}
         for density in (0.9995, 0.995):
-            bits = resident_of(random_mask(layout, density, rng), x.device)
+            mask = WearableMask("", make_compact(random_mask(layout, density, rng), x.device), {})
             corrector = Corrector(weight.flatten(), layout)
-            counts[density] = len(bits.off)
-            lists = Lists([Rows(i * rows, (i + 1) * rows, bits) for i in range(N_SEGMENTS)], 1)
+            counts[density] = len(mask.compact.off)
+            lists = Lists([Span(i * rows, (i + 1) * rows, mask) for i in range(N_SEGMENTS)], 1)
             runs[f"{density}"] = partial(corrector.correct, y, x, lists, 0, bias)
         ns = _ns(runs, turns)
         terms["segment"].append([1, n_in * n_out])
@@ -134,11 +141,11 @@ def _of_products(turns: int) -> tuple[list[float], list[float]]:
     return segment, _least_squares(terms["correction"], taken["correction"], taken["correction"])
 
 
-def _apart(pairs: list[tuple[Tensor, Tensor]], patch: Patch, bits: Resident, bias: Tensor) -> None:
+def _apart(pairs: list[tuple[Tensor, Tensor]], patch: Patch, mask: CompactMask, bias: Tensor) -> None:
     """As mixed.py runs segments of their own: each with its mask in the shared array."""
     for x, y in pairs:
-        with patch.holding(bits, [0], np.ones(1, bool)):
-            multiply(y, x, patch.views["w"], bias, float(bits.scales[0]))
+        with patch.holding(mask, [0], np.ones(1, bool)):
+            multiply(y, x, patch.views["w"], bias, float(mask.scales[0]))
 
 
 def _least_squares(terms: list[list[float]], taken: list[float], sizes: list[float]) -> list[float]:

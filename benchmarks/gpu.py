@@ -29,7 +29,7 @@ from benchmarks.masks import random_mask
 from benchmarks.rows import row
 from smn_core.backbone import DTYPES, Backbone, wrap
 from smn_core.engine import Engine, Segment
-from smn_core.engine.apply import TorchApplier, reference
+from smn_core.engine.apply import TorchApplier, apply_slowly
 from smn_core.engine.device.graphs import cuda_capture
 from smn_core.mask import TaskMask
 from smn_core.spec import BackboneSpec
@@ -151,7 +151,7 @@ def by_hand(model: nn.Module, mask: TaskMask, weights: dict[str, Tensor], x: Ten
     theta = np.zeros(mask.layout.n_elements, np.float32)
     for tensor in mask.layout:
         theta[tensor.elements] = weights[tensor.name].flatten().numpy()
-    flat = torch.from_numpy(reference(theta, mask))
+    flat = torch.from_numpy(apply_slowly(theta, mask))
     model.load_state_dict(weights | {t.name: flat[t.elements].view(t.shape) for t in mask.layout})
     return model(x).cpu()
 
@@ -161,18 +161,18 @@ def swap(bench: Bench) -> None:
     """Writing a slot against a copy of the same bytes: milliseconds of the device, and the ratio of each turn."""
     from triton.testing import do_bench_cudagraph
 
-    slots = bench.engine._slots
-    bits, other = bench.engine._prepared[bench.digests[0]].bits, torch.empty_like(slots.theta)
+    theta = bench.engine._theta
+    mask, other = bench.engine._prepared[bench.digests[0]].compact, torch.empty_like(theta.flat)
     runs: dict[str, Callable[[], object]] = {
-        "copy": lambda: other.copy_(slots.theta),
-        "slot": lambda: slots.applier.write(bits, other),
-        "slot, torch": partial(TorchApplier(slots.theta, bench.engine.backbone.layout).write, bits, other),
+        "copy": lambda: other.copy_(theta.flat),
+        "slot": lambda: theta.applier.write(mask, other),
+        "slot, torch": partial(TorchApplier(theta.flat, theta.layout).write, mask, other),
     }
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(max(3, bench.turns // 10)):
         for name, run in runs.items():
             taken[name].append(float(do_bench_cudagraph(run, return_mode="median")))
-    params = {"bytes": slots.theta.nbytes, "kernels": slots.kernels is not None}
+    params = {"bytes": theta.flat.nbytes, "kernels": theta.kernels is not None}
     for name in runs:
         bench.row("gpu swap", name, params, "time", "ms", taken[name])
         if name != "copy":
@@ -194,8 +194,8 @@ def hot(bench: Bench) -> None:
             replay()
 
         def run_engine(x: Tensor = x) -> None:
-            engine._bring(mask)
-            engine._forward(mask, x)
+            engine._wardrobe.bring(mask)
+            engine._run_one(mask, x)
 
         taken = bench.seconds({"plain": run_plain, "engine": run_engine})
         params = {"batch": n, "graphs": engine._graphs is not None and engine._graphs.size_for(x) is not None}

@@ -10,7 +10,7 @@ import torch
 
 from smn_core import bits
 from smn_core.backbone import Backbone, layout_for, model_json
-from smn_core.engine.compact import resident_of
+from smn_core.engine.compact import make_compact
 from smn_core.layout import Layout
 from smn_core.mask import TaskMask
 from smn_core.maskfile import parse_mask, serialise_mask
@@ -39,6 +39,6 @@ def measure_mask(model: str, density: float, turns: int = 5) -> tuple[int, int, 
     data, taken = serialise_mask(mask, "zstd"), []
     for _ in range(turns):
         began = time.process_time()
-        kept = resident_of(parse_mask(data, layout), torch.device("cpu"))
+        kept = make_compact(parse_mask(data, layout), torch.device("cpu"))
         taken.append(time.process_time() - began)
     return FLOAT32_BYTES * layout.n_elements, len(data), kept.nbytes, float(np.median(taken))

@@ -20,7 +20,7 @@ import torch
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
 from smn_core.engine.apply import applier_for
-from smn_core.engine.compact import resident_of
+from smn_core.engine.compact import make_compact
 from smn_core.layout import layout_of
 
 MODELS = ("vit_tiny_patch16_224", "resnet50", "vit_base_patch32_224")
@@ -47,7 +47,7 @@ def measure(name: str, density: float, turns: int, out: Path | None) -> None:
     variants: dict[str, Callable[[], object]] = {"copy": lambda: np.copyto(slot.numpy(), theta.numpy())}
     for threads in (1, 2):
         applier = applier_for(theta, layout, threads)
-        loaded = resident_of(mask, theta.device)
+        loaded = make_compact(mask, theta.device)
         variants[f"swap, {threads} thread{'s' * (threads > 1)}"] = partial(applier.write, loaded, slot)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(turns + 2):

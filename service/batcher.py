@@ -27,7 +27,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 from torch import Tensor
 
-from smn_core.engine import Engine, Segment
+from smn_core.engine import MaskEngine, Segment
 from smn_core.errors import NotReady, SMNError, Unavailable
 
 
@@ -116,7 +116,9 @@ class Batcher:
         heard: called on the engine's thread after every batch.
     """
 
-    def __init__(self, engine: Engine, batch_size: int, heard: Callable[[BatchDone], None] = lambda _: None) -> None:
+    def __init__(
+        self, engine: MaskEngine, batch_size: int, heard: Callable[[BatchDone], None] = lambda _: None
+    ) -> None:
         self._engine, self._batch_size, self._heard = engine, batch_size, heard
         self._queues: dict[str | None, deque[Row]] = {}
         self._last_tag: dict[str | None, float] = {}

@@ -12,14 +12,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from service.registry.base import CASCADE, Registry, blob_of_version
-from smn_core.backbone import Backbone
 from smn_core.cascade import file as cascadefile
 from smn_core.cascade.cascade import Cascade
+from smn_core.engine import MaskHolder
 from smn_core.errors import SMNError
-from smn_core.mask import TaskMask
 from smn_core.maskfile import parse_mask
 
 
@@ -38,17 +36,6 @@ Fetch = Callable[[str, Shelf], None]
 """Fills the shelf of a digest, in a thread."""
 
 
-class Holder(Protocol):
-    """What masks are made ready in: the engine, as `Engine` says."""
-
-    @property
-    def backbone(self) -> Backbone: ...
-    def prepare(self, mask: TaskMask) -> list[str]: ...
-    def ready(self, digest: str) -> bool: ...
-    def bytes_of(self, digest: str) -> int: ...
-    def release(self, digest: str) -> None: ...
-
-
 class Library:
     """Masks and cascades of the engine's backbone by digest. Lives on one event loop; threads fetch and check blobs.
 
@@ -58,7 +45,7 @@ class Library:
     """
 
     def __init__(
-        self, registry: Registry, engine: Holder, budget_bytes: int, heard: Callable[[float], None] = lambda _: None
+        self, registry: Registry, engine: MaskHolder, budget_bytes: int, heard: Callable[[float], None] = lambda _: None
     ) -> None:
         self._registry, self._engine, self._budget, self._heard = registry, engine, budget_bytes, heard
         self._shelves: OrderedDict[str, Shelf] = OrderedDict()

@@ -20,13 +20,13 @@ from service.settings import Settings
 from service.telemetry import Metrics, Record, State
 from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
-from smn_core.engine import Engine, slots_within
+from smn_core.engine import Engine, MaskEngine, slots_within
 from smn_core.errors import SMNError
 
 log = structlog.get_logger("smn.local")
 
 
-def engine_of(settings: Settings, backbone: Backbone) -> Engine:
+def engine_of(settings: Settings, backbone: Backbone) -> MaskEngine:
     """The engine that the settings ask for; takes the backbone over."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -37,7 +37,7 @@ def engine_of(settings: Settings, backbone: Backbone) -> Engine:
 class Local:
     """See `Embedder`. Lives on one event loop."""
 
-    def __init__(self, settings: Settings, engine: Engine, registry: Registry, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, engine: MaskEngine, registry: Registry, metrics: Metrics) -> None:
         self.engine = engine
         self.library = Library(registry, engine, settings.cache_bytes, metrics.load_seconds.observe)
         self.batcher = Batcher(engine, settings.batch_size, metrics.batch)
@@ -102,7 +102,7 @@ class Local:
         memory = self.engine.memory()
         return State(
             device=str(self.backbone.device),
-            slots=self.engine.slots,
+            slots=memory.n_slots,
             resident_masks=memory.resident_masks,
             theta_bytes=memory.theta,
             slot_bytes=memory.slots,

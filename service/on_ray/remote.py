@@ -121,7 +121,7 @@ class Remote:
 
 
 class CascadesAlone:
-    """The `Holder` of a library that is asked for no mask."""
+    """The `MaskHolder` of a library that is asked for no mask."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone

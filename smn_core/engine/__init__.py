@@ -1,5 +1,6 @@
-"""The engine: one backbone and the masks it can wear."""
+"""The engine: one backbone and the masks that its model can wear. contract.py is all that code above needs to know."""
 
-from smn_core.engine.engine import Embedded, Engine, Segment, slots_within
+from smn_core.engine.contract import Embedded, MaskEngine, MaskHolder, Memory, Segment
+from smn_core.engine.engine import Engine, slots_within
 
-__all__ = ["Embedded", "Engine", "Segment", "slots_within"]
+__all__ = ["Embedded", "Engine", "MaskEngine", "MaskHolder", "Memory", "Segment", "slots_within"]

@@ -1,7 +1,7 @@
-"""Packed bits x theta -> theta': `out[t] = theta[t] * on[t] / alpha[t]` for every tensor t of the layout.
+"""Apply a mask to theta: `theta'[t] = theta[t] * on[t] / alpha[t]` for every tensor t of the layout.
 
 Flat arrays have the layout's `n_elements`; the padding between tensors is never read by a model. Every way multiplies
-by `float32(1 / alpha)`, once: bits are 0 or 1, so all ways agree to the last bit in float32.
+once by `float32(1 / alpha)`, and `on` is 0 or 1, so all ways agree to the last bit in float32.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from numpy import ndarray
 from torch import Tensor
 
 from smn_core import bits
-from smn_core.engine.compact import Resident, inverse_alphas
+from smn_core.engine.compact import CompactMask, inverse_alphas
 from smn_core.layout import Layout
 from smn_core.mask import TaskMask
 
-# In this many weights and their bits stay in a core's own cache between the passes over them.
+# So many weights and their bits stay in a core's own cache between the passes over them.
 CHUNK_WEIGHTS = 2**17
 
 
@@ -30,15 +30,15 @@ CHUNK_WEIGHTS = 2**17
 class Applier(Protocol):
     """One way to write theta' of a mask. A new way is a new implementation and a line in `applier_for`."""
 
-    def write(self, mask: Resident, out: Float[Tensor, "n_elements"]) -> None:
+    def write(self, mask: CompactMask, out: Float[Tensor, "n_elements"]) -> None:
         """Overwrite `out` with theta'."""
 
-    def write_tensor(self, mask: Resident, tensor: int, out: Float[Tensor, "n_elements"]) -> None:
+    def write_tensor(self, mask: CompactMask, tensor: int, out: Float[Tensor, "n_elements"]) -> None:
         """Overwrite the part of `out` that belongs to one tensor, by its index in the layout."""
 
 
-def reference(theta: Float32[ndarray, "n_elements"], mask: TaskMask) -> Float32[ndarray, "n_elements"]:
-    """The slow, obvious way that the others are tested against."""
+def apply_slowly(theta: Float32[ndarray, "n_elements"], mask: TaskMask) -> Float32[ndarray, "n_elements"]:
+    """theta' of a mask in the slow, obvious way: the reference that tests compare the others with."""
     out = np.zeros_like(theta)
     for tensor, scale in zip(mask.layout, inverse_alphas(mask), strict=True):
         on = bits.unpack(mask.packed[tensor.bytes], tensor.n_weights)
@@ -47,35 +47,35 @@ def reference(theta: Float32[ndarray, "n_elements"], mask: TaskMask) -> Float32[
 
 
 def applier_for(theta: Float[Tensor, "n_elements"], layout: Layout, threads: int) -> Applier:
-    """The fastest way for where theta lies and its type."""
+    """The fastest way for theta's device and type."""
     if theta.device.type == "cpu" and theta.dtype == torch.float32:
         return NumpyApplier(theta.numpy(), layout, threads)
     return TorchApplier(theta, layout)
 
 
 class NumpyApplier:
-    """float32 on the CPU, in cache-sized chunks shared out to `threads` threads."""
+    """float32 on the CPU: `threads` threads share the work, in chunks that fit a cache."""
 
     def __init__(self, theta: Float32[ndarray, "n_elements"], layout: Layout, threads: int) -> None:
         self._theta = theta
         self._layout = layout
-        self._chunks = _chunks(layout)
+        self._chunks = _cut(layout)
         self._starts = np.array([c.elements.start for c in self._chunks])
         tensors = [c.tensor for c in self._chunks]
         edges = np.searchsorted(tensors, range(len(layout.tensors) + 1)).tolist()
         self._of_tensor = [range(a, b) for a, b in pairwise(edges)]
         self._table = bits.byte_patterns().astype(np.float32)
-        self._shares = _shares(self._chunks, threads)
+        self._shares = _share_out(self._chunks, threads)
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="smn-apply") if threads > 1 else None
 
-    def write(self, mask: Resident, out: Float[Tensor, "n_elements"]) -> None:
+    def write(self, mask: CompactMask, out: Float[Tensor, "n_elements"]) -> None:
         flat = out.numpy()
         others = [self._pool.submit(self._write, mask, flat, s) for s in self._shares[1:]] if self._pool else []
         self._write(mask, flat, self._shares[0])
         for other in others:
             other.result()
 
-    def write_tensor(self, mask: Resident, tensor: int, out: Float[Tensor, "n_elements"]) -> None:
+    def write_tensor(self, mask: CompactMask, tensor: int, out: Float[Tensor, "n_elements"]) -> None:
         if tensor in mask.packed:
             self._write(mask, out.numpy(), self._of_tensor[tensor])
             return
@@ -83,7 +83,7 @@ class NumpyApplier:
         np.multiply(self._theta[where], mask.scales[tensor], out=flat[where])
         flat[mask.off_of(tensor).numpy()] = 0.0
 
-    def _write(self, mask: Resident, out: Float32[ndarray, "n_elements"], share: range) -> None:
+    def _write(self, mask: CompactMask, out: Float32[ndarray, "n_elements"], share: range) -> None:
         off = mask.off.numpy()
         # The search must not convert the whole list to the type of the edges.
         cuts = np.searchsorted(off, self._starts[share.start : share.stop + 1].astype(off.dtype)).tolist()
@@ -106,24 +106,24 @@ class NumpyApplier:
 
 
 class TorchApplier:
-    """Any device and type, in torch operations only."""
+    """Any device and type, by torch's operations alone."""
 
     def __init__(self, theta: Float[Tensor, "n_elements"], layout: Layout) -> None:
         self._theta = theta
         self._layout = layout
         self._shifts = torch.arange(8, dtype=torch.uint8, device=theta.device)
 
-    def write(self, mask: Resident, out: Float[Tensor, "n_elements"]) -> None:
+    def write(self, mask: CompactMask, out: Float[Tensor, "n_elements"]) -> None:
         for index in range(len(self._layout.tensors)):
             self._write(mask, index, out)
         out.index_fill_(0, mask.off.long(), 0.0)
 
-    def write_tensor(self, mask: Resident, tensor: int, out: Float[Tensor, "n_elements"]) -> None:
+    def write_tensor(self, mask: CompactMask, tensor: int, out: Float[Tensor, "n_elements"]) -> None:
         self._write(mask, tensor, out)
         out.index_fill_(0, mask.off_of(tensor).long(), 0.0)
 
-    def _write(self, mask: Resident, index: int, out: Float[Tensor, "n_elements"]) -> None:
-        """One tensor, but for its listed positions."""
+    def _write(self, mask: CompactMask, index: int, out: Float[Tensor, "n_elements"]) -> None:
+        """Write one tensor, but do not clear its listed positions."""
         tensor, scale = self._layout.tensors[index], float(mask.scales[index])
         theta, part = self._theta[tensor.elements], out[tensor.elements]
         if (packed := mask.packed.get(index)) is not None:
@@ -135,7 +135,7 @@ class TorchApplier:
 
 
 def take_out(flat: Float[Tensor, "n_elements"], positions: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """Set `flat[positions]` to 0; returns what was there, while its memory is in cache anyway."""
+    """Set `flat[positions]` to 0, and return the values that were there."""
     if _numpy_is_quicker(flat):
         array, some = flat.numpy(), positions.numpy().astype(np.intp)  # in one go: numpy's own way is slower
         values = torch.from_numpy(array[some])
@@ -148,7 +148,7 @@ def take_out(flat: Float[Tensor, "n_elements"], positions: Int[Tensor, "n"]) -> 
 
 
 def put_back(flat: Float[Tensor, "n_elements"], positions: Int[Tensor, "n"], values: Float[Tensor, "n"]) -> None:
-    """`flat[positions] = values`"""
+    """Set `flat[positions]` to `values`."""
     if _numpy_is_quicker(flat):
         flat.numpy()[positions.numpy().astype(np.intp)] = values.numpy()
     else:
@@ -156,20 +156,20 @@ def put_back(flat: Float[Tensor, "n_elements"], positions: Int[Tensor, "n"], val
 
 
 def _numpy_is_quicker(flat: Tensor) -> bool:
-    """For a handful of positions numpy's call costs a fraction of torch's."""
+    """Whether numpy can read this array: for a handful of positions its call costs a fraction of torch's."""
     return flat.device.type == "cpu" and flat.dtype == torch.float32
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of one tensor's weights: the tensor's index, where they lie in a flat array, where in its packed bits."""
+    """Consecutive weights of one tensor: its index, where they lie in a flat array, where in its packed bits."""
 
     tensor: int
     elements: slice
     bytes: slice
 
 
-def _chunks(layout: Layout) -> list[Chunk]:
+def _cut(layout: Layout) -> list[Chunk]:
     chunks = []
     for index, tensor in enumerate(layout):
         for start in range(0, tensor.n_weights, CHUNK_WEIGHTS):
@@ -180,8 +180,8 @@ def _chunks(layout: Layout) -> list[Chunk]:
     return chunks
 
 
-def _shares(chunks: list[Chunk], n_shares: int) -> list[range]:
-    """Cut the chunks into consecutive runs of about equal numbers of weights."""
+def _share_out(chunks: list[Chunk], n_shares: int) -> list[range]:
+    """Share the chunks out in consecutive ranges of about equally many weights."""
     ends = np.cumsum([c.elements.stop - c.elements.start for c in chunks])
     cuts = np.searchsorted(ends, [ends[-1] * k / n_shares for k in range(1, n_shares)])
     return [range(a, b) for a, b in pairwise([0, *cuts.tolist(), len(chunks)])]

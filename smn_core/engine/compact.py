@@ -17,7 +17,7 @@ from torch import Tensor
 
 from smn_core import bits
 from smn_core.engine.device.transfer import to_device
-from smn_core.engine.kernels.devicemask import DeviceMask, Plan
+from smn_core.engine.kernels.mask import KernelLayout, KernelMask
 from smn_core.mask import TaskMask
 
 # From this density on, zeroing listed positions after one scaling pass is faster than unpacking bits
@@ -28,23 +28,27 @@ SHORT_LIST = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Resident:
-    """The bits of one mask, where theta lies.
+class CompactMask:
+    """Which weights of one mask are OFF, where theta lies.
 
-    `off[bounds[t]:bounds[t + 1]]` are the ascending positions, in a flat array of weights, of the OFF weights of tensor
-    t; `packed[t]` its bits instead, where there are many. `scales[t]` is `1 / alpha`, exactly 1 where t is all ON.
-    `whole` is there for the kernels only; `packed` then are views of its bits.
+    Attributes:
+        off: ascending positions of listed OFF weights in a flat array of weights.
+        bounds: `off[bounds[t]:bounds[t + 1]]` are those of tensor t.
+        packed: by tensor, its packed bits, where it has too many OFF weights to list.
+        scales: `1 / alpha` of every tensor, exactly 1 where a tensor is all ON.
+        for_kernels: the same mask as the kernels read it, where there are kernels; `packed` then are views of its bits.
     """
 
     off: Int[Tensor, "n_off"]
     bounds: Int[ndarray, "n_tensors_and_1"]
     packed: Mapping[int, UInt8[Tensor, "n_bytes"]]
     scales: Float32[ndarray, "n_tensors"]
-    whole: DeviceMask | None = None
+    for_kernels: KernelMask | None = None
 
     @property
     def nbytes(self) -> int:
-        packed = self.whole.nbytes if self.whole is not None else sum(bits.nbytes for bits in self.packed.values())
+        whole = self.for_kernels
+        packed = whole.nbytes if whole is not None else sum(array.nbytes for array in self.packed.values())
         return self.off.nbytes + packed + int(self.bounds.nbytes + self.scales.nbytes)
 
     def off_of(self, tensor: int) -> Int[Tensor, "n"]:
@@ -57,13 +61,17 @@ def inverse_alphas(mask: TaskMask) -> Float32[ndarray, "n_tensors"]:
     return (1.0 / mask.alphas.astype(np.float64)).astype(np.float32)
 
 
-def resident_of(mask: TaskMask, device: torch.device, plan: Plan | None = None) -> Resident:
-    """The resident form of a mask, with a plan in the form for the kernels too; keeps nothing of the mask itself."""
+def make_compact(mask: TaskMask, device: torch.device, kernel_layout: KernelLayout | None = None) -> CompactMask:
+    """Make the compact form of a mask; it keeps nothing of the mask itself.
+
+    Args:
+        kernel_layout: make what the kernels read, too.
+    """
     lists: list[ndarray] = []
     packed: dict[int, Tensor] = {}
     counts = [0]
     kind = np.int32 if mask.layout.n_elements < 2**31 else np.int64
-    whole = to_device(mask.packed, device) if plan is not None else None
+    whole = to_device(mask.packed, device) if kernel_layout is not None else None
     for index, (tensor, on) in enumerate(zip(mask.layout, mask.on_counts.tolist(), strict=True)):
         n_off = tensor.n_weights - on
         if n_off > max(SHORT_LIST, tensor.n_weights * (1 - SPARSE_DENSITY)):
@@ -75,7 +83,7 @@ def resident_of(mask: TaskMask, device: torch.device, plan: Plan | None = None) 
         counts.append(n_off)
     off, bounds = np.concatenate(lists) if lists else np.zeros(0, kind), np.cumsum(counts).astype(kind)
     listed, scales = to_device(off, device), inverse_alphas(mask)
-    if plan is None or whole is None:
-        return Resident(listed, bounds, packed, scales)
-    cuts = to_device(plan.cuts(off, bounds), device)
-    return Resident(listed, bounds, packed, scales, DeviceMask(whole, to_device(scales, device), listed, cuts))
+    if kernel_layout is None or whole is None:
+        return CompactMask(listed, bounds, packed, scales)
+    cuts = to_device(kernel_layout.find_cuts(off, bounds), device)
+    return CompactMask(listed, bounds, packed, scales, KernelMask(whole, to_device(scales, device), listed, cuts))

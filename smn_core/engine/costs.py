@@ -1,18 +1,20 @@
-"""What each way to run a segment costs, in nanoseconds, and so which is taken.
+"""What each way to run a mask costs, in nanoseconds, and so which way is taken.
 
-Every way gives the same result; only time depends on this. The constants are measured on one thread by
-`python -m benchmarks.engine --fit`, which prints this table anew; these were on a busy machine (docs/decisions.md).
+Every way gives the same embeddings; only time depends on the choice. `python -m benchmarks.engine --fit` measures the
+constants on one thread, along the code that the engine itself runs, and prints them anew. Those below are means of
+three fits on an idle machine, which agree within a factor of two (docs/decisions.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 
-from smn_core.engine.compact import Resident
+from smn_core.engine.compact import CompactMask
 from smn_core.engine.sites import Site
 from smn_core.layout import Layout
 
@@ -22,13 +24,14 @@ class Costs:
     """Constants of one kind of device.
 
     Attributes:
-        write: of theta', by weight of a slot.
-        flip: of a patch, by OFF weight: once to clear it, and as much to undo it.
-        rescale: of `1 / alpha` behind a convolution, by element of its output.
-        segment, segment_weight: of a matrix product for one segment that one product for the batch saves: at all, and
-            by weight, which is read and packed once more.
-        correction, correction_row, correction_out: of a sparse correction: at all, by OFF weight and row, by element
-            of the output.
+        write: to write one weight of a slot.
+        flip: to set one OFF weight to 0 in the shared array; as much again to undo it.
+        rescale: to multiply one element of a convolution's output by `1 / alpha`.
+        segment: what a product for one segment costs more than its part of one product for the whole batch.
+        segment_weight: the same, by weight of the layer: a product of its own reads and packs the weights once more.
+        correction: to correct the output of the shared product for one segment, before the first row.
+        correction_row: the same, by OFF weight and row.
+        correction_out: the same, by element of the output.
     """
 
     write: float
@@ -52,9 +55,21 @@ CPU = Costs(
     correction_out=0.37,
 )
 
-# A patch is worn, and not a slot written, where it costs at most this part of the slot: a mask in a slot runs a plain
-# forward, one in the shared array has to be put on again whenever another was there in between.
+# A mask is a patch where that costs at most this part of writing a slot. A slot is written once and then runs a plain
+# forward; a patch has to be put on again whenever another mask was worn in between.
 PATCH_SHARE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """How a mask is worn: as a patch, or in a slot.
+
+    Of a patch, `moved` says for which tensors `1 / alpha` is applied to the layer's output and the OFF weights alone
+    change in the shared array; a patch writes all weights of the other tensors.
+    """
+
+    patched: bool
+    moved: Bool[ndarray, "n_tensors"]
 
 
 def costs_for(device: torch.device, dtype: torch.dtype) -> Costs | None:
@@ -62,37 +77,34 @@ def costs_for(device: torch.device, dtype: torch.dtype) -> Costs | None:
     return CPU if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) else None
 
 
-def choose(bits: Resident, layout: Layout, sites: list[Site], moved: Bool[ndarray, "n_tensors"], costs: Costs) -> bool:
-    """Decide tensor by tensor what a patch does; returns whether the mask is worn by a patch at all.
-
-    Args:
-        moved: filled in: the tensors whose `1 / alpha` is applied behind the product; the others are rewritten whole.
-    """
+def choose(compact: CompactMask, layout: Layout, sites: list[Site], costs: Costs) -> Choice:
+    """Find for every tensor the cheaper way to patch it; then compare the patch with a slot."""
+    moved = np.zeros(len(layout.tensors), bool)
     patch = slot = 0.0
-    behind = {site.weight: site for site in sites if site.scalable and site.weight is not None}
-    behind |= {site.bias: site for site in sites if site.scalable and site.bias is not None}
+    movable = {site.weight: site for site in sites if site.scalable and site.weight is not None}
+    movable |= {site.bias: site for site in sites if site.scalable and site.bias is not None}
     for index, tensor in enumerate(layout):
         rewrite = costs.write * tensor.n_weights
         slot += rewrite
-        if bits.scales[index] == 1:
+        if compact.scales[index] == 1:
             continue
         best = 2 * rewrite
-        if index in behind and index not in bits.packed:
-            flips = 2 * costs.flip * len(bits.off_of(index))
-            site = behind[index]
-            # The scale of a bias costs nothing where the bias is added.
+        if index in movable and index not in compact.packed:
+            flips = 2 * costs.flip * len(compact.off_of(index))
+            site = movable[index]
+            # A linear layer scales inside its product, and a bias is scaled where it is added: both cost nothing.
             flips += costs.rescale * site.out_elements if index == site.weight and not site.is_linear else 0
             moved[index] = flips < best
             best = min(flips, best)
         patch += best
-    return patch <= PATCH_SHARE * slot
+    return Choice(patch <= PATCH_SHARE * slot, moved)
 
 
 def mixing_pays(sites: list[Site], layout: Layout) -> bool:
-    """Whether one forward for a mixed batch is worth its splitting and joining: where linear layers prevail.
+    """Whether a batch that mixes masks is worth splitting and joining at every module: where linear layers prevail.
 
-    In a network of convolutions and statistics nearly everything runs by segment anyway, and whole forwards keep a
-    segment's activations in cache.
+    In a network of convolutions and statistics nearly everything runs by segment anyway, and a whole forward for each
+    segment keeps its activations in cache.
     """
     linear = sum(layout.tensors[site.weight].n_weights for site in sites if site.is_linear and site.weight is not None)
     return 2 * linear >= layout.n_weights
@@ -101,7 +113,13 @@ def mixing_pays(sites: list[Site], layout: Layout) -> bool:
 def base_pays(
     costs: Costs, n_rows: Int64[ndarray, "p"], n_weights: int, n_out: int, n_off: Int64[ndarray, "p"]
 ) -> Bool[ndarray, "p"]:
-    """Whether segments of `n_rows` are cheaper as corrections of the shared product than as products of their own."""
+    """For each of p spans, whether correcting the shared product costs less than a product of its own.
+
+    Args:
+        n_rows: rows of every span that the layer gets.
+        n_weights, n_out: weights and outputs of the layer.
+        n_off: OFF weights of the layer that every span's mask lists.
+    """
     own = costs.segment + costs.segment_weight * n_weights + 2 * costs.flip * n_off
     shared = costs.correction + n_rows * (costs.correction_row * n_off + costs.correction_out * n_out)
     return shared < own

@@ -1,9 +1,6 @@
-"""embed(images, segments) -> embeddings: the contract that everything above the core sees.
+"""The engine: runs every segment of a batch through its mask, in whichever way costs least.
 
-    z[s.start:s.stop] = model(x[s.start:s.stop]; theta * on[s.mask] / alpha[s.mask])     for every segment s
-
-`prepare`, `ready` and `release` may be called from any thread; `embed` from one thread at a time, since choosing the
-weights and running the forward is one critical section.
+contract.py says what the engine promises to everything above it.
 """
 
 from __future__ import annotations
@@ -11,64 +8,34 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
 from smn_core.backbone import Backbone
-from smn_core.engine.compact import Resident
+from smn_core.engine.contract import Embedded, Memory, Segment
 from smn_core.engine.costs import costs_for, mixing_pays
-from smn_core.engine.device.graphs import Capture, Graphs
+from smn_core.engine.device.graphs import graphs_for
 from smn_core.engine.device.transfer import Batch, Staging, current
-from smn_core.engine.device.ways import Ways, ways_of
+from smn_core.engine.device.ways import Ways, find_ways
 from smn_core.engine.mixed.correction import Corrector
-from smn_core.engine.mixed.mixed import Mixed, Part, Unsplittable
+from smn_core.engine.mixed.mixed import Mixed, Unsplittable
 from smn_core.engine.patch import Patch
 from smn_core.engine.rehearsal import rehearse
-from smn_core.engine.sites import Weights, scale_behind
-from smn_core.engine.slots import Memory, Prepared, Slots
+from smn_core.engine.sites import Weights
+from smn_core.engine.slots import Slots
+from smn_core.engine.span import Span, spans_of
+from smn_core.engine.theta import Theta
+from smn_core.engine.wardrobe import Wardrobe
+from smn_core.engine.wearable import WearableMask, make_wearable
 from smn_core.errors import InvalidArgument, NotReady, OverCapacity
 from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits
 
 LOG = logging.getLogger("smn.engine")
-UNKNOWN = Prepared(
-    "", Resident(torch.zeros(0, dtype=torch.int32), np.zeros(1, np.int32), {}, np.zeros(0, np.float32)), {}
-)
-"""Stands for whatever a model wears after something failed half way: no mask of anybody's."""
-
-
-class Run(NamedTuple):
-    """Consecutive rows of one mask; None is the root."""
-
-    start: int
-    stop: int
-    mask: Prepared | None
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Rows `start` to `stop` of a batch wear the mask with digest `mask`; None is the untouched backbone."""
-
-    mask: str | None
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Embeddings in the order of the rows, on the CPU, and where the time went."""
-
-    embeddings: Float32[Tensor, "n d"]
-    swaps: int
-    swap_s: float
-    forward_s: float
 
 
 def slots_within(backbone: Backbone, budget_bytes: int) -> int:
@@ -77,11 +44,11 @@ def slots_within(backbone: Backbone, budget_bytes: int) -> int:
 
 
 class Engine:
-    """One backbone and the masks it can wear.
+    """One backbone and the masks that its model can wear: see `MaskEngine` for what each method promises.
 
-    A batch of one mask in a slot is a plain forward. A mask with few OFF weights is worn by a patch of one shared array
-    instead of in a slot; a batch that mixes masks runs in one forward (mixed.py) where the model allows it, segment by
-    segment where not. costs.py says which; the embeddings are the same.
+    A batch of one mask in a slot is a plain forward. A mask with few OFF weights has no slot: it is a patch of one
+    shared array. A batch that mixes masks runs in one forward where the model allows it (mixed.py), and segment by
+    segment where not. costs.py says which way is taken; the embeddings are the same.
 
     Args:
         backbone: taken over: its model belongs to the engine from here on.
@@ -105,47 +72,35 @@ class Engine:
             raise InvalidArgument("slots, threads and capacity must be at least 1")
         self.backbone = backbone
         self.capacity = capacity
-        self.slots = slots
-        ways = ways if ways is not None else ways_of(backbone.device)
+        ways = ways if ways is not None else find_ways(backbone.device)
+        # A captured forward reads its weights where they were: in slots.
+        self._costs = None if ways != Ways() else costs_for(backbone.device, backbone.dtype)
         with current(backbone.device):
-            self._slots = Slots(backbone, slots, threads, ways.kernels, fixed=ways.capture is not None)
-            theta = self._slots.theta
-            self._patch = Patch(theta, backbone.layout, self._slots.applier)
-            corrector = Corrector(theta, backbone.layout, threads, mixing_pays(self._slots.sites, backbone.layout))
-            # A captured forward reads its weights where they were: in slots.
-            self._costs = None if ways != Ways() else costs_for(backbone.device, backbone.dtype)
-            root = self._slots.root_views, self._slots.root_state
-            self._mixed = Mixed(
-                self._slots.sites,
-                backbone.layout,
-                root,
-                self._patch,
-                corrector,
-                self._costs,
-                self._slots.kernels,
-            )
-            self._splittable = rehearse(backbone, self._slots, self._mixed)
-            self._graphs = graphs_of(backbone, ways.capture)
+            self._theta = theta = Theta(backbone, threads, ways.kernels, fixed=ways.capture is not None)
+            self._slots = Slots(theta, slots)
+            self._patch = Patch(theta.flat, theta.layout, theta.applier)
+            corrector = Corrector(theta.flat, theta.layout, threads, mixing_pays(theta.sites, theta.layout))
+            self._mixed = Mixed(theta, self._patch, corrector, self._costs)
+            self._splittable = rehearse(backbone, theta, self._mixed)
+            self._graphs = graphs_for(backbone, ways.capture)
             self._staging = Staging(backbone.device)
-        self._mixes = self._splittable and mixing_pays(self._slots.sites, backbone.layout)
-        self._scales = [1.0] * len(backbone.layout.tensors)
-        self._worn: Prepared | None = None
-        self._prepared: dict[str, Prepared] = {}
+        self._wardrobe = Wardrobe(theta, self._slots, self._patch)
+        self._mixes = self._splittable and mixing_pays(theta.sites, theta.layout)
+        self._prepared: dict[str, WearableMask] = {}
         self._lock = threading.Lock()
         self._released: list[str] = []
 
     def prepare(self, mask: TaskMask) -> list[str]:
-        """Make a mask ready; returns warnings. A second call for one digest does nothing.
+        """Make a mask ready; returns warnings.
 
         Raises:
-            WrongBackbone: it was made for another backbone, or for pixels that mean something else.
-            InvalidArgument: it has no digest: it is not a file yet.
+            WrongBackbone, InvalidArgument: see `MaskHolder`.
         """
         if mask.digest is None:
             raise InvalidArgument("a mask without a digest cannot be served: write it to a file first")
         warnings = check_fits(mask, self.backbone)
         if not self.ready(mask.digest):
-            prepared = self._slots.prepare(mask, self._costs)
+            prepared = make_wearable(mask, self._theta, self._costs)
             with self._lock:
                 self._prepared[mask.digest] = prepared
         return warnings
@@ -154,8 +109,14 @@ class Engine:
         """Whether `embed` takes segments with this mask."""
         return digest in self._prepared
 
+    def release(self, digest: str) -> None:
+        """Forget a mask; an `embed` that is running finishes with it."""
+        with self._lock:
+            if self._prepared.pop(digest, None) is not None:
+                self._released.append(digest)
+
     def bytes_of(self, digest: str) -> int:
-        """Bytes that a prepared mask keeps, outside of slots; 0 for one that is not."""
+        """Bytes that a prepared mask keeps, outside of slots; 0 for one that is not prepared."""
         mask = self._prepared.get(digest)
         return 0 if mask is None else mask.nbytes
 
@@ -163,140 +124,89 @@ class Engine:
         """What the engine holds now. Safe on any thread."""
         with self._lock:
             prepared = list(self._prepared.values())
-        made = self._slots.nbytes + self._patch.nbytes
-        masks = sum(mask.nbytes for mask in prepared)
-        return Memory(self._slots.theta.nbytes, masks, made, self._slots.resident_masks, len(prepared))
-
-    def release(self, digest: str) -> None:
-        """Forget a mask; an `embed` that is running finishes with it."""
-        with self._lock:
-            if self._prepared.pop(digest, None) is not None:
-                self._released.append(digest)
+        return Memory(
+            theta=self._theta.flat.nbytes,
+            masks=sum(mask.nbytes for mask in prepared),
+            slots=self._slots.nbytes + self._patch.nbytes,
+            n_slots=self._slots.capacity,
+            resident_masks=self._slots.resident_masks,
+            prepared_masks=len(prepared),
+        )
 
     @torch.inference_mode()
     def embed(self, x: Float32[Tensor, "n 3 h w"], segments: Sequence[Segment]) -> Embedded:
-        """Pooled, unnormalised features of every row through its segment's mask.
-
-        Args:
-            x: normalised images.
-            segments: consecutive, together all rows of `x`.
+        """Pooled, unnormalised features of every row of normalised images, through its segment's mask.
 
         Raises:
-            InvalidArgument: the segments do not cover `x`.
-            NotReady: a mask that was not prepared.
-            OverCapacity: more distinct masks than `capacity`.
+            InvalidArgument, NotReady, OverCapacity: see `MaskEngine`.
         """
-        masks = self._masks_of(x.shape[0], segments)
+        masks = self._find_masks(x.shape[0], segments)
         with torch.inference_mode(False):  # an ordinary tensor: probes train on it
             out = torch.empty(x.shape[0], self.backbone.n_features)
-        runs = _runs(segments, masks)
+        spans = spans_of(segments, masks)
         began = time.perf_counter()
         try:
             with current(self.backbone.device):
-                batch, result = self._staging.batch(x, self.backbone.dtype), self._staging.result(out)
-                swaps, swap_s = self._run(batch, result, runs)
+                batch, result = self._staging.send(x, self.backbone.dtype), self._staging.allocate(out)
+                swaps, swap_s = self._run(batch, result, spans)
                 self._staging.finish(result, out)
         except BaseException:
-            self._forget_worn()
+            self._wardrobe.reset()
             raise
         return Embedded(out, swaps, swap_s, time.perf_counter() - began - swap_s)
 
-    def _run(self, batch: Batch, out: Float32[Tensor, "n d"], runs: Sequence[Run]) -> tuple[int, float]:
-        """Embed all runs into `out`; returns how many masks were put on, and the seconds that took."""
+    def _run(self, batch: Batch, out: Float32[Tensor, "n d"], spans: Sequence[Span]) -> tuple[int, float]:
+        """Embed all spans into `out`; returns how many masks were put on, and the seconds that took."""
         began = time.perf_counter()
-        swaps, mixes = 0, len(runs) > 1 and self._mixes
-        if len(runs) > 1 and not (mixes and self._mixed.all_linear):
-            in_slots = {run.mask.digest: run.mask for run in runs if run.mask is not None and not run.mask.patched}
-            # What is there is touched first, so that no swap of this batch evicts it.
-            absent = [mask for mask in in_slots.values() if not self._slots.touch(mask.digest)]
-            if len(in_slots) > self.slots:
+        swaps, mixes = 0, len(spans) > 1 and self._mixes
+        if len(spans) > 1 and not (mixes and self._mixed.all_linear):
+            in_slots = {s.mask.digest: s.mask for s in spans if s.mask is not None and not s.mask.patched}
+            written = self._wardrobe.bring_all(in_slots.values())
+            if written is None:
                 mixes = False
             else:
-                for mask in absent:
-                    self._swap_in(mask)
-                swaps = len(absent)
+                swaps = written
         swap_s = time.perf_counter() - began
-        if mixes and self._run_mixed(batch.rows, out, runs):
+        if mixes and self._run_mixed(batch.rows, out, spans):
             return swaps, swap_s
-        for run in runs:
+        for span in spans:
             began = time.perf_counter()
-            swaps += self._wear(run.mask) if self._graphs is None else self._bring(run.mask)
+            swaps += self._wardrobe.wear(span.mask) if self._graphs is None else self._wardrobe.bring(span.mask)
             swap_s += time.perf_counter() - began
-            out[run.start : run.stop] = self._forward(run.mask, batch.rows[run.start : run.stop])
+            out[span.start : span.stop] = self._run_one(span.mask, batch.rows[span.start : span.stop])
         return swaps, swap_s
 
-    def _forward(self, mask: Prepared | None, x: Tensor) -> Float[Tensor, "n d"]:
-        """Through a mask that is worn or, with graphs, resident."""
+    def _run_one(self, mask: WearableMask | None, x: Tensor) -> Float[Tensor, "n d"]:
+        """One forward through a mask that is worn or, with graphs, in its slot."""
         if self._graphs is None:
             return self.backbone.model(x)
-        place = None if mask is None else self._slots.place(mask)
-        return self._graphs.run(place, x, lambda: self._wear(mask), self.backbone.model)
+        place = None if mask is None else self._slots.slot_of(mask)
+        return self._graphs.run(place, x, lambda: self._wardrobe.wear(mask), self.backbone.model)
 
-    def _run_mixed(self, x: Tensor, out: Float32[Tensor, "n d"], runs: Sequence[Run]) -> bool:
-        """All runs in one forward; False if the model will not have it."""
-        parts = [Part(run.start, run.stop, run.mask, self._weights(run.mask)) for run in runs]
+    def _run_mixed(self, x: Tensor, out: Float32[Tensor, "n d"], spans: Sequence[Span]) -> bool:
+        """Embed all spans in one forward; False if the model does not allow it."""
+        placed = [Span(span.start, span.stop, span.mask, self._find_weights(span.mask)) for span in spans]
         try:
             if self._graphs is not None and self._mixed.all_linear:
-                self._mixed.take(parts, self._graphs.size_for(x) or len(x))
+                self._mixed.take(placed, self._graphs.size_for(x) or len(x))
                 forward = partial(self._mixed.forward, self.backbone.model)
-                out[:] = self._graphs.run("mixed", x, self._forget_worn, forward)
+                out[:] = self._graphs.run("mixed", x, self._wardrobe.reset, forward)
             else:
-                self._forget_worn()
-                out[:] = self._mixed.run(self.backbone.model, x, parts)
+                self._wardrobe.reset()
+                out[:] = self._mixed.run(self.backbone.model, x, placed)
         except Unsplittable as error:
             LOG.warning("batches that mix masks run segment by segment: %s", error)
             self._mixes = False
             return False
         return True
 
-    def _weights(self, mask: Prepared | None) -> Weights | None:
+    def _find_weights(self, mask: WearableMask | None) -> Weights | None:
+        """Where a mixed batch finds the weights of a mask; see `Span`."""
         if mask is None or self._mixed.all_linear:
-            return self._slots.root_views
-        return None if mask.patched else self._slots.views(mask)
+            return self._theta.views
+        return None if mask.patched else self._slots.views_of(mask)
 
-    def _bring(self, mask: Prepared | None) -> int:
-        """Have a mask that is not worn by a patch in a slot; returns 1 if it was not there."""
-        if mask is None or mask.patched or self._slots.touch(mask.digest):
-            return 0
-        self._swap_in(mask)
-        return 1
-
-    def _wear(self, mask: Prepared | None) -> int:
-        """Make the model wear a mask; returns 1 if weights were written for that. The last one worn costs nothing."""
-        written = self._bring(mask)
-        if mask is self._worn:
-            return 0
-        before, self._worn = self._worn, UNKNOWN
-        if mask is not None and mask.patched:
-            self._wear_patch(mask, before)
-            written = 1
-        else:
-            self._slots.use(mask)
-            scale_behind(self._slots.sites, None)
-        self._worn = mask
-        return written
-
-    def _wear_patch(self, mask: Prepared, before: Prepared | None) -> None:
-        """From one patch to the next, the modules have the shared array and look their scales up already."""
-        views = self._patch.views
-        self._patch.wear(mask.bits, mask.moved)
-        self._scales[:] = np.where(mask.moved, mask.bits.scales, 1).tolist()
-        in_place = before is not None and before.patched and self._patch.views is views
-        if not in_place or mask.state or (before is not None and before.state):
-            self._slots.show(self._patch.views, mask.state)
-        if not in_place:
-            scale_behind(self._slots.sites, self._scales)
-
-    def _swap_in(self, mask: Prepared) -> None:
-        self._worn = UNKNOWN  # its slot may be the one that is written
-        self._slots.swap_in(mask)
-
-    def _forget_worn(self) -> None:
-        """The model wears the root, whatever was half done."""
-        self._worn = UNKNOWN
-        self._wear(None)
-
-    def _masks_of(self, n_rows: int, segments: Sequence[Segment]) -> dict[str, Prepared]:
+    def _find_masks(self, n_rows: int, segments: Sequence[Segment]) -> dict[str, WearableMask]:
         """The prepared masks of a batch, taken once: a release from now on does not touch it."""
         edges = [0, *(s.stop for s in segments)]
         if edges[-1] != n_rows or any(s.start != e or s.stop <= s.start for s, e in zip(segments, edges, strict=False)):
@@ -313,22 +223,3 @@ class Engine:
         if missing:
             raise NotReady(f"mask {missing[0]} is not prepared")
         return masks
-
-
-def graphs_of(backbone: Backbone, capture: Capture | None) -> Graphs | None:
-    """The captured forwards of a backbone, where they can be captured."""
-    if capture is None:
-        return None
-    return Graphs(tuple(backbone.preprocess["input_size"]), backbone.dtype, backbone.device, capture)
-
-
-def _runs(segments: Sequence[Segment], masks: Mapping[str, Prepared]) -> list[Run]:
-    """The segments with their masks; neighbours of one mask are one run."""
-    found: list[Run] = []
-    for segment in segments:
-        mask = None if segment.mask is None else masks[segment.mask]
-        if found and found[-1].mask is mask:
-            found[-1] = Run(found[-1].start, segment.stop, mask)
-        else:
-            found.append(Run(segment.start, segment.stop, mask))
-    return found

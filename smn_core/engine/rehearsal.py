@@ -1,9 +1,10 @@
-"""What a model allows, found out by running it: may its batches mix masks, may `1 / alpha` move behind its products?
+"""The rehearsal: find out by running a model what it allows, before the first mask is served.
 
-A module may get the rows in another order, or its weight be used behind its back (`F.linear(x, module.weight)`). So
-three images run once in the plain way and once in each fast way, with weights that differ from theta everywhere; a way
-that does not give the plain embeddings is not used. In the mixed run the modules' tables hold NaN outside of their
-forward, so that whoever looks there gives itself away.
+May its batches mix masks? May `1 / alpha` be applied to the output of its layers? Names of classes do not tell. A
+module may get the rows in another order, or other code may use its weight (`F.linear(x, module.weight)`). So three
+images run once in the plain way and once in each fast way, with weights that differ from theta everywhere. A way whose
+embeddings differ from the plain ones is not used. In the mixed run all modules hold NaN while their own forward does
+not run, so that code that reads their weights then gives itself away.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 
 from smn_core.backbone import Backbone
 from smn_core.engine.apply import applier_for
-from smn_core.engine.compact import resident_of
-from smn_core.engine.mixed.mixed import Mixed, Part, Unsplittable
-from smn_core.engine.patch import views
+from smn_core.engine.compact import make_compact
+from smn_core.engine.mixed.mixed import Mixed, Unsplittable
 from smn_core.engine.sample import half_mask
 from smn_core.engine.sites import Site, Weights, scale_behind
-from smn_core.engine.slots import Prepared, Slots
+from smn_core.engine.span import Span
+from smn_core.engine.theta import Theta, views_of
+from smn_core.engine.wearable import WearableMask
 
 LOG = logging.getLogger("smn.engine")
 # Relative distance of embeddings: another order of summation stays far below, another weight far above.
@@ -31,43 +33,43 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
 @torch.inference_mode()
-def rehearse(backbone: Backbone, slots: Slots, mixed: Mixed) -> bool:
-    """Whether one forward may mix masks. Settles `scalable`, `calls` and `out_elements` of the sites; ends on the root.
+def rehearse(backbone: Backbone, theta: Theta, mixed: Mixed) -> bool:
+    """Whether one forward may mix masks.
 
-    A way that is not used is logged with its reason.
+    Settles `scalable`, `calls` and `out_elements` of the sites, and whether `mixed` uses the kernels. Logs why a way is
+    not used. The model wears the root afterwards.
     """
-    model, sites = backbone.model, slots.sites
+    model, sites = backbone.model, theta.sites
     random = torch.Generator().manual_seed(0)
     x = torch.randn(3, *backbone.preprocess["input_size"], generator=random).to(backbone.device, backbone.dtype)
-    bits = resident_of(half_mask(backbone.layout), backbone.device, slots.plan)
-    other = torch.zeros_like(slots.theta)
-    applier_for(slots.theta, backbone.layout, threads=1).write(bits, other)
-    weights = views(other, backbone.layout)
-    state = {name: tensor * 1.25 for name, tensor in slots.root_state.items()}
-    mask = Prepared("", bits, state)
+    compact = make_compact(half_mask(backbone.layout), backbone.device, theta.kernel_layout)
+    other = torch.zeros_like(theta.flat)
+    applier_for(theta.flat, backbone.layout, threads=1).write(compact, other)
+    weights = views_of(other, backbone.layout)
+    mask = WearableMask("", compact, {name: tensor * 1.25 for name, tensor in theta.state.items()})
     try:
-        root = _count(model, sites, x)
-        slots.show(weights, state)
-        worn = model(x)
-        if not _scales(model, x, sites, weights, worn):
+        root = _count_calls(model, sites, x)
+        theta.show(weights, mask.state)
+        masked = model(x)
+        if not _can_scale_behind(model, x, sites, weights, masked):
             LOG.warning("every mask takes a slot: 1 / alpha cannot move behind the products of this model")
             for site in sites:
                 site.scalable = False
-        reason = _cannot_split(model, x, sites, mixed, mask, weights, root, worn)
+        reason = _why_unsplittable(model, x, sites, mixed, mask, weights, root, masked)
         if reason and mixed.kernels is not None:
             LOG.warning("mixed batches run without Triton's kernels: %s", reason)
             mixed.kernels = None
-            reason = _cannot_split(model, x, sites, mixed, mask, weights, root, worn)
+            reason = _why_unsplittable(model, x, sites, mixed, mask, weights, root, masked)
         if reason:
             LOG.warning("batches that mix masks run segment by segment: %s", reason)
         return not reason
     finally:
         scale_behind(sites, None)
-        slots.use(None)
+        theta.show(theta.views, {})
 
 
-def _count(model: nn.Module, sites: Sequence[Site], x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-    """A plain forward; a module whose own forward it does not call is not scalable."""
+def _count_calls(model: nn.Module, sites: Sequence[Site], x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+    """Run a plain forward and count what it calls. A site whose own forward it does not call is not scalable."""
 
     def counted(site: Site, y: Tensor) -> Tensor:
         z = site.original(y)
@@ -85,10 +87,13 @@ def _count(model: nn.Module, sites: Sequence[Site], x: Float[Tensor, "n 3 h w"])
             site.scalable = site.scalable and site.calls > 0
 
 
-def _scales(
+def _can_scale_behind(
     model: nn.Module, x: Tensor, sites: Sequence[Site], weights: Weights, expected: Float[Tensor, "n d"]
 ) -> bool:
-    """Run with scalable weights and biases halved and doubled in turn, the inverse applied behind; puts them back."""
+    """Whether the embeddings stay when weights are divided by a scale and outputs multiplied by it.
+
+    The scales are 2 and 1/2 in turn, for all scalable weights and biases at once; the weights are put back.
+    """
     names = {
         index: site.parameters[own]
         for site in sites
@@ -109,37 +114,42 @@ def _scales(
             weights[name].data.mul_(scales[index])
 
 
-def _cannot_split(
+def _why_unsplittable(
     model: nn.Module,
     x: Tensor,
     sites: Sequence[Site],
     mixed: Mixed,
-    mask: Prepared,
+    mask: WearableMask,
     weights: Weights,
     root: Float[Tensor, "n d"],
-    worn: Float[Tensor, "n d"],
+    masked: Float[Tensor, "n d"],
 ) -> str:
-    """Why batches cannot mix masks; empty if they can."""
+    """Why batches cannot mix masks; empty if they can.
+
+    Args:
+        mask, weights: a mask and where its weights lie.
+        root, masked: embeddings of `x` through the root and through the mask.
+    """
     if unseen := [site for site in sites if site.calls == 0]:
         return f"the weights of a {type(unseen[0].module).__name__} are used outside of it"
-    mine = mixed.rest
-    mixed.rest = _nans(mine[0]), _nans(mine[1])
+    rest = mixed.rest
+    mixed.rest = _fill_with_nan(rest[0]), _fill_with_nan(rest[1])
     # Whatever moves images about moves the first or the last.
-    first = [Part(0, 1, mask, weights), Part(1, 3, None, mine[0])]
-    last = [Part(0, 2, None, mine[0]), Part(2, 3, mask, weights)]
+    first = [Span(0, 1, mask, weights), Span(1, 3, None, rest[0])]
+    last = [Span(0, 2, None, rest[0]), Span(2, 3, mask, weights)]
     try:
-        found = torch.cat([mixed.run(model, x, parts) for parts in (first, last)])
+        found = torch.cat([mixed.run(model, x, spans) for spans in (first, last)])
     except Unsplittable as error:
         return str(error)
     except Exception as error:  # models refuse what they do not expect in many ways
         return f"{type(error).__name__}: {error}"
     finally:
-        mixed.rest = mine
-    expected = torch.cat([worn[:1], root[1:], root[:2], worn[2:]])
+        mixed.rest = rest
+    expected = torch.cat([masked[:1], root[1:], root[:2], masked[2:]])
     return "" if _agree(found, expected) else "its images are not apart in some module"
 
 
-def _nans(tensors: Weights) -> Weights:
+def _fill_with_nan(tensors: Weights) -> Weights:
     """NaN in the shape of every tensor, in the memory of one number."""
     return {
         name: nn.Parameter(torch.full((1,), torch.nan).to(tensor).expand(tensor.shape), requires_grad=False)
@@ -148,7 +158,7 @@ def _nans(tensors: Weights) -> Weights:
 
 
 def _agree(found: Float[Tensor, "n d"], expected: Float[Tensor, "n d"]) -> bool:
-    """False for NaN."""
+    """Whether embeddings are equal up to rounding; False for NaN."""
     distance = torch.linalg.vector_norm((found - expected).float(), dim=-1)
     size = torch.linalg.vector_norm(expected.float(), dim=-1)
     return bool((distance <= TOLERANCE[found.dtype] * size).all())

@@ -1,4 +1,4 @@
-"""A mask that changes every tensor of a layout, to try out on it what must work for masks."""
+"""A mask that changes every tensor of a layout: the engine tries out on it what must work for any mask."""
 
 from __future__ import annotations
 

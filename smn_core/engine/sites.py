@@ -1,8 +1,9 @@
-"""The modules that a mask changes, and how to run one of them with other weights, for a part of a batch, or scaled.
+"""Sites: the modules that a mask changes. How to find them, give one of them other weights, and scale its output.
 
-A site is a module that owns maskable parameters or running statistics. `nn.Linear` and `nn.Conv2d` themselves are
-linear in their weight, so `1 / alpha` may be applied behind the product instead of to every weight:
-`f(x; theta * on / alpha) = f(x; theta * on) / alpha`. Their subclasses may not be (weight standardisation is not).
+A site is a module that owns maskable parameters or running statistics. `nn.Linear` and `nn.Conv2d` are linear in their
+weight. So `1 / alpha` may be applied to their output, behind the product, instead of to every weight:
+`f(x; theta * on / alpha) = f(x; theta * on) / alpha`. This need not hold for their subclasses: one that standardises
+its weights is not linear in them.
 """
 
 from __future__ import annotations
@@ -24,11 +25,16 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(eq=False)
 class Site:
-    """One module: `parameters` and `buffers` map its own names for its tensors to those of the model.
+    """One module that a mask changes.
 
-    `tensors`, `weight` and `bias` are indices in the layout; None where the module has none or it is not maskable.
-    `scalable`: `1 / alpha` may be applied behind it. `calls` and `out_elements` are what a rehearsal saw: calls of its
-    forward in one of the model, elements of its output for one image.
+    Attributes:
+        parameters, buffers: from the module's own names for its tensors to the model's names.
+        tensors: its maskable parameters, by index in the layout.
+        weight, bias: its weight and its bias, likewise; None where it has none, or none that is maskable.
+        scalable: whether `1 / alpha` may be applied to its output.
+        calls: how often one forward of the model calls it; the rehearsal counts (rehearsal.py).
+        out_elements: elements of its output for one image; the rehearsal counts them too.
+        original: the module's own forward.
     """
 
     module: nn.Module
@@ -57,13 +63,14 @@ class Site:
         self.module.__dict__["forward"] = forward
 
     def restore(self) -> None:
+        """Run the module's own forward again."""
         self.module.__dict__.pop("forward", None)
 
     @property
     def is_linear(self) -> bool:
         return self.scalable and isinstance(self.module, nn.Linear)
 
-    def scaled(self, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, bias_scale: float) -> Tensor:
+    def run_scaled(self, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, bias_scale: float) -> Tensor:
         """`f(x; weight) * scale + bias * bias_scale`, for a scalable site."""
         if isinstance(self.module, nn.Linear):
             out = x.new_empty(*x.shape[:-1], weight.shape[0])
@@ -75,21 +82,24 @@ class Site:
 
 
 def scale_behind(sites: Iterable[Site], scales: Sequence[float] | None) -> None:
-    """Apply `scales[t]`, looked up at every call, behind the product with weight t and to bias t; None: to nothing."""
+    """Multiply the product with weight t by `scales[t]`, and bias t too, at every call from now on.
+
+    Every call looks the scales up. None ends it: the modules run their own forwards again.
+    """
     for site in sites:
         if scales is None or not site.scalable:
             site.restore()
         else:
-            site.replace(partial(_scaled, site, scales))
+            site.replace(partial(_run_scaled, site, scales))
 
 
-def _scaled(site: Site, scales: Sequence[float], x: Tensor) -> Tensor:
+def _run_scaled(site: Site, scales: Sequence[float], x: Tensor) -> Tensor:
     assert site.weight is not None
     scale, module = scales[site.weight], site.module
     bias_scale = 1.0 if site.bias is None else scales[site.bias]
     if scale == 1 and bias_scale == 1:
         return site.original(x)
-    return site.scaled(x, module.weight, module.bias, scale, bias_scale)  # type: ignore[arg-type]
+    return site.run_scaled(x, module.weight, module.bias, scale, bias_scale)  # type: ignore[arg-type]
 
 
 def multiply(
@@ -100,7 +110,7 @@ def multiply(
     scale: float = 1.0,
     bias_scale: float = 1.0,
 ) -> None:
-    """`out = x @ weight.T * scale + bias * bias_scale`: the scales cost nothing inside the product."""
+    """`out = x @ weight.T * scale + bias * bias_scale`. The scales cost nothing inside the product."""
     if bias is None:
         torch.addmm(out, x, weight.t(), beta=0, alpha=scale, out=out)
     else:
@@ -108,7 +118,7 @@ def multiply(
 
 
 def sites_of(model: nn.Module, layout: Layout) -> list[Site]:
-    """The sites of a model, in its order. A tied tensor belongs to every module that has it."""
+    """The sites of a model, in its order. A tensor that modules share is a tensor of each of them."""
     names = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
     index = {tensor.name: i for i, tensor in enumerate(layout)}
     found = []
@@ -128,7 +138,7 @@ def _owned(table: Mapping[str, Tensor | None], names: Mapping[int, str], wanted:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module computes what `nn.Linear` or `nn.Conv2d` does, and nothing listens to it."""
+    """Whether a module computes what `nn.Linear` or `nn.Conv2d` does: its forward is theirs, and nobody wrapped it."""
     kind = type(module)
     plain = kind.forward is nn.Linear.forward or (
         kind.forward is nn.Conv2d.forward and getattr(kind, "_conv_forward", None) is nn.Conv2d._conv_forward

@@ -10,7 +10,7 @@ from timm.models import create_model
 
 from smn_core import tensorfile
 from smn_core.backbone import Backbone
-from smn_core.engine.apply import reference
+from smn_core.engine.apply import apply_slowly
 from smn_core.errors import InvalidArgument, InvalidMask
 from smn_core.files import write_bytes
 from smn_core.mask import TaskMask
@@ -30,7 +30,7 @@ def masked_weights(backbone: Backbone, mask: TaskMask) -> dict[str, ndarray]:
     theta = np.zeros(mask.layout.n_elements, np.float32)
     for tensor in mask.layout:
         theta[tensor.elements] = weights[tensor.name].reshape(-1)
-    masked = reference(theta, mask)
+    masked = apply_slowly(theta, mask)
     for tensor in mask.layout:
         weights[tensor.name] = masked[tensor.elements].reshape(tensor.shape)
     weights.update({name: np.ascontiguousarray(values) for name, values in mask.state.items()})

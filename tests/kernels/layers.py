@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smn_core.engine.apply import reference
+from smn_core.engine.apply import apply_slowly
 from smn_core.engine.kernels.costs import CUDA, KernelCosts
-from smn_core.engine.kernels.devicemask import Plan
+from smn_core.engine.kernels.mask import KernelLayout
 from smn_core.layout import Layout, MaskableTensor
 from smn_core.mask import TaskMask
 
@@ -23,13 +23,13 @@ def layout_of_shapes(shapes: list[tuple[int, ...]]) -> Layout:
     return Layout(tuple(tensors), {}, 1)
 
 
-def plan_of(layout: Layout, costs: KernelCosts = CUDA) -> Plan:
-    return Plan(layout, costs)
+def kernel_layout_of(layout: Layout, costs: KernelCosts = CUDA) -> KernelLayout:
+    return KernelLayout(layout, costs)
 
 
 def masked(layout: Layout, theta: Tensor, mask: TaskMask | None, index: int) -> Tensor:
     """One tensor of theta' in float64, from the weights as they are stored."""
     tensor = layout.tensors[index]
     full = theta.float().numpy()
-    flat = full if mask is None else reference(full, mask)
+    flat = full if mask is None else apply_slowly(full, mask)
     return torch.from_numpy(flat[tensor.elements].copy()).double().view(tensor.shape)

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smn_core.engine.compact import Resident, resident_of
+from smn_core.engine.compact import CompactMask, make_compact
 from smn_core.engine.kernels import linear
 from smn_core.engine.kernels.costs import KernelCosts
-from smn_core.engine.kernels.devicemask import Plan
 from smn_core.engine.kernels.linear import Layer, from_bits, shared_base
+from smn_core.engine.kernels.mask import KernelLayout
 from smn_core.engine.kernels.table import Table
 from smn_core.mask import TaskMask
-from tests.kernels.layers import CPU, LISTS, NO_LISTS, layout_of_shapes, masked, plan_of
+from tests.kernels.layers import CPU, LISTS, NO_LISTS, kernel_layout_of, layout_of_shapes, masked
 from tests.smn_core.builders import random_mask, random_theta
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -34,27 +34,27 @@ class Problem:
 
     def __init__(self, n_in: int, n_out: int, dtype: torch.dtype, costs: KernelCosts, bias: str = "masked") -> None:
         self.layout = layout_of_shapes([(3, 3), (n_out, n_in), (n_out,)])
-        self.plan: Plan = plan_of(self.layout, costs)
+        self.kernel_layout: KernelLayout = kernel_layout_of(self.layout, costs)
         self.theta = torch.from_numpy(random_theta(self.layout)).to(dtype)
         weight, own = (self.theta[t.elements].view(t.shape) for t in self.layout.tensors[1:])
         self.bias = {"masked": own, "plain": torch.randn(n_out).to(dtype), "none": None}[bias]
         self.layer = Layer(weight, self.bias, 1, 2 if bias == "masked" else -1)
 
     def run(self, way, x: torch.Tensor, masks: list[TaskMask | None], stops: list[int], block: int) -> torch.Tensor:
-        loaded = [mask and resident_of(mask, CPU, self.plan) for mask in masks]
+        loaded = [mask and make_compact(mask, CPU, self.kernel_layout) for mask in masks]
         return self.run_loaded(way, x, loaded, stops, block)
 
-    def run_loaded(self, way, x, loaded: list[Resident | None], stops: list[int], block: int) -> torch.Tensor:
+    def run_loaded(self, way, x, loaded: list[CompactMask | None], stops: list[int], block: int) -> torch.Tensor:
         table = Table(len(loaded), CPU)
-        table.fill([(a, m and m.whole) for a, m in zip([0, *stops], loaded, strict=False)], stops[-1])
-        return way(x, self.layer, self.plan, table, block)
+        table.fill([(a, m and m.for_kernels) for a, m in zip([0, *stops], loaded, strict=False)], stops[-1])
+        return way(x, self.layer, self.kernel_layout, table, block)
 
     def expected(self, x: torch.Tensor, masks: list[TaskMask | None], stops: list[int], block: int) -> torch.Tensor:
         weights = [masked(self.layout, self.theta, mask, 1) for mask in masks]
         biases: list[torch.Tensor | None] = [None if self.bias is None else self.bias.double()] * len(masks)
         if self.layer.bias_tensor >= 0:
             biases = [masked(self.layout, self.theta, mask, 2) for mask in masks]
-        return linear.reference(x.double(), weights, biases, [stop * block for stop in stops])
+        return linear.multiply_slowly(x.double(), weights, biases, [stop * block for stop in stops])
 
 
 def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -111,7 +111,7 @@ def test_sixty_four_rows_wear_sixty_four_masks():
     run, costs = shared_base, KernelCosts(unpack=0.01, entry=1.0)
     problem = Problem(30, 60, torch.float32, costs)
     masks: list[TaskMask | None] = [random_mask(problem.layout, 0.99, seed) for seed in range(64)]
-    n_listed = [len(resident_of(mask, CPU).off) for mask in masks]
+    n_listed = [len(make_compact(mask, CPU).off) for mask in masks]
     assert min(n_listed) < 18 < max(n_listed)
     x, stops = rows(64, 30, torch.float32), list(range(1, 65))
     assert agree(problem.run(run, x, masks, stops, 1), problem.expected(x, masks, stops, 1))
@@ -140,14 +140,14 @@ def test_a_mask_without_off_weights_is_the_root(way):
 
 def test_lists_are_used_exactly_where_they_pay():
     """With bits of rubbish the listed masks still are right, and with rubbish lists those that go by bits."""
-    for costs, spoilt in ((LISTS, "bits"), (NO_LISTS, "off")):
+    for costs, spoilt in ((LISTS, "packed"), (NO_LISTS, "off")):
         problem = Problem(64, 128, torch.float32, costs, "none")
         mask = random_mask(problem.layout, 0.992, 0)
-        loaded = resident_of(mask, CPU, problem.plan)
+        loaded = make_compact(mask, CPU, problem.kernel_layout)
         x = rows(3, 64, torch.float32)
         expected = problem.expected(x, [mask], [3], 1)
-        assert loaded.whole is not None and len(loaded.off) > 0
-        getattr(loaded.whole, spoilt).zero_()
+        assert loaded.for_kernels is not None and len(loaded.off) > 0
+        getattr(loaded.for_kernels, spoilt).zero_()
         assert agree(problem.run_loaded(shared_base, x, [loaded], [3], 1), expected)
 
 
@@ -156,9 +156,9 @@ def test_images_that_fill_a_batch_up_are_the_roots():
     problem = Problem(20, 30, torch.float32, LISTS)
     mask = random_mask(problem.layout, 0.9, 0)
     table = Table(1, CPU)
-    table.fill([(0, resident_of(mask, CPU, problem.plan).whole), (2, None)], 4)
+    table.fill([(0, make_compact(mask, CPU, problem.kernel_layout).for_kernels), (2, None)], 4)
     x = rows(4 * 3, 20, torch.float32)
-    found = shared_base(x, problem.layer, problem.plan, table, 3)
+    found = shared_base(x, problem.layer, problem.kernel_layout, table, 3)
     assert agree(found, problem.expected(x, [mask, None], [2, 4], 3))
 
 

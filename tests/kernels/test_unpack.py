@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smn_core.engine.apply import TorchApplier, reference
-from smn_core.engine.compact import resident_of
+from smn_core.engine.apply import TorchApplier, apply_slowly
+from smn_core.engine.compact import make_compact
 from smn_core.engine.kernels.unpack import BLOCK, KernelApplier
 from smn_core.errors import InvalidArgument
 from smn_core.layout import Layout
-from tests.kernels.layers import CPU, layout_of_shapes, plan_of
+from tests.kernels.layers import CPU, kernel_layout_of, layout_of_shapes
 from tests.smn_core.builders import random_mask, random_theta
 
 ODD = [(1,), (7,), (8, 1), (3, 3), (BLOCK - 1,), (BLOCK,), (BLOCK + 1,), (2, 4099), (2, 3, 3, 3), (5,)]
@@ -22,7 +22,7 @@ ODD = [(1,), (7,), (8, 1), (3, 3), (BLOCK - 1,), (BLOCK,), (BLOCK + 1,), (2, 409
 def written(mask, theta: torch.Tensor, layout: Layout) -> torch.Tensor:
     """theta' over an array full of rubbish; the rubbish must stay between the tensors."""
     out = torch.full_like(theta, 7.0)
-    KernelApplier(theta, layout).write(resident_of(mask, CPU, plan_of(layout)), out)
+    KernelApplier(theta, layout).write(make_compact(mask, CPU, kernel_layout_of(layout)), out)
     used = torch.zeros_like(theta)
     for tensor in layout:
         used[tensor.elements] = out[tensor.elements]
@@ -41,7 +41,7 @@ def test_float32_is_the_reference_to_the_last_bit(density):
     layout = layout_of_shapes(ODD)
     mask, theta = random_mask(layout, density, 1), random_theta(layout)
     found = written(mask, torch.from_numpy(theta), layout)
-    assert same_bits(found.numpy(), reference(theta, mask))
+    assert same_bits(found.numpy(), apply_slowly(theta, mask))
 
 
 @settings(max_examples=25, deadline=None)
@@ -53,7 +53,7 @@ def test_float32_is_the_reference_to_the_last_bit(density):
 def test_any_layout_is_the_reference_to_the_last_bit(shapes, density, seed):
     layout = layout_of_shapes([(n,) for n in shapes])
     mask, theta = random_mask(layout, density, seed), random_theta(layout, seed)
-    assert same_bits(written(mask, torch.from_numpy(theta), layout).numpy(), reference(theta, mask))
+    assert same_bits(written(mask, torch.from_numpy(theta), layout).numpy(), apply_slowly(theta, mask))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -65,9 +65,9 @@ def test_half_precision_is_rounded_once(dtype):
     layout = layout_of_shapes(ODD)
     mask, theta = random_mask(layout, 0.6, 1), torch.from_numpy(random_theta(layout)).to(dtype)
     expected = torch.zeros_like(theta)
-    TorchApplier(theta, layout).write(resident_of(mask, CPU), expected)
+    TorchApplier(theta, layout).write(make_compact(mask, CPU), expected)
     found = written(mask, theta, layout)
-    assert torch.equal(expected, torch.from_numpy(reference(theta.float().numpy(), mask)).to(dtype))
+    assert torch.equal(expected, torch.from_numpy(apply_slowly(theta.float().numpy(), mask)).to(dtype))
     allowed = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0.0
     assert torch.allclose(found, expected, rtol=allowed, atol=0)
 
@@ -76,8 +76,8 @@ def test_one_tensor_is_written_alone():
     """A tensor written by itself is the reference's; nothing beside it changes."""
     layout = layout_of_shapes(ODD)
     mask, theta = random_mask(layout, 0.8, 1), random_theta(layout)
-    applier, expected = KernelApplier(torch.from_numpy(theta), layout), reference(theta, mask)
-    loaded = resident_of(mask, CPU, plan_of(layout))
+    applier, expected = KernelApplier(torch.from_numpy(theta), layout), apply_slowly(theta, mask)
+    loaded = make_compact(mask, CPU, kernel_layout_of(layout))
     for index, tensor in enumerate(layout):
         out = torch.full((layout.n_elements,), 7.0)
         applier.write_tensor(loaded, index, out)
@@ -87,8 +87,8 @@ def test_one_tensor_is_written_alone():
 
 
 def test_a_mask_that_is_not_whole_on_the_device_is_refused():
-    """A mask prepared without a plan has no bits for the kernel."""
+    """A mask that was not prepared for the kernels has no bits for the kernel."""
     layout = layout_of_shapes([(9,)])
-    loaded = resident_of(random_mask(layout, 0.5, 0), CPU)
+    loaded = make_compact(random_mask(layout, 0.5, 0), CPU)
     with pytest.raises(InvalidArgument, match="not prepared for the kernels"):
         KernelApplier(torch.zeros(layout.n_elements), layout).write(loaded, torch.zeros(layout.n_elements))

@@ -1,1 +1,1 @@
-"""What a GPU needs beside the kernels: copies, captured forwards, the choice among ways."""
+"""What a GPU needs beside the kernels: copies (transfer), captured forwards (graphs), what it allows (ways)."""

@@ -1,8 +1,8 @@
-"""Forwards that are captured once and replayed, for batches of fixed sizes through weights at fixed addresses.
+"""Captured forwards: a GPU records the launches of a forward once, and replays them without the model's Python.
 
-A graph belongs to a place (theta, a slot, or the table of a batch that mixes masks) and a size; a batch is filled up to
-the next size with whatever the input held: rows do not see each other. What a place holds may change between replays,
-where it lies may not.
+A capture reads and writes fixed addresses. So there is one for each size of batch and each place that weights lie in:
+theta, a slot, or the table of a batch that mixes masks. The contents of a place may change between replays; its address
+may not. A batch is filled up to the next size with whatever the input held, since rows do not see each other.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from smn_core.backbone import Backbone
+
 LOG = logging.getLogger("smn.engine")
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""From a forward over fixed tensors to a replay of it; each replay overwrites the result of the one before."""
+"""Records a forward over fixed tensors and returns its replay; each replay overwrites the result of the last one."""
 
-# Up to here launching costs more than computing; larger batches run as they are.
+# Up to this size launching costs more than computing; larger batches run as they are.
 MAX_IMAGES = 64
-# Their activations share one pool of memory; each keeps its nodes, some hundred kilobytes.
+# Graphs share one pool of memory for activations; each keeps its nodes, some hundred kilobytes.
 MAX_GRAPHS = 256
 WARM_UPS = 2
 
@@ -52,9 +54,12 @@ class Graphs:
     def run(
         self, place: Hashable, x: Tensor, wear: Callable[[], object], forward: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """`forward(x)` through the weights of a place, which `wear` makes the model find; valid until the next run.
+        """`forward(x)` through the weights of a place. The result is valid until the next run.
 
         The first batch of a size at a place runs as it is, the second is captured, all others are replayed.
+
+        Args:
+            wear: makes the model find the weights of the place.
         """
         size = self.size_for(x)
         if size is None:
@@ -75,7 +80,7 @@ class Graphs:
     def _record(self, key: tuple[Hashable, int], forward: Callable[[], Tensor]) -> bool:
         try:
             self._replays[key] = self._capture(forward)
-        except Exception as error:  # a model may wait for the device, copy to the host, choose by what it computes
+        except Exception as error:  # a model may wait for the device, copy to the host, or choose by what it computes
             LOG.warning("forwards run without graphs: %s", (str(error).splitlines() or [type(error).__name__])[0])
             self._broken = True
             self._replays.clear()
@@ -83,6 +88,13 @@ class Graphs:
         if len(self._replays) > MAX_GRAPHS:
             self._replays.popitem(last=False)
         return True
+
+
+def graphs_for(backbone: Backbone, capture: Capture | None) -> Graphs | None:
+    """The captured forwards of a backbone; None where they cannot be captured."""
+    if capture is None:
+        return None
+    return Graphs(tuple(backbone.preprocess["input_size"]), backbone.dtype, backbone.device, capture)
 
 
 def cuda_capture(device: torch.device) -> Capture:

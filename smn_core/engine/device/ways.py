@@ -1,4 +1,4 @@
-"""Which fast ways of computing a device allows, beyond torch's own operations."""
+"""Which fast ways to compute a device allows, beyond torch's own operations."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from smn_core.engine.device.graphs import Capture, cuda_capture
 
 @dataclass(frozen=True)
 class Ways:
-    """`kernels`: Triton's, where they work; `capture`: records forwards for Graphs, None where nothing does."""
+    """What an engine may use.
+
+    Attributes:
+        kernels: Triton's kernels, if they work.
+        capture: records a forward for `Graphs`; None where forwards run as they are.
+    """
 
     kernels: bool = False
     capture: Capture | None = None
 
 
-def ways_of(device: torch.device) -> Ways:
-    """All of them on a GPU, none elsewhere."""
+def find_ways(device: torch.device) -> Ways:
+    """All ways on a GPU, none elsewhere."""
     return Ways(True, cuda_capture(device)) if device.type == "cuda" else Ways()

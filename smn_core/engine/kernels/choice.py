@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from smn_core.engine.apply import Applier, TorchApplier
-from smn_core.engine.compact import resident_of
+from smn_core.engine.compact import make_compact
 from smn_core.engine.kernels.costs import CUDA
-from smn_core.engine.kernels.devicemask import Plan
+from smn_core.engine.kernels.mask import KernelLayout
 from smn_core.engine.kernels.table import Table
 from smn_core.engine.sample import half_mask
 from smn_core.errors import InvalidArgument
@@ -28,15 +28,15 @@ LOG = logging.getLogger("smn.engine")
 
 @dataclass(frozen=True)
 class Kernels:
-    """The kernels for one backbone: how masks are prepared for them, theta' into a slot, a linear layer."""
+    """The kernels for one backbone: what masks are prepared for, what writes theta', what runs a linear layer."""
 
-    plan: Plan
+    kernel_layout: KernelLayout
     applier: Applier
-    linear: Callable[[Tensor, Layer, Plan, Table, int], Tensor]
+    linear: Callable[[Tensor, Layer, KernelLayout, Table, int], Tensor]
     layer: type[Layer]
 
 
-def load(theta: Float[Tensor, "n_elements"], layout: Layout) -> Kernels | None:
+def load_kernels(theta: Float[Tensor, "n_elements"], layout: Layout) -> Kernels | None:
     """The kernels, tried out on one mask; None, with the reason logged, where that fails."""
     try:
         from smn_core.engine.kernels.linear import Layer, shared_base
@@ -44,9 +44,9 @@ def load(theta: Float[Tensor, "n_elements"], layout: Layout) -> Kernels | None:
 
         if layout.n_elements >= 2**31:
             raise InvalidArgument(f"{layout.n_elements} weights are more than their positions in 32 bits reach")
-        kernels = Kernels(Plan(layout, CUDA), KernelApplier(theta, layout), shared_base, Layer)
+        kernels = Kernels(KernelLayout(layout, CUDA), KernelApplier(theta, layout), shared_base, Layer)
         _try_out(kernels, theta, layout)
-    except Exception as error:  # compilers and drivers fail in many ways; all of them mean: without
+    except Exception as error:  # compilers and drivers fail in many ways; each of them means to do without
         reason = (str(error).splitlines() or [""])[0]
         LOG.warning("torch's operations instead of Triton's kernels: %s: %s", type(error).__name__, reason)
         return None
@@ -54,10 +54,14 @@ def load(theta: Float[Tensor, "n_elements"], layout: Layout) -> Kernels | None:
 
 
 def _try_out(kernels: Kernels, theta: Tensor, layout: Layout) -> None:
-    """Write theta' of one mask in both ways."""
-    bits = resident_of(half_mask(layout), theta.device, kernels.plan)
+    """Write theta' of one mask by the kernel and by torch, and compare.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    mask = make_compact(half_mask(layout), theta.device, kernels.kernel_layout)
     found, expected = torch.zeros_like(theta), torch.zeros_like(theta)
-    kernels.applier.write(bits, found)
-    TorchApplier(theta, layout).write(bits, expected)
+    kernels.applier.write(mask, found)
+    TorchApplier(theta, layout).write(mask, expected)
     if not torch.allclose(found, expected, rtol=2 * torch.finfo(theta.dtype).eps, atol=0):
         raise RuntimeError("the kernel writes other weights than torch")

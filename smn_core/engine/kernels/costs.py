@@ -1,4 +1,4 @@
-"""When the kernels go by the list of a layer's OFF weights and when by its bits: what costs less."""
+"""Whether the kernels read a layer's mask from its list of OFF weights or from its packed bits: what costs less."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class KernelCosts:
-    """Of one tile of rows, in nanoseconds of a whole device; only their ratio decides.
+    """Costs of one tile of rows, in nanoseconds of a whole device; only their ratio decides.
 
     Attributes:
-        unpack: of reading and unpacking bits, by weight of the layer.
-        entry: of the sparse correction, by OFF weight.
+        unpack: to read and unpack the bits, by weight of the layer.
+        entry: to correct by the list, by OFF weight.
     """
 
     unpack: float
@@ -24,5 +24,5 @@ CUDA = KernelCosts(unpack=3e-4, entry=0.077)
 
 
 def list_pays(costs: KernelCosts, n_weights: int, n_off: int) -> bool:
-    """Whether a linear layer with so many listed OFF weights goes by the list."""
+    """Whether a linear layer with so many listed OFF weights is read from the list."""
     return costs.entry * n_off < costs.unpack * n_weights

@@ -2,10 +2,10 @@
 
     y[s[i]:s[i+1]] = x[s[i]:s[i+1]] @ (W * on[i]).T / alpha[i] + b * on_b[i] / alpha_b[i]
 
-in two ways: `from_bits`, and `shared_base`, which corrects the root's product by the OFF weights that a mask lists. A
-program computes a tile of rows of one segment and of `TILE_OUT` outputs; products are summed in float32, and
-`1 / alpha` is applied to the sum. A segment of the root, or of a mask that leaves the layer as it is, costs the product
-alone.
+for the rows of every span i. There are two ways. `from_bits` multiplies every weight by its bit. `shared_base` corrects
+the root's product by the OFF weights that a mask lists. A program computes a tile: rows of one span, and `TILE_OUT`
+outputs. It sums products in float32 and applies `1 / alpha` to the sum. A span of the root, or of a mask that leaves
+the layer as it is, costs the product alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from smn_core.engine.kernels.devicemask import TILE_OUT, Plan
+from smn_core.engine.kernels.mask import TILE_OUT, KernelLayout
 from smn_core.engine.kernels.table import WIDTH, Table
 
 TILE_ROWS = 64
@@ -41,16 +41,16 @@ class Layer:
 
 
 @triton.jit
-def _is_on(bits, element, inside):
-    byte = tl.load(bits + (element >> 3), mask=inside, other=255).to(tl.int32)
+def _is_on(packed, element, inside):
+    byte = tl.load(packed + (element >> 3), mask=inside, other=255).to(tl.int32)
     return ((byte >> (element & 7).to(tl.int32)) & 1) != 0
 
 
 @triton.jit
-def _product(
+def _multiply(
     x,
     weight,
-    bits,
+    packed,
     first,
     rows,
     stop,
@@ -64,7 +64,7 @@ def _product(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """`x[rows] @ (W * on)[columns].T`; the bits are read where READ."""
+    """`x[rows] @ (W * on)[columns].T`; the packed bits are read where READ, and taken for ON where not."""
     found = tl.full((ROWS, OUT), 0.0, tl.float32)
     for k in range(0, n_in, STEP):
         inputs = k + tl.arange(0, STEP)
@@ -77,7 +77,7 @@ def _product(
         inside = (inputs[:, None] < n_in) & (columns[None, :] < n_out)
         b = tl.load(weight + at, mask=inside, other=0.0)
         if READ:
-            b = tl.where(_is_on(bits, first + at, inside), b, 0.0)
+            b = tl.where(_is_on(packed, first + at, inside), b, 0.0)
         if WIDE:
             a, b = a.to(tl.float32), b.to(tl.float32)
         found = tl.dot(a, b, found, input_precision=PRECISION)
@@ -85,7 +85,7 @@ def _product(
 
 
 @triton.jit
-def _of_the_off(
+def _multiply_off(
     x,
     weight,
     off,
@@ -139,7 +139,7 @@ def _linear(
     ONLY_BITS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BIAS_MASKED: tl.constexpr,
-    SEGMENTS: tl.constexpr,
+    SPANS: tl.constexpr,
     ROWS: tl.constexpr,
     OUT: tl.constexpr,
     STEP: tl.constexpr,
@@ -147,22 +147,22 @@ def _linear(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    # Which segment this tile of rows is of, and its rows: tiles are counted segment by segment.
+    # Find the span of this tile, and its rows: tiles are counted span by span.
     tile = tl.program_id(0)
-    i = tl.arange(0, SEGMENTS)
+    i = tl.arange(0, SPANS)
     firsts = tl.load(table + i * TABLE_WIDTH) * block
     tiles = (tl.load(table + (i + 1) * TABLE_WIDTH) * block - firsts + ROWS - 1) // ROWS
-    segment = tl.sum((tl.cumsum(tiles, 0) <= tile).to(tl.int32), 0)
-    if segment == SEGMENTS:
+    span = tl.sum((tl.cumsum(tiles, 0) <= tile).to(tl.int32), 0)
+    if span == SPANS:
         return
-    before = tl.sum(tl.where(i < segment, tiles, 0), 0)
-    entry = table + segment * TABLE_WIDTH
+    before = tl.sum(tl.where(i < span, tiles, 0), 0)
+    entry = table + span * TABLE_WIDTH
     stop = tl.load(entry + TABLE_WIDTH) * block
     rows = tl.load(entry) * block + (tile - before) * ROWS + tl.arange(0, ROWS)
 
     address = tl.load(entry + 1)
     masked = address != 0
-    bits = address.to(tl.pointer_type(tl.uint8))
+    packed = address.to(tl.pointer_type(tl.uint8))
     scales = tl.load(entry + 2).to(tl.pointer_type(tl.float32))
     off = tl.load(entry + 3).to(tl.pointer_type(tl.int32))
     cuts = tl.load(entry + 4).to(tl.pointer_type(tl.int32)) + first_cut
@@ -177,15 +177,15 @@ def _linear(
     if ONLY_BITS:
         read_bits = masked
     if read_bits:
-        found = _product(
-            x, weight, bits, first, rows, stop, columns, n_in, n_out, True, ROWS, OUT, STEP, PRECISION, WIDE
+        found = _multiply(
+            x, weight, packed, first, rows, stop, columns, n_in, n_out, True, ROWS, OUT, STEP, PRECISION, WIDE
         )
     else:
-        found = _product(
-            x, weight, bits, first, rows, stop, columns, n_in, n_out, False, ROWS, OUT, STEP, PRECISION, WIDE
+        found = _multiply(
+            x, weight, packed, first, rows, stop, columns, n_in, n_out, False, ROWS, OUT, STEP, PRECISION, WIDE
         )
         if not ONLY_BITS:
-            found -= _of_the_off(
+            found -= _multiply_off(
                 x, weight, off, begin, end, first, rows, stop, columns, n_in, ROWS, OUT, STEP_LIST, PRECISION, WIDE
             )
     found *= scale
@@ -193,7 +193,7 @@ def _linear(
         b = tl.load(bias + columns, mask=columns < n_out, other=0.0).to(tl.float32)
         if BIAS_MASKED:  # noqa: SIM102 - one is decided by the compiler, the other by the mask
             if masked:
-                on = _is_on(bits, bias_first + columns, columns < n_out)
+                on = _is_on(packed, bias_first + columns, columns < n_out)
                 b = tl.where(on, b, 0.0) * tl.load(scales + bias_tensor)
         found += b[None, :]
     tl.store(
@@ -203,25 +203,31 @@ def _linear(
     )
 
 
-def from_bits(x: Float[Tensor, "r i"], layer: Layer, plan: Plan, table: Table, block: int) -> Float[Tensor, "r o"]:
-    """Every weight times its bit, in one launch.
+def from_bits(
+    x: Float[Tensor, "r i"], layer: Layer, kernel_layout: KernelLayout, table: Table, block: int
+) -> Float[Tensor, "r o"]:
+    """Multiply by every weight times its bit, in one launch.
 
     Args:
         x: `block` rows for every image of the table.
     """
-    return _launch(x, layer, plan, table, block, only_bits=True)
+    return _launch(x, layer, kernel_layout, table, block, only_bits=True)
 
 
-def shared_base(x: Float[Tensor, "r i"], layer: Layer, plan: Plan, table: Table, block: int) -> Float[Tensor, "r o"]:
-    """`(x @ W.T - x @ (W * off[i]).T) / alpha[i] + b`, in one launch, the corrections of all segments in it.
+def shared_base(
+    x: Float[Tensor, "r i"], layer: Layer, kernel_layout: KernelLayout, table: Table, block: int
+) -> Float[Tensor, "r o"]:
+    """`(x @ W.T - x @ (W * off[i]).T) / alpha[i] + b`, in one launch, the corrections of all spans in it.
 
-    A segment whose mask does not list the layer's OFF weights goes by its bits, in the same launch.
+    A span whose mask does not list the layer's OFF weights is read from its packed bits, in the same launch.
     """
-    return _launch(x, layer, plan, table, block, only_bits=False)
+    return _launch(x, layer, kernel_layout, table, block, only_bits=False)
 
 
-def reference(x: Float[Tensor, "r i"], weights: list[Tensor], biases: list[Tensor | None], stops: list[int]) -> Tensor:
-    """The slow, obvious way: rows up to `stops[i]` through masked copies of weight and bias of segment i."""
+def multiply_slowly(
+    x: Float[Tensor, "r i"], weights: list[Tensor], biases: list[Tensor | None], stops: list[int]
+) -> Tensor:
+    """The slow, obvious way, which tests compare with: rows up to `stops[i]` through masked weights of span i."""
     parts, start = [], 0
     for weight, bias, stop in zip(weights, biases, stops, strict=True):
         parts.append(torch.nn.functional.linear(x[start:stop], weight, bias))
@@ -229,14 +235,14 @@ def reference(x: Float[Tensor, "r i"], weights: list[Tensor], biases: list[Tenso
     return torch.cat(parts)
 
 
-def _launch(x: Tensor, layer: Layer, plan: Plan, table: Table, block: int, only_bits: bool) -> Tensor:
+def _launch(x: Tensor, layer: Layer, kernel_layout: KernelLayout, table: Table, block: int, only_bits: bool) -> Tensor:
     n_out, n_in = layer.weight.shape
     out = x.new_empty(len(x), n_out)
-    tensors = plan.layout.tensors
+    tensors = kernel_layout.layout.tensors
     bias_first = tensors[layer.bias_tensor].first_element if layer.bias_tensor >= 0 else 0
-    # At most one tile of every segment is not full; no more segments than images.
+    # At most one tile of every span is not full; there are no more spans than images.
     n_images = len(x) // block
-    n_tiles = min(n_images * triton.cdiv(block, TILE_ROWS), len(x) // TILE_ROWS + min(n_images, table.n_segments))
+    n_tiles = min(n_images * triton.cdiv(block, TILE_ROWS), len(x) // TILE_ROWS + min(n_images, table.n_spans))
     exact = torch.get_float32_matmul_precision() == "highest"
     _linear[(n_tiles, triton.cdiv(n_out, TILE_OUT))](
         x,
@@ -246,7 +252,7 @@ def _launch(x: Tensor, layer: Layer, plan: Plan, table: Table, block: int, only_
         table.rows,
         layer.tensor,
         tensors[layer.tensor].first_element,
-        plan.first_cut[layer.tensor],
+        kernel_layout.first_cut[layer.tensor],
         layer.bias_tensor,
         bias_first,
         n_in,
@@ -255,17 +261,17 @@ def _launch(x: Tensor, layer: Layer, plan: Plan, table: Table, block: int, only_
         ONLY_BITS=only_bits,
         HAS_BIAS=layer.bias is not None,
         BIAS_MASKED=layer.bias_tensor >= 0,
-        SEGMENTS=table.n_segments,
+        SPANS=table.n_spans,
         ROWS=TILE_ROWS,
         OUT=TILE_OUT,
         STEP=STEP_IN,
         STEP_LIST=STEP_OFF,
         PRECISION="ieee" if exact else "tf32",
-        WIDE=interpreted(),
+        WIDE=is_interpreted(),
     )
     return out
 
 
-def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels. Its products take bfloat16 for integers: they get float32."""
+def is_interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels. It takes bfloat16 for integers, so its products get float32."""
     return bool(triton.knobs.runtime.interpret)

@@ -1,1 +1,1 @@
-"""One forward for a batch that mixes masks."""
+"""Batches that mix masks: one forward for all (mixed), a shared product and its correction (correction, lists)."""

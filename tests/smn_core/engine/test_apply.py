@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smn_core.engine.apply import NumpyApplier, TorchApplier, applier_for, reference
-from smn_core.engine.compact import inverse_alphas, resident_of
+from smn_core.engine.apply import NumpyApplier, TorchApplier, applier_for, apply_slowly
+from smn_core.engine.compact import inverse_alphas, make_compact
 from smn_core.layout import Layout, MaskableTensor, layout_of
 from smn_core.mask import TaskMask
 from tests.smn_core.builders import random_mask, random_theta
@@ -31,14 +31,14 @@ def layout_named(name: str) -> Layout:
         return layout_of(timm.create_model(name, num_classes=0))
 
 
-def resident(mask: TaskMask):
-    return resident_of(mask, torch.device("cpu"))
+def compact(mask: TaskMask):
+    return make_compact(mask, torch.device("cpu"))
 
 
 def written(applier, mask: TaskMask, layout: Layout) -> np.ndarray:
     """theta' over an array full of rubbish, padding cleared: it is nobody's."""
     out = torch.full((layout.n_elements,), float("nan"))
-    applier.write(resident(mask), out)
+    applier.write(compact(mask), out)
     used = np.zeros_like(out.numpy())
     for tensor in layout:
         used[tensor.elements] = out.numpy()[tensor.elements]
@@ -62,7 +62,7 @@ def test_every_way_equals_the_reference(layout, density, way):
         if kind == "torch"
         else NumpyApplier(theta, layout, int(threads[0]))
     )
-    assert np.array_equal(written(applier, mask, layout), reference(theta, mask))
+    assert np.array_equal(written(applier, mask, layout), apply_slowly(theta, mask))
 
 
 @pytest.mark.parametrize("density", [0.9, 0.999])
@@ -70,7 +70,7 @@ def test_a_resnet18_equals_the_reference(density):
     """The same holds for a real layout of 11 million weights."""
     layout = layout_named("resnet18")
     mask, theta = random_mask(layout, density, 1), random_theta(layout)
-    expected = reference(theta, mask)
+    expected = apply_slowly(theta, mask)
     for applier in (NumpyApplier(theta, layout, 2), TorchApplier(torch.from_numpy(theta), layout)):
         assert np.array_equal(written(applier, mask, layout), expected)
 
@@ -86,7 +86,7 @@ def test_any_shapes_equal_the_reference(shapes, density, threads, seed):
     """Any layout, with more threads than work too, is written as the reference writes it."""
     layout = layout_of_shapes([(n,) for n in shapes])
     mask, theta = random_mask(layout, density, seed), random_theta(layout, seed)
-    expected = reference(theta, mask)
+    expected = apply_slowly(theta, mask)
     for applier in (NumpyApplier(theta, layout, threads), TorchApplier(torch.from_numpy(theta), layout)):
         assert np.array_equal(written(applier, mask, layout), expected)
 
@@ -94,7 +94,7 @@ def test_any_shapes_equal_the_reference(shapes, density, threads, seed):
 def test_the_reference_is_the_formula_of_the_paper(layout):
     """theta' is theta * M / sqrt(mean M), tensor by tensor."""
     mask, theta = random_mask(layout, 0.7, 2), random_theta(layout)
-    found = reference(theta, mask)
+    found = apply_slowly(theta, mask)
     for tensor in layout:
         on = mask.bits_of(tensor.name)
         by_hand = theta[tensor.elements].astype(np.float64) * on / np.sqrt(on.mean())
@@ -105,7 +105,7 @@ def test_a_tensor_that_is_all_on_is_scaled_by_exactly_one(layout):
     """A mask without an OFF bit leaves theta as it is, bit for bit."""
     mask, theta = random_mask(layout, 1.0, 0), random_theta(layout)
     assert (inverse_alphas(mask) == 1).all()
-    assert np.array_equal(reference(theta, mask), theta)
+    assert np.array_equal(apply_slowly(theta, mask), theta)
 
 
 @pytest.mark.parametrize("density", DENSITIES)
@@ -115,7 +115,7 @@ def test_one_tensor_is_written_alone(layout, density, kind):
     mask, theta = random_mask(layout, density, 1), random_theta(layout)
     flat = torch.from_numpy(theta)
     applier = NumpyApplier(theta, layout, 1) if kind == "numpy" else TorchApplier(flat, layout)
-    expected, loaded = reference(theta, mask), resident(mask)
+    expected, loaded = apply_slowly(theta, mask), compact(mask)
     for index, tensor in enumerate(layout):
         out = torch.full((layout.n_elements,), 7.0)
         applier.write_tensor(loaded, index, out)
@@ -137,6 +137,6 @@ def test_half_precision_is_rounded_once(layout):
     mask = random_mask(layout, 0.6, 1)
     out = torch.zeros_like(theta)
     applier = applier_for(theta, layout, 1)
-    applier.write(resident(mask), out)
-    expected = torch.from_numpy(reference(theta.float().numpy(), mask))
+    applier.write(compact(mask), out)
+    expected = torch.from_numpy(apply_slowly(theta.float().numpy(), mask))
     assert torch.equal(out, expected.bfloat16())

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from smn_core.engine.compact import SPARSE_DENSITY, resident_of
+from smn_core.engine.compact import SPARSE_DENSITY, make_compact
 from smn_core.mask import TaskMask
 from tests.smn_core.builders import KINDS, lively, random_mask
 from tests.smn_core.engine.test_apply import layout_named
 
 
 def kept(mask: TaskMask):
-    return resident_of(mask, torch.device("cpu"))
+    return make_compact(mask, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("density", [0.05, 0.9, 0.97, 0.99, 0.9999, 1.0])

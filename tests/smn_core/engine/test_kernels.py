@@ -33,12 +33,12 @@ def test_the_kernels_pass_in_the_interpreter(name):
 
 def test_an_engine_without_triton_says_so_once(monkeypatch, caplog):
     """Where triton is missing, torch's operations do, and the log has the reason."""
-    for name in [name for name in sys.modules if name.startswith("smn_core.kernels.")]:
+    for name in [name for name in sys.modules if name.startswith("smn_core.engine.kernels.")]:
         if name.endswith((".unpack", ".linear")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     engine = Engine(lively(TINY_VIT), ways=Ways(kernels=True))
-    assert engine._slots.kernels is None
+    assert engine._theta.kernels is None
     assert caplog.text.count("torch's operations instead of Triton's kernels") == 1
 
 

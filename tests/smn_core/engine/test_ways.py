@@ -209,39 +209,6 @@ def test_rows_that_do_not_divide_run_segment_by_segment(make_mask, monkeypatch, 
     assert "rows for 3 images" in caplog.text
 
 
-# Failures
-
-
-@pytest.mark.parametrize("where", ["take_out", "put_back"])
-@pytest.mark.parametrize("mixed", [False, True])
-def test_a_patch_that_fails_half_way_is_never_served(make_mask, monkeypatch, where, mixed):
-    """After a failure while the shared array was written, every mask embeds as before."""
-    monkeypatch.setattr(costs, "CPU", WAYS["patch"])
-    backbone = lively(TINY_VIT)
-    masks = [make_mask(backbone, 0.99, seed) for seed in range(2)]
-    engine, x = Engine(backbone), images(TINY_VIT, 2)
-    for mask in masks:
-        engine.prepare(mask)
-    alone = [[Segment(mask.digest, 0, 2)] for mask in masks]
-    expected = [engine.embed(x, segments).embeddings for segments in alone]
-
-    def fail_half_way(flat, *others):
-        flat[: len(flat) // 2] = 7.0
-        raise MemoryError
-
-    batch = [Segment(masks[0].digest, 0, 1), Segment(masks[1].digest, 1, 2)] if mixed else alone[0]
-    with monkeypatch.context() as broken:
-        broken.setattr(f"smn_core.engine.patch.{where}", fail_half_way)
-        with pytest.raises(MemoryError):
-            engine.embed(x, batch)
-    assert torch.equal(
-        engine.embed(x, [Segment(None, 0, 2)]).embeddings,
-        Engine(lively(TINY_VIT)).embed(x, [Segment(None, 0, 2)]).embeddings,
-    )
-    for segments, wanted in zip(alone, expected, strict=True):
-        assert torch.equal(engine.embed(x, segments).embeddings, wanted)
-
-
 def test_bfloat16_masks_are_patched_and_mixed(make_mask):
     """In bfloat16 patched and mixed rows point where the float32 engine's do."""
     full, half = lively(KINDS["vit"]), lively(KINDS["vit"], dtype=torch.bfloat16)

@@ -1,4 +1,8 @@
-"""A mask as the kernels read it: all its bits, and where in the list of OFF weights those of a tile of outputs lie."""
+"""A mask as the kernels read it: all its bits, and a list of its OFF weights that is cut where a tile of outputs ends.
+
+A kernel computes a linear layer in tiles of `TILE_OUT` outputs. The list is ordered by output, so the OFF weights of a
+tile lie between two places in it: its cuts.
+"""
 
 from __future__ import annotations
 
@@ -14,42 +18,42 @@ from torch import Tensor
 from smn_core.engine.kernels.costs import KernelCosts, list_pays
 from smn_core.layout import Layout
 
-# Outputs of a linear layer that one program computes, and so the grain of `cuts`.
+# Outputs of a linear layer that one program computes: the kernels' tile, and so the distance of the cuts.
 TILE_OUT = 64
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Where the cuts of every linear weight of a layout begin in a mask's `cuts`, and when a list is used at all."""
+class KernelLayout:
+    """Where a mask's `cuts` hold those of each linear weight of a layout, and when a list is used at all."""
 
     layout: Layout
     costs: KernelCosts
 
     @cached_property
     def first_cut(self) -> Mapping[int, int]:
-        """By index of the tensor."""
+        """By index of the tensor in the layout."""
         found, at = {}, 0
         for index, tensor in enumerate(self.layout):
             if len(tensor.shape) == 2:
                 found[index] = at
-                at += n_tiles(tensor.shape[0]) + 1
+                at += count_tiles(tensor.shape[0]) + 1
         return found
 
     @property
     def n_cuts(self) -> int:
-        return sum(n_tiles(self.layout.tensors[index].shape[0]) + 1 for index in self.first_cut)
+        return sum(count_tiles(self.layout.tensors[index].shape[0]) + 1 for index in self.first_cut)
 
-    def cuts(self, off: ndarray, bounds: ndarray) -> Int32[ndarray, "n_cuts"]:
+    def find_cuts(self, off: ndarray, bounds: ndarray) -> Int32[ndarray, "n_cuts"]:
         """Where in `off` the OFF weights of every tile of outputs begin and end; equal where the list does not pay.
 
-        `off` and `bounds` are those of `Resident`.
+        `off` and `bounds` are those of `CompactMask`.
         """
         cuts = np.zeros(self.n_cuts, np.int32)
         for index, at in self.first_cut.items():
             first, last = int(bounds[index]), int(bounds[index + 1])
             tensor = self.layout.tensors[index]
             n_out, n_in = tensor.shape
-            n = n_tiles(n_out)
+            n = count_tiles(n_out)
             cuts[at : at + n + 1] = first
             if list_pays(self.costs, tensor.n_weights, last - first):
                 edges = tensor.first_element + n_in * np.minimum(np.arange(n + 1) * TILE_OUT, n_out)
@@ -58,27 +62,27 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class DeviceMask:
-    """Of one mask, on the device: bits in layout order, `1 / alpha` by tensor, the listed OFF positions, their cuts.
+class KernelMask:
+    """One mask on the device: its packed bits in layout order, `1 / alpha` by tensor, listed OFF positions, their cuts.
 
-    A linear weight t whose cuts are all equal and whose scale is not 1 is read from its bits.
+    The kernels read a linear weight from its packed bits where all its cuts are equal and its scale is not 1.
     """
 
-    bits: UInt8[Tensor, "n_bytes"]
+    packed: UInt8[Tensor, "n_bytes"]
     scales: Float32[Tensor, "n_tensors"]
     off: Int32[Tensor, "n_off"]
     cuts: Int32[Tensor, "n_cuts"]
 
     @cached_property
     def addresses(self) -> tuple[int, int, int, int]:
-        """Of the four, as the kernels' table has them."""
-        return self.bits.data_ptr(), self.scales.data_ptr(), self.off.data_ptr(), self.cuts.data_ptr()
+        """Of the four arrays, in the order that the kernels' table has them."""
+        return self.packed.data_ptr(), self.scales.data_ptr(), self.off.data_ptr(), self.cuts.data_ptr()
 
     @property
     def nbytes(self) -> int:
-        """Without `off`, which is counted where it is shared."""
-        return self.bits.nbytes + self.scales.nbytes + self.cuts.nbytes
+        """Without `off`, which `CompactMask` shares and counts."""
+        return self.packed.nbytes + self.scales.nbytes + self.cuts.nbytes
 
 
-def n_tiles(n_out: int) -> int:
+def count_tiles(n_out: int) -> int:
     return -(-n_out // TILE_OUT)

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo "$(PYTHON) -m uv")
 
-.PHONY: help setup demo test lint types imports pytest bench constraints clean
+.PHONY: help setup demo test lint types imports pytest docs bench constraints clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ RAY_TESTS := tests/service/on_ray tests/training/several/test_on_ray.py
 pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile $(RAY_TESTS:%=--ignore=%)
 	for tests in $(RAY_TESTS); do OMP_NUM_THREADS=1 $(BIN)/pytest $$tests || exit 1; done
+
+docs: setup  ## renew what pages and files say of the settings
+	$(BIN)/python -m service.describe
 
 bench: setup  ## every benchmark in its quick form, peers too
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[bench]'

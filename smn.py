@@ -74,7 +74,7 @@ def demo(
         return
 
     from service.app import create_app, registry_of
-    from service.server import run
+    from service.listen import run
     from service.settings import Settings
     from service.telemetry import configure_logs
     from smn_core.backbone import load_backbone
@@ -108,7 +108,8 @@ def bench(
         from benchmarks.command import list_benches, measure, write_report
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "benchmarks":
-            raise InvalidArgument(f"benchmarks need {error.name}: install smn[service,training,bench]") from error
+            needs = f"benchmarks need {error.name}: uv pip install '.[service,training,bench]'"
+            raise InvalidArgument(needs) from error
         raise InvalidArgument("the benchmarks are not installed: `make setup` in a clone of the repository") from error
     if list_only:
         list_benches(as_json=as_json)

@@ -1,1 +1,1 @@
-"""Serving: the same path as a request takes it (to come)."""
+"""The server. `app.py` builds it, and is the file to read first; the other modules are the steps of a request."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.flags import SettingsCommand, said
 from smn_core.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -26,63 +27,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 LOCAL = "http://127.0.0.1:8000"
 
 
-@app.command()
-def serve(
-    registry: Annotated[str | None, typer.Option(metavar="DIR_OR_URL", help="Default: registry.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address. Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port. Default: 8000.")] = None,
-    preload: Annotated[str | None, typer.Option(metavar="REF,...", help="Resident before the server is ready.")] = None,
-    pin: Annotated[str | None, typer.Option(metavar="REF,...", help="Kept in memory whatever the budget.")] = None,
-    backbone: Annotated[str | None, typer.Option(metavar="NAME", help="timm model name. Default: resnet50.")] = None,
-    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Checkpoint; else timm's own.")] = None,
-    model_arg: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="create_model argument.")] = None,
-    image_size: Annotated[int | None, typer.Option(metavar="PX", help="Side of the input.")] = None,
-    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Pixel mean.")] = None,
-    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Pixel deviation.")] = None,
-    crop_pct: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Of the shorter side, how much is seen; 1: all.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: a GPU where there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32.")] = None,
-    on: Annotated[str | None, typer.Option(help="here, or ray: replicas on a Ray cluster. Default: here.")] = None,
-    replicas: Annotated[int | None, typer.Option(help="On Ray: replicas, or the fewest. Default: 1.")] = None,
-    max_replicas: Annotated[int | None, typer.Option(help="On Ray: replicas under load. Default: 0, as many.")] = None,
-    replica_cpus: Annotated[float | None, typer.Option(help="On Ray: processors a replica. Default: 1.")] = None,
-    replica_gpus: Annotated[float | None, typer.Option(help="On Ray: GPUs a replica. Default: 0.")] = None,
-    ingresses: Annotated[int | None, typer.Option(help="On Ray: processes that decode. Default: 1.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Masks resident at once. Default: by --slot-bytes.")] = None,
-    slot_bytes: Annotated[int | None, typer.Option(help="Memory for slots. Default: 2 GiB.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a forward. Default: 32.")] = None,
-    threads: Annotated[int | None, typer.Option(help="torch's threads. Default: 0, as many as torch takes.")] = None,
-    decode_workers: Annotated[int | None, typer.Option(help="Threads that decode. Default: 0, one a core.")] = None,
-    cache_bytes: Annotated[int | None, typer.Option(help="Host memory for masks. Default: 1 GiB.")] = None,
-    queue_images: Annotated[int | None, typer.Option(help="Images admitted at once. Default: 512.")] = None,
-    max_body_bytes: Annotated[int | None, typer.Option(help="Largest body. Default: 64 MiB.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of an image. Default: 51 million.")] = None,
-    max_images: Annotated[int | None, typer.Option(help="Most images of a request. Default: 64.")] = None,
-    timeout_ms: Annotated[int | None, typer.Option(help="Deadline of a request. Default: 30000.")] = None,
-    drain_s: Annotated[float | None, typer.Option(help="Longest drain after SIGTERM. Default: 20.")] = None,
-    api_keys: Annotated[str | None, typer.Option(metavar="KEY,...", help="May embed and read.")] = None,
-    admin_keys: Annotated[str | None, typer.Option(metavar="KEY,...", help="May change masks.")] = None,
-    insecure: Annotated[bool | None, typer.Option("--insecure", help="Serve beyond loopback without keys.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="json or console. Default: json.")] = None,
-    otlp_endpoint: Annotated[str | None, typer.Option(metavar="URL", help="Collector of traces, OTLP/HTTP.")] = None,
-) -> None:  # fmt: skip
+@app.command(cls=SettingsCommand)
+def serve(ctx: typer.Context) -> None:
     """Serve a backbone and a registry's masks over HTTP. Options are variables too: --max-images, SMN_MAX_IMAGES."""
-    given = {name: value for name, value in locals().items() if value is not None}
-    settings = _settings(given)
+    settings = _settings(said(ctx))
 
     from service.telemetry import configure_logs
     from smn_core.verbs.show import note
 
     configure_logs(settings.log_format)
-    note(f"loading {settings.backbone}")
+    note(f"loading {settings.spec().name}")
     if settings.on == "ray":
         _serve_on_ray(settings)
         return
 
     from service.app import create_app
-    from service.server import run
+    from service.listen import run
 
     application = create_app(settings)
     note(f"serving on http://{settings.host}:{settings.port} (docs at /docs, stop with ctrl-C)")
@@ -215,7 +175,7 @@ def _serve_on_ray(settings: Settings) -> None:
     from smn_core.verbs.show import note
 
     if find_spec("ray") is None or find_spec("ray.serve") is None:
-        raise InvalidArgument("--on ray needs the extra ray: pip install 'smn[ray]'")
+        raise InvalidArgument("--on ray needs the extra ray: uv pip install '.[ray]'")
 
     from service.on_ray.application import run
 
@@ -237,7 +197,7 @@ def _client(server: str, key: str | None) -> Iterator[Client]:
         yield client
 
 
-def _settings(given: dict[str, Any]) -> Any:
+def _settings(given: dict[str, Any]) -> Settings:
     from pydantic import ValidationError
 
     from service.settings import Settings

@@ -15,7 +15,7 @@ class QueueFull(SMNError):
 
 
 class Admission:
-    """Places for images between admission and answer. Lives on one event loop.
+    """Counts images between admission and answer, up to a limit. Lives on one event loop.
 
     Args:
         max_images: admitted at once, decoding and waiting together.
@@ -32,7 +32,7 @@ class Admission:
 
     @contextmanager
     def admit(self, n_images: int) -> Iterator[None]:
-        """Take `n_images` places for the length of a request.
+        """Take `n_images` places inside the block.
 
         Raises:
             QueueFull: there are not so many.

@@ -1,4 +1,7 @@
-"""`create_app(settings)` builds the chain in the order a request takes it. Read this file first."""
+"""`create_app(settings)` builds the server and its routes. Read this file first.
+
+`routes/embed -> bodies -> admission -> images -> embedding -> embedder -> passes -> batcher -> engine -> respond`
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from service.registry.base import Registry
 from service.routes import cascades, embed, masks, openai, status
 from service.schemas import ErrorBody
 from service.security import guard_of, known_query
+from service.server import Server
 from service.settings import Settings
 from service.telemetry import Metrics, Observed
-from service.work import Server
 from smn_core.backbone import Backbone, load_backbone
 
 DESCRIPTION = """One frozen vision backbone, hundreds of specialities: `POST /embed?mask=NAME` embeds images through a
@@ -37,7 +40,7 @@ def create_app(
     registry: Registry | None = None,
     tracer_provider: TracerProvider | None = None,
 ) -> FastAPI:
-    """The application; backbone, registry and what takes its spans are the settings' unless they are given.
+    """The application. Backbone, registry and tracer are those of the settings, unless they are given.
 
     Raises:
         SMNError: the backbone cannot be loaded, the registry not opened, or the keys do not fit the address.

@@ -32,7 +32,7 @@ from smn_core.errors import NotReady, SMNError, Unavailable
 
 
 class EngineFailed(SMNError):
-    """A forward raised; the batch is lost, the engine goes on."""
+    """A forward raised. Its batch is lost; the engine goes on with the next one."""
 
     code = "engine_failed"
 
@@ -80,7 +80,7 @@ class Timing:
 
 
 def together(timings: Sequence[Timing]) -> Timing:
-    """Of several jobs: all their embeddings below each other, the longest wait, every batch once."""
+    """One timing of several jobs: all embeddings stacked, the longest wait, every batch counted once."""
     return Timing(
         np.concatenate([timing.embeddings for timing in timings]),
         max(timing.queue_s for timing in timings),
@@ -91,7 +91,7 @@ def together(timings: Sequence[Timing]) -> Timing:
 
 @dataclass(frozen=True)
 class BatchDone:
-    """What telemetry hears of every batch."""
+    """What is reported of every batch."""
 
     images: int
     masks: int
@@ -104,7 +104,7 @@ Row = tuple[float, int, Job, int]
 """(tag, arrival, job, row of the job)"""
 
 Work = tuple[str | None, Float32[Tensor, "n 3 h w"], Sequence[Place]]
-"""A mask, its images, and the places that an earlier pass of them had; () at the end of the queue."""
+"""A mask, its images, and the places in the queue that an earlier pass of them had; () joins at the end."""
 
 
 class Batcher:
@@ -145,7 +145,7 @@ class Batcher:
         return (await self.embed_all([(mask, x, ())]))[0]
 
     async def embed_all(self, works: Sequence[Work]) -> list[Timing]:
-        """Several of these at once, of one request: what fits goes into one batch.
+        """Embed several of these at once, all of one request: what fits goes into one batch.
 
         Raises:
             EngineFailed: a forward raised; the others are dropped.
@@ -239,14 +239,14 @@ class Batcher:
         try:
             done = self._engine.embed(_gather(ordered), segments)
         except NotReady as error:
-            # A request that hung up after its rows were taken let go of its mask: the others' rows go without it.
+            # A request whose client hung up after its rows were taken has released its mask: run the other rows alone.
             alive = [row for row in rows if not row[2].cancelled]
             if 0 < len(alive) < len(rows):
                 self._run_batch(alive)
             else:
                 _fail(rows, error)
             return
-        except Exception as error:  # whatever a forward raises must reach its requests, and the thread must live
+        except Exception as error:  # whatever a forward raises goes to its requests, and the thread goes on
             _fail(rows, EngineFailed(f"the forward failed: {error}"))
             return
         self._heard(BatchDone(len(ordered), len(by_mask), done.swaps, done.swap_s, done.forward_s))
@@ -275,14 +275,14 @@ def _gather(rows: list[Row]) -> Float32[Tensor, "n 3 h w"]:
 
 
 def _fail(rows: list[Row], error: Exception) -> None:
-    """The jobs of a batch end with this error, their rows that wait with them."""
+    """End the jobs of a batch with this error; their rows that still wait are dropped too."""
     for job in {id(row[2]): row[2] for row in rows}.values():
         job.cancelled = True
         _settle(job, error)
 
 
 def _settle(job: Job, result: Timing | Exception) -> None:
-    """Hand a result to the event loop that waits for it; nobody may wait any more."""
+    """Hand a result to the event loop that waits for it. By now the request may have gone: then nothing happens."""
 
     def deliver() -> None:
         if job.done.done():
@@ -294,5 +294,5 @@ def _settle(job: Job, result: Timing | Exception) -> None:
 
     try:
         job.loop.call_soon_threadsafe(deliver)
-    except RuntimeError:  # the loop is closed: the server went away under the job
+    except RuntimeError:  # the loop is closed: the server has ended meanwhile
         job.cancelled = True

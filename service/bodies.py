@@ -36,11 +36,11 @@ DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]+)*,", re.ASCII)
 MAX_FIELDS = 16
 IMAGE_FIELDS = ("image", "images")
 EPILOGUE_BYTES = 1024
-"""What may follow the closing boundary of a multipart body."""
+"""Most bytes that may follow the closing boundary of a multipart body."""
 MAX_HEADER_BYTES = 4096
-"""Of an .npy array."""
+"""Most bytes of the header of an .npy array."""
 MAX_SMALL_BYTES = 64 * 1024
-"""A JSON body that holds no image."""
+"""Most bytes of a JSON body that holds no image."""
 Model = TypeVar("Model", bound=BaseModel)
 MEDIA_TYPES = "image/*, multipart/form-data, application/json or application/x-npy"
 
@@ -122,7 +122,7 @@ def media_type(request: Request) -> str:
 
 
 async def read_json(request: Request, model: type[Model], limit_bytes: int = MAX_SMALL_BYTES) -> Model:
-    """A JSON body as a model. FastAPI itself would read one of any size.
+    """A JSON body as a model. FastAPI's own reading has no limit on its size.
 
     Raises:
         Rejected: 413 too large, 415 another content type.
@@ -139,7 +139,7 @@ async def read_json(request: Request, model: type[Model], limit_bytes: int = MAX
 
 
 def require_count(n_images: int, max_images: int) -> None:
-    """Refuse no image and too many."""
+    """Refuse a request without images, or with too many."""
     if n_images == 0:
         raise Rejected(400, "no_images", "the request has no image", "images")
     if n_images > max_images:
@@ -162,7 +162,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 
 def decode_text(text: object, param: str) -> bytes:
-    """Base64, or a data URI with base64. A URL is refused: nothing is ever fetched.
+    """The bytes of base64 text, or of a data URI with base64. A URL is refused: the server fetches nothing.
 
     Raises:
         Rejected: 400.
@@ -200,7 +200,7 @@ def to_inputs(images: Images, reader: ImageReader) -> Float32[Tensor, "n 3 h w"]
 
 async def _from_multipart(request: Request, limit_bytes: int, max_images: int) -> list[bytes]:
     require_length(request, limit_bytes)
-    # Without it Starlette drops the part that was cut, and the request is answered without it.
+    # A body that was cut short lacks its closing boundary; Starlette would drop the cut part and go on without it.
     closing = b"--%b--" % parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
     seen, end = 0, b""
     receive = request._receive
@@ -224,7 +224,7 @@ async def _from_multipart(request: Request, limit_bytes: int, max_images: int) -
             _require_fields(form, IMAGE_FIELDS)
             parts = [part for field in IMAGE_FIELDS for part in form.getlist(field)]
             return [await p.read() if isinstance(p, UploadFile) else p.encode("latin-1", "replace") for p in parts]
-    except HTTPException as error:  # what Starlette makes of its MultiPartException inside an application
+    except HTTPException as error:  # Starlette turns its MultiPartException into this one inside an application
         if "Too many files" in error.detail:
             raise Rejected(413, "too_many_images", f"more than {max_images} images in a request", "image") from error
         if "Too many fields" in error.detail:
@@ -235,7 +235,7 @@ async def _from_multipart(request: Request, limit_bytes: int, max_images: int) -
 
 
 def _require_fields(given: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse what no one reads: a mask that is named in the body would be no mask at all."""
+    """Refuse unknown fields. Else a mask that is named in the body instead of the query would be ignored."""
     for field in given:
         if field not in known:
             takes = f"a body takes {' and '.join(known)}, everything else goes into the query, as ?mask=NAME"
@@ -263,7 +263,7 @@ def _npy_header(data: bytearray) -> tuple[tuple[int, ...], bool, np.dtype[Any], 
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
-    except Exception as error:  # its parser of Python literals raises whatever a stranger's header leads it to
+    except Exception as error:  # numpy evaluates the header as a Python literal, which can raise anything
         raise Rejected(422, "invalid_tensor", f"the body is not an .npy array: {error}") from error
     return shape, fortran, dtype, stream.tell()
 
@@ -284,5 +284,5 @@ def _from_npy(data: bytearray, reader: ImageReader) -> Float32[Tensor, "n 3 h w"
     x = np.frombuffer(data, "<f4", offset=offset).reshape(shape)
     if not np.isfinite(x).all():
         raise Rejected(422, "invalid_tensor", "the array has a value that is not finite")
-    # An odd header length puts the values between two places of a float.
+    # After a header of odd length the floats are not aligned in memory; torch needs them to be.
     return torch.from_numpy(x if x.flags.aligned else x.copy())

@@ -33,7 +33,7 @@ Image = bytes | Path
 
 
 class ServerError(SMNError):
-    """The server refused; its own words, code and status."""
+    """The server refused the request; carries its message, code and status."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -41,14 +41,14 @@ class ServerError(SMNError):
 
 
 class ServerAway(SMNError):
-    """No answer: the address is wrong, or nothing listens there."""
+    """No server answered: the address is wrong, or nothing listens there."""
 
     code = "server_away"
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings in the order of the images; `digest` is the mask or cascade that made them, "root" without."""
+    """Embeddings in the order of the images. `digest` is that of the mask or cascade, or "root" if there was none."""
 
     embeddings: Float32[ndarray, "n d"]
     digest: str
@@ -120,7 +120,7 @@ def _check(response: httpx2.Response) -> httpx2.Response:
 
 
 def _wait_s(response: httpx2.Response, attempt: int) -> float | None:
-    """Seconds to wait before the next attempt; None where there is none to make."""
+    """Seconds to wait before the next attempt; None where no further attempt should be made."""
     if response.status_code not in RETRIED or attempt + 1 >= ATTEMPTS:
         return None
     after = response.headers.get("retry-after", "")

@@ -1,4 +1,4 @@
-"""What a connection may do before and after its request: a bounded head, one error body, a body that nobody reads."""
+"""The edges of a connection: how long a request's head may be, and what happens to a body that nobody reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINGER_S = 5.0
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's, but a request line and headers have a bound, and what is no HTTP gets the one error body too."""
+    """uvicorn's protocol, with a bound on request line and headers. What is not HTTP gets the one error body too."""
 
     _in_head = False
     _head_bytes = 0
@@ -78,7 +78,7 @@ class Lingering:
                             await receiving()
                 except TimeoutError:
                     pass
-                except asyncio.CancelledError:  # the server ends: what was answered is answered
+                except asyncio.CancelledError:  # the server ends; the answer itself has been sent
                     if (task := asyncio.current_task()) is not None:
                         task.uncancel()
                 message = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -88,7 +88,7 @@ class Lingering:
 
 
 def _announces_body(scope: Scope) -> bool:
-    """Whether a body is on its way. Who expects a word before sending it does not send it after a refusal."""
+    """Whether a body is on its way. A client that sent `Expect: 100-continue` sends none after a refusal."""
     headers: Any = Headers(scope=scope)
     has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
     return has_body and "expect" not in headers

@@ -1,6 +1,6 @@
-"""What a request's images are handed to once they are decoded: the engine of this process, or replicas elsewhere.
+"""The contract of what embeds decoded images: the engine of this process (`local.py`), or replicas on Ray.
 
-Everything before it (routes, names, admission, decode, deadline) is the same for both. `local.py` is the engine here.
+Everything before it (routes, names, admission, decoding, deadline) is the same for both.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from service.telemetry import Record, State
+from service.record import Record
+from service.telemetry import State
 from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
 
 
 @dataclass(frozen=True)
 class Through:
-    """What images go through, by digest: a mask, or a cascade in a mode; neither is the untouched backbone."""
+    """What images go through, by digest: a mask, a cascade in a mode, or neither: then the untouched backbone."""
 
     mask: str | None = None
     cascade: str | None = None
@@ -38,13 +39,13 @@ class Done:
 
 
 class Embedder(Protocol):
-    """Embeds decoded images. `backbone` is read for what it is; its model may be elsewhere."""
+    """Embeds decoded images. `backbone` describes the model, which may be in another process."""
 
     @property
     def backbone(self) -> Backbone: ...
 
     async def start(self) -> None:
-        """Whatever must be done before the server says that it is ready.
+        """Do what must be done before the server says that it is ready.
 
         Raises:
             SMNError: it cannot embed, or what is to be resident cannot be loaded.
@@ -62,13 +63,13 @@ class Embedder(Protocol):
         """A cascade, without its masks, inside the block; raises as `Library.hold_cascade`."""
 
     async def state(self) -> State:
-        """What is held now, of all replicas together."""
+        """What all replicas together hold now."""
 
     async def troubles(self) -> Sequence[str]:
         """Why nothing can be embedded now; empty where it can."""
 
     def stop(self) -> None:
-        """Fail what waits. May block."""
+        """Fail the requests that wait. May block."""
 
     def close(self) -> None:
         """Give back threads and memory."""

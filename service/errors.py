@@ -82,30 +82,30 @@ def response_of(status: int, code: str, message: str, param: str | None = None) 
 
 
 def _methods_of(request: Request) -> list[str]:
-    """What a path takes, all its routes together; Starlette names the methods of the first one."""
+    """The methods that a path takes. Starlette alone would name those of the first route with that path."""
     path = getattr(request.scope.get("route"), "path", "")
     return sorted(method.upper() for method in request.app.openapi()["paths"].get(path, ()))
 
 
 def install(app: FastAPI) -> None:
-    """Every error of the application has the one body."""
+    """Make every error of the application answer with the one body."""
 
     @app.exception_handler(errors.SMNError)
     async def _(request: Request, error: errors.SMNError) -> JSONResponse:
         message = str(error)
         caller = getattr(request.state, "caller", None)
         if isinstance(error, errors.NotFound) and caller is not None and caller.prefix:
-            message = message.partition("; near it:")[0]  # other customers' names
+            message = message.partition("; near it:")[0]  # without the names of other customers
         return response_of(status_of(error), error.code, message, getattr(error, "param", None))
 
     @app.exception_handler(ClientDisconnect)
     async def _(_: Request, __: ClientDisconnect) -> JSONResponse:
-        return response_of(499, "client_gone", "the client hung up before its body was here")  # for the log alone
+        return response_of(499, "client_gone", "the client hung up before its body was here")  # only the log sees it
 
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        # pydantic adds the branch of a union that it tried: `input.list[str].0`
+        # pydantic names the branch of a union that it tried, as in `input.list[str].0`: leave it out.
         place = ".".join(str(part) for part in first["loc"][1:] if part not in BRANCHES) or None
         return response_of(400, "invalid_request", f"{place or 'request'}: {first['msg']}", place)
 

@@ -1,7 +1,7 @@
-"""Registry -> verified masks and cascades in host memory: loaded once however many ask, within a byte budget.
+"""Holds masks and cascades of the registry in host memory, checked, within a byte budget; each is loaded once.
 
-Each is absent, fetching, ready or failed. Requests hold the digests they use while they use them; what nobody holds and
-nobody pinned goes out least recently used first.
+A request holds the digests that it uses while it uses them. When the budget is exceeded, what nobody holds and nobody
+pinned is evicted, the least recently used first.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Library:
 
     @asynccontextmanager
     async def hold(self, *digests: str) -> AsyncIterator[list[str]]:
-        """Masks, ready inside the block and not evicted; loaded side by side. Yields their warnings, each once.
+        """Load masks, side by side, and keep them in memory inside the block. Yields their warnings, each once.
 
         Raises:
             NotFound, Unavailable: as the registry.
@@ -74,7 +74,7 @@ class Library:
 
     @asynccontextmanager
     async def hold_cascade(self, digest: str) -> AsyncIterator[Cascade]:
-        """A cascade, without its masks, inside the block.
+        """Load a cascade without its masks, and keep it inside the block.
 
         Raises:
             NotFound, Unavailable: as the registry.
@@ -111,9 +111,9 @@ class Library:
             return cascade.masks
 
     async def pin(self, references: Sequence[str]) -> None:
-        """Load what these references mean now, and keep it whatever the budget; in place of what was pinned before.
+        """Load what these references mean now and keep it whatever the budget, in place of what they meant before.
 
-        A reference whose name is gone, or whose blob cannot be had, keeps what it meant last, if it is still here.
+        A reference whose name is gone, or whose blob cannot be read, keeps what it meant last, if that is still loaded.
 
         Raises:
             SMNError: one of them could not be loaded; the others are.
@@ -136,7 +136,7 @@ class Library:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _load(self, digest: str, shelf: Shelf, fetch: Fetch) -> None:
-        """Load once for all who wait; one of them hanging up does not stop it for the others."""
+        """Load once for all who wait. A client that hangs up does not stop the load for the others."""
         if shelf.loading is None:
             shelf.loading = asyncio.create_task(self._fetch(digest, shelf, fetch))
             shelf.loading.add_done_callback(lambda _: self._loaded(digest, shelf))
@@ -147,7 +147,7 @@ class Library:
         self._tidy(digest, shelf)
 
     def _tidy(self, digest: str, shelf: Shelf) -> None:
-        """Take away the shelf of a load that failed; a load that goes on without waiters keeps its shelf."""
+        """Remove the shelf of a load that failed. A load that still runs keeps its shelf, whoever waits."""
         if shelf.holders == 0 and shelf.loading is None and not self._is_ready(digest, shelf):
             self._shelves.pop(digest, None)
         self._evict()

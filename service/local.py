@@ -1,4 +1,4 @@
-"""The engine of this process behind its batcher, with its library: loads masks beside decoding, queues, runs."""
+"""Embeds with the engine of this process: loads masks while images are decoded, queues the images, runs them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from service.batcher import Batcher
 from service.embedder import Done, Through
 from service.library import Library
 from service.passes import Passes
+from service.record import Record
 from service.registry.base import Registry
 from service.settings import Settings
-from service.telemetry import Metrics, Record, State
+from service.telemetry import Metrics, State
 from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
 from smn_core.engine import Engine, MaskEngine, slots_within
@@ -27,7 +28,7 @@ log = structlog.get_logger("smn.local")
 
 
 def engine_of(settings: Settings, backbone: Backbone) -> MaskEngine:
-    """The engine that the settings ask for; takes the backbone over."""
+    """The engine that the settings ask for. It owns the backbone from then on."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     slots = settings.slots or slots_within(backbone, settings.slot_bytes)
@@ -60,16 +61,18 @@ class Local:
             self._following = asyncio.create_task(self._follow_pins())
 
     async def _warm_up(self) -> None:
-        """One forward on the engine's own thread. That of `load_backbone` ran on another, and a GPU's libraries keep
-        their handles by thread; and an engine that cannot run is found before the server says it is ready.
+        """Run one forward on the engine's own thread.
+
+        A GPU's libraries keep handles for each thread, and `load_backbone` ran its forward on another one. An engine
+        that cannot run is found here, before the server says that it is ready.
         """
         await self.batcher.embed(None, torch.zeros(1, 3, *self.backbone.preprocess["input_size"][-2:]))
 
     async def _follow_pins(self) -> None:
-        """A pinned name stays pinned through uploads and rollbacks: whenever names change, load what it means now."""
+        """Keep pinned names pinned through uploads and rollbacks: whenever names change, load what they mean now."""
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         self._registry.listen(lambda: loop.call_soon_threadsafe(changed.set))
-        changed.set()  # what changed before this listened
+        changed.set()  # for changes from before this task listened
         while True:
             await changed.wait()
             changed.clear()
@@ -79,7 +82,7 @@ class Local:
                 log.warning("pin", error=str(error))
 
     async def embed(self, record: Record, through: Through, decoded: Awaitable[Tensor]) -> Done:
-        """Load what is not here while `decoded` goes on, then queue and run."""
+        """Load what is not in memory while `decoded` goes on, then queue and run."""
         if through.cascade is not None:
             async with self.library.hold_cascade(through.cascade) as cascade:
                 done = await self._passes.run(record, cascade, through.mode, decoded)

@@ -1,6 +1,6 @@
-"""A cascade's way through the batcher: all masks at once, or root, router and the picked experts; then the fusion.
+"""Runs a cascade: all masks at once, or the root, then the router, then the picked experts; then it fuses.
 
-Its jobs are ordinary ones, so cascades and plain masks share batches.
+Its jobs are ordinary jobs of the batcher, so cascades and plain masks share batches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from service.batcher import Batcher, Timing, together
 from service.library import Library
-from service.telemetry import Record
+from service.record import Record
 from smn_core.cascade.cascade import Cascade, concatenate_all, concatenate_picked, fuse
 from smn_core.cascade.fusion import UNCONDITIONAL
 from smn_core.cascade.router import route
@@ -53,7 +53,7 @@ class Passes:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, record: Record, cascade: Cascade, mode: str, decoded: Awaitable[Tensor]) -> Passed:
-        """Embeddings of the images that `decoded` gives, which goes on while masks are loaded.
+        """Embeddings of the images that `decoded` gives. Decoding goes on while masks are loaded.
 
         Raises:
             NotFound, Unavailable, InvalidMask: a mask cannot be loaded.
@@ -74,7 +74,7 @@ class Passes:
 
     async def _picked(self, record: Record, cascade: Cascade, mode: str, decoded: Awaitable[Tensor]) -> Passed:
         router = cascade.router
-        assert router is not None  # or it would not have the mode
+        assert router is not None  # a cascade without a router has no conditional mode
         async with self._hold(record, "load", cascade.root) as warnings:
             x = await decoded
             first = await self._batcher.embed(cascade.root, x)

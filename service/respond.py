@@ -1,4 +1,4 @@
-"""Embeddings -> an answer: JSON, npy, or OpenAI's shape; L2 and first components on request."""
+"""Makes an answer of embeddings: JSON, npy, or OpenAI's shape, cut and normalised on request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def shape(z: Float32[ndarray, "n d"], dimensions: int | None, *, normalize: bool
 
 
 def as_json(body: dict[str, Any]) -> Response:
-    """orjson writes float32 arrays without going through Python floats."""
+    """A JSON answer. orjson writes float32 arrays without making Python floats of them."""
     return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 
@@ -36,5 +36,5 @@ def as_npy(z: Float32[ndarray, "n d"]) -> Response:
 
 
 def as_base64(row: Float32[ndarray, "d"]) -> str:
-    """OpenAI's base64: little-endian float32."""
+    """A row as OpenAI encodes it: base64 of little-endian float32."""
     return base64.b64encode(row.astype("<f4").tobytes()).decode()

@@ -7,12 +7,14 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Path, Request
 
 from service.errors import Rejected
 from service.settings import Settings
 from smn_core.errors import InvalidArgument
+from smn_core.names import check_name
 
 PREFIX = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
@@ -39,7 +41,7 @@ class Caller:
             raise Rejected(403, "wrong_name", f"this key is for names that start with {self.prefix!r}", "name")
 
     def after(self, name: str) -> str:
-        """Where a list of names begins that shows this caller those of its prefix after `name`."""
+        """Where a registry's list begins, so that it has the names of this caller's prefix that come after `name`."""
         if not self.prefix:
             return name
         return max(name, self.prefix[:-1] + chr(ord(self.prefix[-1]) - 1) + "\x7f")
@@ -63,7 +65,7 @@ class Guard:
         if scheme.lower() != "bearer" or not secret:
             raise Rejected(401, "no_key", "send a key: Authorization: Bearer <key>")
         found = None
-        for key in self._keys:  # all of them, so that the time says nothing
+        for key in self._keys:  # all of them, so that the time taken does not tell which one matched
             if hmac.compare_digest(key.secret, secret.strip().encode()):
                 found = key
         if found is None:
@@ -85,7 +87,7 @@ def guard_of(settings: Settings) -> Guard:
     return Guard(keys)
 
 
-# Dependencies are coroutines although they wait for nothing: FastAPI runs plain functions in a thread each.
+# Dependencies are coroutines although they wait for nothing: FastAPI would run plain functions in threads.
 
 
 async def may_read(request: Request) -> Caller:
@@ -103,10 +105,34 @@ async def may_change(request: Request) -> Caller:
     return caller
 
 
-async def known_query(request: Request) -> None:
-    """Dependency: a query has the route's parameters, each once.
+Reader = Annotated[Caller, Depends(may_read)]
+Changer = Annotated[Caller, Depends(may_change)]
+Name = Annotated[str, Path(description="[a-z0-9][a-z0-9._-]*, at most 128 characters")]
+"""A name as the path has it; handlers take `OwnName` or `OwnNameToChange`, which check it."""
 
-    `?masks=flowers` would otherwise be answered by the untouched backbone, and of two masks one would win.
+
+async def own_name(name: Name, caller: Reader) -> str:
+    """Dependency: the name in the path. 400 if it breaks the grammar, 403 if the caller's key is not for it."""
+    check_name(name)
+    caller.require_name(name)
+    return name
+
+
+async def own_name_to_change(name: Name, caller: Changer) -> str:
+    """Dependency: as `own_name`, for a caller that may change masks."""
+    return await own_name(name, caller)
+
+
+OwnName = Annotated[str, Depends(own_name)]
+"""The `{name}` of a route that reads: a name by the grammar, which the caller's key is for."""
+OwnNameToChange = Annotated[str, Depends(own_name_to_change)]
+"""The `{name}` of a route that changes something: likewise, and the key may change masks."""
+
+
+async def known_query(request: Request) -> None:
+    """Dependency: refuse a query parameter that the route does not have, or that is given twice.
+
+    Else `?masks=flowers` would be answered by the untouched backbone, and of two masks one would win.
     """
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     given = [name for name, _ in request.query_params.multi_items()]

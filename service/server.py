@@ -1,80 +1,100 @@
-"""uvicorn with a drain: on SIGTERM or ctrl-C new work gets 503 and work in flight is answered, then exit code 0."""
+"""The process: everything it holds, its start and its end, and which requests are in work.
+
+What one request goes through is in `embedding.py`, what listens on the socket in `listen.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
-from types import FrameType
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
 
-import structlog
-import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, Request
 
-from service.connection import BoundedProtocol
-from service.work import Server
+from service.admission import Admission
+from service.embedder import Embedder
+from service.registry.base import Registry
+from service.settings import Settings
+from service.telemetry import Metrics
+from smn_core.backbone import Backbone
+from smn_core.errors import Unavailable
+from smn_core.images import ImageReader
 
-STOPPED_S = 0.05
-"""For those whom the engine has just failed to say so themselves."""
-
-
-class DrainingServer(uvicorn.Server):
-    """Answers what is in flight before it closes; a second signal ends it at once."""
-
-    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float) -> None:
-        super().__init__(config)
-        self._app, self._drain_s = app, drain_s
-        self._server: Server = app.state.server
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        self._loop = asyncio.get_running_loop()
-        # Not uvicorn's lifespan, which turns what the start raises into a traceback and exit code 3.
-        async with self._app.router.lifespan_context(self._app):
-            await super().serve(sockets)  # type: ignore[arg-type]
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Not uvicorn's: it would close the socket at once and raise the signal again at the end."""
-        if self._server.draining:
-            self.force_exit = self.should_exit = True
-            return
-        self._server.draining = True
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain()))
-
-    async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self._drain_s
-        while self._server.in_flight and loop.time() < end:
-            await asyncio.sleep(0.01)
-        if self._server.in_flight:  # the limit is reached: what waits for the engine gets its 503 while it can be sent
-            await asyncio.to_thread(self._server.embedder.stop)
-            await asyncio.sleep(STOPPED_S)
-            self._server.give_up()
-        # What is left of the limit is for answers on their way; a second at least, or none would get through.
-        self.config.timeout_graceful_shutdown = max(1, round(end - loop.time()))
-        self.should_exit = True
+CLERKS = 4
+DRAINING = "the server is draining: send the request again, another one will take it"
 
 
-def run(app: FastAPI, host: str, port: int, drain_s: float) -> None:
-    """Serve until a signal; returns once everything is answered and closed.
+class Server:
+    """Everything one process holds; made once by `create_app`, closed once at its end."""
 
-    Raises:
-        OSError: the address is taken, or not this machine's.
-        SMNError: what is to be preloaded cannot be.
-    """
-    config = uvicorn.Config(
-        app,
-        http=BoundedProtocol,
-        ws="none",
-        log_config=None,
-        lifespan="off",
-        access_log=False,
-        server_header=False,
-    )
-    server = DrainingServer(config, app, drain_s)
-    assert threading.current_thread() is threading.main_thread()
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=config.backlog) as listening:
-        structlog.get_logger("smn.server").info("listening", host=host, port=listening.getsockname()[1])
-        server.run([listening])
+    def __init__(self, settings: Settings, embedder: Embedder, registry: Registry, metrics: Metrics) -> None:
+        self.settings, self.embedder, self.registry, self.metrics = settings, embedder, registry, metrics
+        self.admission = Admission(settings.queue_images)
+        self.reader = ImageReader(self.backbone.preprocess, settings.max_pixels)
+        self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="smn-decode")
+        # Threads of their own: a registry that hangs must not keep images from being decoded.
+        self.clerks = ThreadPoolExecutor(CLERKS, thread_name_prefix="smn-registry")
+        self.draining = False
+        self.ready = False
+        self.in_flight = 0
+        self._working: set[asyncio.Task[Any]] = set()
+        self._given_up = False
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.embedder.backbone
+
+    async def start(self) -> None:
+        """Start the embedder; the server is ready afterwards."""
+        await self.embedder.start()
+        self.ready = True
+
+    def close(self) -> None:
+        self.embedder.close()
+        self.decoders.shutdown(wait=False, cancel_futures=True)
+        self.clerks.shutdown(wait=False, cancel_futures=True)
+        self.registry.close()
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Count the block as work in flight. Refuses it while the server drains or starts.
+
+        Raises:
+            Unavailable: 503.
+        """
+        if self.draining:
+            raise Unavailable(DRAINING)
+        if not self.ready:
+            raise Unavailable("the server is starting")
+        task = asyncio.current_task()
+        assert task is not None
+        self._working.add(task)
+        self.in_flight += 1
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            if not self._given_up:
+                raise
+            task.uncancel()
+            raise Unavailable(DRAINING) from error
+        finally:
+            self.in_flight -= 1
+            self._working.discard(task)
+
+    def give_up(self) -> None:
+        """At the end of a drain: answer 503 to what is still in work, such as a request whose body does not arrive."""
+        self._given_up = True
+        for task in self._working:
+            task.cancel()
+
+
+async def the_server(request: Request) -> Server:
+    """Dependency: the server whose application answers this request."""
+    server: Server = request.app.state.server
+    return server
+
+
+TheServer = Annotated[Server, Depends(the_server)]
+"""A parameter of this type is the server; no handler looks for it in the application's state."""

@@ -1,78 +1,210 @@
-"""Everything a server can be told: flags of `smn serve`, or `SMN_` variables. Nothing else reads the environment."""
+"""Everything a server can be told: flags of `smn serve`, or `SMN_` variables. Nothing else reads the environment.
+
+A setting is declared here and nowhere else: `flags.py` makes the flags and their help of these fields, `describe.py`
+what docs/configuration.md, .env.example and docker-compose.yml say of them. Those of the backbone are `BackboneSpec`'s.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, create_model, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from smn_core.errors import InvalidArgument
 from smn_core.spec import BackboneSpec
+from smn_core.verbs.options import DEFAULT_BACKBONE, GROUP, OPTIONS, Option, spec_of
 
 MIB = 2**20
+GIB = 2**30
 Names = Annotated[list[str], NoDecode]
 
 
-class Settings(BaseSettings):
+def setting(
+    default: Any,
+    description: str,
+    *,
+    short: str = "",
+    metavar: str = "",
+    otherwise: str | None = None,
+    group: str = "",
+    repeated: bool = False,
+    **more: Any,
+) -> Any:
+    """A field of the settings.
+
+    Args:
+        description: a sentence for docs/configuration.md and .env.example.
+        short: the few words that the help has instead.
+        metavar: what stands for the value in the help; by default its type.
+        otherwise: how the help tells the default, where the value itself does not; "" for not at all.
+        group: the panel of the help that it stands in.
+        repeated: a list whose flag is repeated; the flag of any other list takes commas, as every variable does.
+        more: pydantic's own: bounds, pattern, repr.
+    """
+    shown: dict[str, Any] = {
+        "short": short or description,
+        "metavar": metavar,
+        "otherwise": otherwise,
+        "group": group,
+        "repeated": repeated,
+    }
+    return Field(default, description=description, json_schema_extra=shown, **more)
+
+
+def _of_backbone(option: Option) -> tuple[Any, Any]:
+    """Type and field of the setting that names a part of the backbone."""
+    said, many = option.said, option.type == list[str]
+    default = DEFAULT_BACKBONE if option.name == "backbone" else [] if many else option.default
+    kind = Names if many else option.type if default is not None else option.type | None
+    otherwise = None if option.name == "backbone" else said.otherwise or None
+    return kind, setting(
+        default,
+        f"{said.help}{'; several in a variable have commas' if many else f'; else {otherwise}' if otherwise else ''}.",
+        short=f"{said.help}.",
+        metavar=said.metavar or "",
+        otherwise=otherwise,
+        group=GROUP,
+        repeated=many,
+        ge=said.at_least,
+    )
+
+
+if TYPE_CHECKING:
+    BackboneSettings = BaseSettings
+else:
+    BackboneSettings = create_model(
+        "BackboneSettings",
+        __base__=BaseSettings,
+        __module__=__name__,
+        **{option.name: _of_backbone(option) for option in OPTIONS},
+    )
+
+
+class Settings(BackboneSettings):
     """One server process. A list is written with commas; sizes are bytes unless the name says otherwise."""
 
     model_config = SettingsConfigDict(env_prefix="SMN_", extra="ignore", frozen=True, env_ignore_empty=True)
 
-    registry: str = Field("registry", description="Folder, or redis:// URL, that holds the masks.")
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    preload: Names = Field([], description="References that are resident before the server is ready.")
-    pin: Names = Field(
-        [], description="References that stay in host memory whatever the budget; a name through uploads and rollbacks."
+    registry: str = setting("registry", "Folder, or redis:// URL, that holds the masks.", metavar="DIR_OR_URL")
+    host: str = setting("127.0.0.1", "Address to listen on.")
+    port: int = setting(8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    preload: Names = setting(
+        [],
+        "References that are resident before the server is ready.",
+        short="Resident before the server is ready.",
+        metavar="REF,...",
+    )
+    pin: Names = setting(
+        [],
+        "References that stay in host memory whatever the budget; a name through uploads and rollbacks.",
+        short="Kept in memory whatever the budget.",
+        metavar="REF,...",
     )
 
-    backbone: str = Field("resnet50", description="timm model name.")
-    weights: Path | None = Field(None, description="safetensors or weights_only checkpoint; timm's pretrained weights.")
-    model_arg: Names = Field([], description="Extra create_model arguments, KEY=VALUE.")
-    image_size: int | None = Field(None, ge=1, description="Side of the input in pixels.")
-    mean: str | None = Field(None, description="Pixel mean, one or three numbers.")
-    std: str | None = Field(None, description="Pixel deviation, one or three numbers.")
-    crop_pct: float | None = Field(None, description="Share of the shorter side that is seen; 1 cuts nothing off it.")
-    device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU where there is one.")
-    dtype: str = Field("float32", description="float32, bfloat16 or float16.")
-
-    on: str = Field("here", pattern="here|ray", description="here: this process; ray: a Ray cluster (extra ray).")
-    replicas: int = Field(
-        1, ge=1, description="On Ray: replicas, each with an engine; the fewest when they are scaled."
+    on: str = setting(
+        "here",
+        "here: this process; ray: a Ray cluster (extra ray).",
+        short="here, or ray: replicas on a Ray cluster.",
+        pattern="here|ray",
     )
-    max_replicas: int = Field(0, ge=0, description="On Ray: replicas under load; 0 does not scale.")
-    replica_cpus: float = Field(1.0, ge=0, description="On Ray: processors that a replica reserves.")
-    replica_gpus: float = Field(0.0, ge=0, description="On Ray: GPUs, or a part of one, that a replica reserves.")
-    ingresses: int = Field(1, ge=1, description="On Ray: processes that take requests and decode.")
-
-    slots: int = Field(0, ge=0, description="Masks whose weights are resident at once; 0: as many as slot_bytes holds.")
-    slot_bytes: int = Field(2048 * MIB, ge=MIB, description="Memory for slots, each as large as the maskable weights.")
-    batch_size: int = Field(32, ge=1, description="Images a forward.")
-    threads: int = Field(0, ge=0, description="torch's threads; 0 takes torch's default.")
-    decode_workers: int = Field(
-        0, ge=0, description="Threads that decode images and check uploads; 0: one a core, at least 2, at most 8."
+    replicas: int = setting(
+        1,
+        "On Ray: replicas, each with an engine; the fewest when they are scaled.",
+        short="On Ray: replicas, or the fewest.",
+        ge=1,
     )
-    cache_bytes: int = Field(1024 * MIB, ge=MIB, description="Host memory for masks that are not in a slot.")
-    queue_images: int = Field(
-        512, ge=1, description="Images admitted at once, from before decode to the answer; then 429."
+    max_replicas: int = setting(
+        0,
+        "On Ray: replicas under load; 0 does not scale.",
+        short="On Ray: replicas under load.",
+        otherwise="0, as many",
+        ge=0,
+    )
+    replica_cpus: float = setting(
+        1.0, "On Ray: processors that a replica reserves.", short="On Ray: processors a replica.", ge=0
+    )
+    replica_gpus: float = setting(
+        0.0, "On Ray: GPUs, or a part of one, that a replica reserves.", short="On Ray: GPUs a replica.", ge=0
+    )
+    ingresses: int = setting(
+        1, "On Ray: processes that take requests and decode.", short="On Ray: processes that decode.", ge=1
     )
 
-    max_body_bytes: int = Field(64 * MIB, ge=1024, description="Largest request body; then 413.")
-    max_pixels: int = Field(51_000_000, ge=1, description="Most pixels of one image; then 422.")
-    max_images: int = Field(64, ge=1, description="Most images of one request; then 413.")
-    timeout_ms: int = Field(30_000, ge=1, description="Deadline of a request; X-Timeout-Ms may shorten it.")
-    drain_s: float = Field(20.0, ge=0, description="Longest wait for work in flight after SIGTERM.")
+    slots: int = setting(
+        0,
+        "Masks whose weights are resident at once; 0: as many as slot_bytes holds.",
+        short="Masks resident at once.",
+        otherwise="by --slot-bytes",
+        ge=0,
+    )
+    slot_bytes: int = setting(
+        2 * GIB, "Memory for slots, each as large as the maskable weights.", short="Memory for slots.", ge=MIB
+    )
+    batch_size: int = setting(32, "Images a forward.", ge=1)
+    threads: int = setting(
+        0,
+        "torch's threads; 0 takes torch's default.",
+        short="torch's threads.",
+        otherwise="0, as many as torch takes",
+        ge=0,
+    )
+    decode_workers: int = setting(
+        0,
+        "Threads that decode images and check uploads; 0: one a core, at least 2, at most 8.",
+        short="Threads that decode.",
+        otherwise="0, one a core",
+        ge=0,
+    )
+    cache_bytes: int = setting(
+        GIB, "Host memory for masks that are not in a slot.", short="Host memory for masks.", ge=MIB
+    )
+    queue_images: int = setting(
+        512,
+        "Images admitted at once, from before decode to the answer; then 429.",
+        short="Images admitted at once.",
+        ge=1,
+    )
 
-    api_keys: Names = Field([], description="Keys that may embed and read; key=prefix binds one to names.", repr=False)
-    admin_keys: Names = Field([], description="Keys that may change masks too.", repr=False)
-    insecure: bool = Field(False, description="Listen beyond loopback without an admin key.")
-    log_format: str = Field("json", pattern="json|console", description="Log lines as JSON or for people.")
-    otlp_endpoint: str | None = Field(
-        None, description="Collector that traces go to over OTLP/HTTP, http://host:4318; needs the extra otel."
+    max_body_bytes: int = setting(64 * MIB, "Largest request body; then 413.", short="Largest body.", ge=1024)
+    max_pixels: int = setting(
+        51_000_000,
+        "Most pixels of one image; then 422.",
+        short="Most pixels of an image.",
+        otherwise="51 million",
+        ge=1,
+    )
+    max_images: int = setting(64, "Most images of one request; then 413.", short="Most images of a request.", ge=1)
+    timeout_ms: int = setting(
+        30_000, "Deadline of a request; X-Timeout-Ms may shorten it.", short="Deadline of a request.", ge=1
+    )
+    drain_s: float = setting(
+        20.0, "Longest wait for work in flight after SIGTERM.", short="Longest drain after SIGTERM.", ge=0
+    )
+
+    api_keys: Names = setting(
+        [],
+        "Keys that may embed and read; key=prefix binds one to names.",
+        short="May embed and read.",
+        metavar="KEY,...",
+        repr=False,
+    )
+    admin_keys: Names = setting(
+        [], "Keys that may change masks too.", short="May change masks.", metavar="KEY,...", repr=False
+    )
+    insecure: bool = setting(
+        False, "Listen beyond loopback without an admin key.", short="Serve beyond loopback without keys."
+    )
+    log_format: str = setting(
+        "json", "Log lines as JSON or for people.", short="json or console.", pattern="json|console"
+    )
+    otlp_endpoint: str | None = setting(
+        None,
+        "Collector that traces go to over OTLP/HTTP, http://host:4318; needs the extra otel.",
+        short="Collector of traces, OTLP/HTTP.",
+        metavar="URL",
     )
 
     @field_validator("preload", "pin", "model_arg", "api_keys", "admin_keys", mode="before")
@@ -84,12 +216,12 @@ class Settings(BaseSettings):
 
     @property
     def most_images(self) -> int:
-        """Of one request: no more than are admitted at once, or it would be told to come again for ever."""
+        """Most images of one request: no more than are admitted at once; a larger one would always get 429."""
         return min(self.max_images, self.queue_images)
 
     @property
     def decoders(self) -> int:
-        """Threads that decode: more than cores bring little and slow forwards (docs/decisions.md)."""
+        """Threads that decode: "A decode thread a core, 2 to 8" in docs/decisions.md says why."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
         return self.decode_workers or min(8, max(2, cores))
 
@@ -99,19 +231,7 @@ class Settings(BaseSettings):
         Raises:
             InvalidArgument: a model argument, mean or std that cannot be read.
         """
-        from smn_core.verbs.options import numbers, parse_model_args
-
-        return BackboneSpec(
-            name=self.backbone,
-            weights=self.weights,
-            args=parse_model_args(self.model_arg),
-            image_size=self.image_size,
-            mean=numbers("mean", self.mean),
-            std=numbers("std", self.std),
-            crop_pct=self.crop_pct,
-            device=self.device,
-            dtype=self.dtype,
-        )
+        return spec_of({option.name: getattr(self, option.name) for option in OPTIONS})
 
 
 def secret(text: str | None) -> str | None:

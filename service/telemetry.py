@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import sys
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -17,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.batcher import BatchDone
+from service.record import Record
 from service.tracing import PROBES, annotate
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -44,7 +44,7 @@ class Instruments:
 
 
 class Metrics:
-    """What Prometheus reads; base units, no label without a bound."""
+    """What Prometheus reads, in seconds and bytes. No label can take an unbounded number of values."""
 
     def __init__(self, make: Instruments | None = None) -> None:
         make = make or Instruments()
@@ -65,7 +65,7 @@ class Metrics:
         self.masks_bytes = make.gauge("smn_masks_bytes", "Memory of masks, by tier.", ["tier"])
 
     def batch(self, done: BatchDone) -> None:
-        """A batch ran; called on the engine's thread."""
+        """Count a batch that has run. Called on the engine's thread."""
         self.batch_images.observe(done.images)
         self.batch_masks.observe(done.masks)
         self.forward_seconds.observe(done.forward_s)
@@ -74,7 +74,7 @@ class Metrics:
             self.swap_seconds.observe(done.swap_s)
 
     def hold(self, state: State) -> None:
-        """What engines hold now."""
+        """Set the gauges to what the engines hold now."""
         self.masks_resident.labels("slot").set(state.resident_masks)
         self.masks_resident.labels("host").set(state.shelves)
         self.masks_bytes.labels("theta").set(state.theta_bytes)
@@ -87,7 +87,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class State:
-    """What engines hold: slots, the masks in them, bytes of theta, slots and masks, shelves in host memory."""
+    """What engines hold: slots, masks in them, bytes of theta, slots and masks, and masks in host memory."""
 
     device: str
     replicas: int = 1
@@ -99,27 +99,8 @@ class State:
     shelves: int = 0
 
 
-@dataclass
-class Record:
-    """One request as it is told: stages in seconds, what it asked for, how it ended.
-
-    `began`, and `ends`, its deadline, are of `time.perf_counter`.
-    """
-
-    request_id: str
-    began: float = field(default_factory=time.perf_counter)
-    ends: float = math.inf
-    stages: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, object] = field(default_factory=dict)
-
-    def server_timing(self) -> str:
-        """The `Server-Timing` header: milliseconds by stage, and the total so far."""
-        stages = {**self.stages, "total": time.perf_counter() - self.began}
-        return ", ".join(f"{name};dur={1e3 * seconds:.3f}" for name, seconds in stages.items())
-
-
 class Observed:
-    """Middleware: a record for every request, its id in and out, one log line and one count at its end."""
+    """Middleware: gives every request a record and its id, and at its end writes one log line and counts it once."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -151,7 +132,7 @@ class Observed:
             self._finish(scope, record, status)
 
     def _finish(self, scope: Scope, record: Record, status: int) -> None:
-        annotate(record)  # once more: a failure has sent nothing yet
+        annotate(record)  # again: a request that failed has sent no answer, and so was not annotated above
         route = getattr(scope.get("route"), "path", "none")
         seconds = time.perf_counter() - record.began
         self._metrics.requests.labels(route, OUTCOMES.get(status // 100, "other")).inc()
@@ -172,7 +153,7 @@ class Observed:
 
 
 def configure_logs(log_format: str) -> None:
-    """structlog to stdout, one line an event: JSON, or coloured text for people."""
+    """Send structlog's events to stdout, one line each: JSON, or coloured text for people."""
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer()
         if log_format == "json"

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
 
+from service.record import Record
 from smn_core.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-    from service.telemetry import Record
-
 PROBES = ("/livez", "/readyz", "/metrics")
 
 
 def provider_of(endpoint: str | None) -> TracerProvider | None:
-    """Sends spans to `endpoint`/v1/traces in batches; None without an endpoint. To be shut down at the end.
+    """A provider that sends spans to `endpoint`/v1/traces, in batches; None without one. The caller shuts it down.
 
     Its resource, sampler and headers are OpenTelemetry's own variables: OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER,
     OTEL_EXPORTER_OTLP_HEADERS.
@@ -49,7 +48,7 @@ def provider_of(endpoint: str | None) -> TracerProvider | None:
 
 
 def config_of(provider: trace.TracerProvider | None) -> TelemetryConfig:
-    """FastAPI's configuration: spans of requests from this provider, and nothing that the environment may ask for."""
+    """FastAPI's configuration: spans of requests go to this provider, whatever OpenTelemetry's variables ask for."""
     return {
         "tracer_provider": provider,
         "tracing": provider is not None,

@@ -1,4 +1,4 @@
-"""Settings -> a Ray Serve application: ingresses before replicas; and `smn serve --on ray`, which runs it.
+"""Builds a Ray Serve application of settings, ingresses in front of replicas, and runs it for `smn serve --on ray`.
 
 A Ray cluster that is there already runs it as `serve run service.on_ray.application:application registry=redis://...`,
 KubeRay by the same path; what is not given comes from the `SMN_` variables.
@@ -35,7 +35,7 @@ HEAD = "node:__internal_head__"
 """What Ray calls the head node among its resources."""
 HOLDERS = f"{HolderRouter.__module__}.{HolderRouter.__qualname__}"
 INGRESS_REQUESTS = 10_000
-"""More than an ingress admits: its own 429 is to answer, not a wait in Ray's proxy."""
+"""More than an ingress admits, so that a request too many gets the ingress's 429 instead of waiting in Ray's proxy."""
 
 
 def application(args: dict[str, str]) -> serve.Application:
@@ -49,7 +49,7 @@ def application(args: dict[str, str]) -> serve.Application:
 
 
 def describe(settings: Settings) -> Backbone:
-    """What the backbone is, without its weights: enough for an ingress, small enough to send.
+    """The backbone without its weights: all that an ingress needs, and small enough to send.
 
     Raises:
         InvalidArgument: a registry that other machines do not have, or keys that do not fit the address.
@@ -108,7 +108,7 @@ def _how_many(settings: Settings) -> dict[str, Any]:
 
 
 def _where(settings: Settings) -> dict[str, Any]:
-    """One ingress is on the head, without which nothing runs; several are on as many nodes, as Ray's proxies are.
+    """Where ingresses run: a single one on the head, without which nothing works; several on as many nodes.
 
     A proxy prefers the ingress of its own node, so a node that goes takes only those requests that came in by it.
     """
@@ -146,7 +146,7 @@ def run(settings: Settings, started: Callable[[], None]) -> None:
 
 
 def _require_started(starting: Future[Any]) -> None:
-    """What Ray says of replicas that do not start is a RuntimeError."""
+    """Raise Unavailable where Ray raised a RuntimeError because replicas did not start."""
     try:
         starting.result()
     except RuntimeError as error:

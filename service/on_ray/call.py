@@ -1,4 +1,4 @@
-"""What an ingress asks a replica for beside the pixels, and what it hears."""
+"""What an ingress sends to a replica beside the pixels, and what it gets back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What the replica made of it, and the seconds that each stage took there."""
+    """The embeddings, and the seconds that each stage took on the replica."""
 
     done: Done
     stages: Mapping[str, float]
@@ -40,7 +40,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Refused:
-    """Why a replica did not embed; `elsewhere`: another replica may."""
+    """Why a replica did not embed. `elsewhere`: another replica may be able to."""
 
     replica: str
     error: Exception

@@ -1,4 +1,4 @@
-"""The HTTP side as a Ray Serve deployment: the very application of a plain server, before replicas elsewhere."""
+"""The HTTP side as a Ray Serve deployment: the application of a plain server, with its engines in other processes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.app import app_of, registry_of
 from service.on_ray.meters import Doubled
 from service.on_ray.remote import Remote
+from service.server import Server
 from service.settings import Settings
 from service.telemetry import Metrics, configure_logs
-from service.work import Server
 from smn_core.backbone import Backbone
 
 
 @serve.ingress()
 class Ingress:
-    """Routes, keys, names, decode and deadline; follows the registry, so that a name means one digest a request.
+    """Has routes, keys, names, decoding and deadlines. It resolves a name once a request, and sends on the digest.
 
     Args:
         backbone: what it is, without its weights.
@@ -37,7 +37,7 @@ class Ingress:
 
 
 class OneRequestId:
-    """Middleware: Ray's proxy sets X-Request-ID on every answer, to what the application was given; once is enough."""
+    """Middleware: removes the application's X-Request-ID, because Ray's proxy sets the same one on every answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,7 +1,7 @@
-"""Every instrument twice: Prometheus' for the process's own /metrics, Ray's for the cluster's export.
+"""Keeps every metric twice: with Prometheus for the process's own /metrics, and with Ray for the cluster's export.
 
-Requests of /metrics reach one ingress of several, replicas have no HTTP of their own: Ray's metrics, which every node
-exports with deployment and replica as tags, are the whole.
+A request of /metrics reaches one ingress of several, and replicas have no HTTP of their own. The whole is in Ray's
+metrics, which every node exports with deployment and replica as tags.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from service.telemetry import SECONDS, Instruments
 
 
 class Both:
-    """One instrument in both; what is called here is called there."""
+    """One metric in both systems: every call goes to both."""
 
     def __init__(self, here: Any, there: Any, names: Sequence[str] = (), values: Sequence[str] = ()) -> None:
         self._here, self._there, self._names, self._values = here, there, names, values

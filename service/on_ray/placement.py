@@ -1,4 +1,4 @@
-"""Which replica a request goes to: one that has its mask, and more than one where the mask is hot.
+"""Which replica a request goes to: one that holds its mask. A mask with much traffic is held by several.
 
 Rendezvous hashing (Thaler and Ravishankar, 1998) orders the replicas for every digest: all ingresses agree without
 telling each other, and a replica that comes or goes moves its own share of the masks alone. Loads are bounded
@@ -21,7 +21,7 @@ from service.on_ray.call import Call
 SHARE = 1.25
 """How much more than the mean a replica may have in work before a mask's requests go to the next one."""
 UNSHARED = 2
-"""Requests that a replica takes whatever the mean: those of one batch that runs and one that gathers behind it."""
+"""Requests that a replica takes whatever the mean: one batch that runs, and one that gathers behind it."""
 
 
 def by_digest(digest: str, replicas: Collection[str]) -> list[str]:
@@ -30,9 +30,9 @@ def by_digest(digest: str, replicas: Collection[str]) -> list[str]:
 
 
 def in_order(digest: str | None, loads: Mapping[str, int], avoid: Collection[str] = ()) -> list[str]:
-    """All replicas, the one to ask first in front; `loads` are requests in work, those to `avoid` come last.
+    """All replicas in the order in which to ask them. `loads` are requests in work; replicas to `avoid` come last.
 
-    First those with less than their share in work, in the digest's order; then the others by load.
+    Replicas below their share of work come first, in the digest's order; then the others, the least loaded first.
     """
     bound = max(UNSHARED, ceil(SHARE * (sum(loads.values()) + 1) / max(1, len(loads))))
     if digest is None:
@@ -46,12 +46,12 @@ def in_order(digest: str | None, loads: Mapping[str, int], avoid: Collection[str
 
 
 class HolderRouter(RequestRouter):
-    """Ray asks it for every request, in the ingress's process; it knows the live replicas and what is in work there."""
+    """Chooses the replica of every request, in the ingress's process. Ray tells it the live replicas and their load."""
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """One replica a rank: Ray takes the first that has room."""
+        """The replicas in order, one a rank: Ray takes the first that has room."""
         call = pending_request.args[0] if pending_request is not None and pending_request.args else None
         digest, avoid = (call.digest, call.avoid) if isinstance(call, Call) else (None, ())
         if pending_request is not None:

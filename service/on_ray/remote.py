@@ -1,4 +1,4 @@
-"""The embedder of an ingress: replicas, one after the other until one has embedded. Embedding twice does no harm."""
+"""The embedder of an ingress: asks one replica after the other until one has embedded. Embedding twice is harmless."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from torch import Tensor
 from service.embedder import Done, Through
 from service.library import Library
 from service.on_ray.call import Call, Embedded, Refused
+from service.record import Record
 from service.registry.base import Registry
 from service.settings import Settings
-from service.telemetry import Metrics, Record, State
+from service.telemetry import Metrics, State
 from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
 from smn_core.errors import InvalidArgument, Unavailable, WrongBackbone
 from smn_core.mask import TaskMask
 
 STATE_WITHIN_S = 2.0
-"""A replica that does not say how it is in this time counts as none; less than probes wait."""
+"""A replica that does not answer within this time counts as absent. Probes wait longer."""
 AGAIN_S = 0.02
-"""Pause after a replica was lost: Ray tells its routers that one is gone when it knows."""
+"""Pause after a replica was lost: it takes Ray a moment to tell its routers."""
 
 log = structlog.get_logger("smn.remote")
 
 
 class Remote:
-    """See `Embedder`. Its library holds cascades alone: their modes and widths are checked before anything is sent."""
+    """See `Embedder`. Its library holds cascades but no masks: modes and widths are checked before anything is sent."""
 
     def __init__(
         self,
@@ -53,10 +54,10 @@ class Remote:
         return self._backbone
 
     async def start(self) -> None:
-        """Nothing: replicas start by themselves, and `troubles` tells whether one is there."""
+        """Does nothing: replicas start by themselves, and `troubles` says whether one is there."""
 
     async def embed(self, record: Record, through: Through, decoded: Awaitable[Tensor]) -> Done:
-        """Ask replicas until one embeds: another one where one died, is full, or has another backbone.
+        """Ask replicas until one embeds. The next is asked where one died, is full, or has another backbone.
 
         Raises:
             as the first refusal that no other replica can mend; QueueFull, Unavailable where all refused so.
@@ -83,7 +84,7 @@ class Remote:
             call = replace(call, avoid=(*call.avoid, found.replica))
 
     async def _ask(self, call: Call, x: Any) -> Embedded | Refused:
-        """One attempt; cancelling it drops the work there too."""
+        """Make one attempt. Cancelling it drops the work on the replica too."""
         response = self._replicas.embed.remote(call, x)
         try:
             found: Embedded | Refused = await response
@@ -96,7 +97,7 @@ class Remote:
         return self._library.hold_cascade(digest)
 
     async def state(self) -> State:
-        """Sums over the replicas that answer."""
+        """The sums over all replicas that answer."""
         found = await self._states()
         total = State(device=", ".join(sorted({state.device for state in found})), replicas=len(found))
         summed = ("slots", "resident_masks", "theta_bytes", "slot_bytes", "mask_bytes", "shelves")
@@ -106,7 +107,7 @@ class Remote:
         return [] if await self._states() else ["no replica answers"]
 
     def stop(self) -> None:
-        """Nothing: Ray ends the requests of an ingress that is over its time."""
+        """Does nothing: Ray ends the requests of an ingress whose time is over."""
 
     def close(self) -> None:
         self._library.close()
@@ -121,7 +122,7 @@ class Remote:
 
 
 class CascadesAlone:
-    """The `MaskHolder` of a library that is asked for no mask."""
+    """The `MaskHolder` of a library that holds no masks."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
@@ -144,5 +145,5 @@ class CascadesAlone:
 
 
 def _for_client(error: Exception) -> Exception:
-    """A replica's other backbone is nothing that the client could mend: 503, not 422."""
+    """The error as the client gets it. A replica with another backbone is not the client's fault: 503, not 422."""
     return Unavailable(str(error)) if isinstance(error, WrongBackbone) else error

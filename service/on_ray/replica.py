@@ -1,4 +1,4 @@
-"""One engine with its library and batcher, as a Ray Serve deployment. It knows digests, no names."""
+"""One engine with its library and batcher, as a Ray Serve deployment. It is given digests and never sees names."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from service.app import registry_of
 from service.local import Local, engine_of
 from service.on_ray.call import Call, Embedded, Refused
 from service.on_ray.meters import Doubled
+from service.record import Record
 from service.settings import Settings
-from service.telemetry import Metrics, Record, State, configure_logs
+from service.telemetry import Metrics, State, configure_logs
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.errors import SMNError, Unavailable, WrongBackbone
 from smn_core.verbs.heap import keep_freed_memory
 
 
 class Replica:
-    """Embeds what ingresses send. Batches across requests and masks by itself; Ray only places.
+    """Embeds what ingresses send. It batches across requests and masks itself; Ray only chooses the replica.
 
     Args:
         fingerprint: of the backbone that the ingresses speak for; another one is refused.
@@ -45,7 +46,7 @@ class Replica:
         await self._local.start()
 
     async def embed(self, call: Call, x: Float32[ndarray, "n 3 h w"]) -> Embedded | Refused:
-        """Embeddings of normalised images. Refusals are answers: Ray would log an exception with its traceback."""
+        """Embeddings of normalised images. A refusal is returned, not raised: Ray would log a traceback for each."""
         try:
             self._require(call.fingerprint, self._local.backbone)
             with self._admission.admit(len(x)):

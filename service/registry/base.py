@@ -1,4 +1,4 @@
-"""What a registry is: names -> versions -> digests -> immutable blobs. Two backends keep it, the same tests hold both.
+"""What a registry is: names -> versions -> digests -> immutable blobs. It has two backends, which pass the same tests.
 
 Every method is synchronous, thread-safe and safe with several processes on one registry. `resolve`, `entry` and `names`
 answer from memory or a few `stat` calls and may run on an event loop; everything that moves a blob or writes belongs in
@@ -21,10 +21,10 @@ from smn_core.names import check_name
 Kind = Literal["masks", "cascades"]
 KINDS: tuple[Kind, ...] = ("masks", "cascades")
 CASCADE = "cascade:"
-"""What a reference begins with where masks and cascades are named alike."""
+"""The start of a reference to a cascade, where a reference may be to a mask or a cascade."""
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 GRACE_S = 3600.0
-"""How old an unreferenced blob must be before `collect` may take it: an upload writes its blob before its name."""
+"""How old an unreferenced blob must be before `collect` deletes it: an upload writes its blob before its name."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ class Registry(Protocol):
 
 
 def blob_of_version(registry: Registry, digest: str) -> bytes:
-    """The bytes of a digest that a version names; `Registry.blob` for one that may be anybody's.
+    """The bytes of a digest that a version names. For any other digest there is `Registry.blob`.
 
     Raises:
-        Unavailable: as `blob`, and where they are not there: the version is, so that is damage.
+        Unavailable: as `blob`; also where the blob is missing, because then the registry is damaged.
     """
     try:
         return registry.blob(digest)
@@ -171,7 +171,7 @@ def check_digest(digest: str) -> None:
 
 
 def check_needs(needs: Sequence[str]) -> tuple[str, ...]:
-    """The digests, each once; InvalidArgument if one is none."""
+    """The digests, each once. Raises InvalidArgument if one is malformed."""
     for digest in needs:
         check_digest(digest)
     return tuple(dict.fromkeys(needs))

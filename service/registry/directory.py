@@ -88,7 +88,7 @@ class DirectoryRegistry:
             raise self._away(error) from error
 
     def resolve(self, kind: Kind, reference: str) -> Resolved:
-        """One `stat` where nothing changed."""
+        """Costs one `stat` where nothing has changed."""
         name, pin = parse_reference(reference)
         version = pick(kind, self.entry(kind, name), pin)
         return Resolved(name, version.version, version.digest)
@@ -177,7 +177,7 @@ class DirectoryRegistry:
             self._replace(kind, name, kept)
 
     def collect(self, grace_s: float = GRACE_S) -> Sequence[str]:
-        """Takes what a crash left half-written too: under the exclusive lock nobody else is writing."""
+        """Deletes half-written files of a crash too: under the exclusive lock nobody else is writing."""
         with self._locked(fcntl.LOCK_EX):
             held = {version.digest for kind in KINDS for entry in self._entries(kind) for version in entry.versions}
             oldest, collected = time.time() - grace_s, []
@@ -201,13 +201,13 @@ class DirectoryRegistry:
             raise self._away(error) from error
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: no file is held open."""
 
     def _path(self, digest: str) -> Path:
         return self._blobs / digest.removeprefix("sha256:")
 
     def _read(self, kind: Kind, name: str) -> _Record:
-        """The record of a name, an empty one where it never was."""
+        """The record of a name; an empty one if the name was never used."""
         path = self._folder / kind / f"{name}.json"
         try:
             cached = self._cache.get((kind, name))
@@ -227,7 +227,7 @@ class DirectoryRegistry:
         return record
 
     def _entries(self, kind: Kind, after: str = "") -> Iterator[Entry]:
-        """Of every name later than `after`, in order."""
+        """The entries of all names after `after`, in order."""
         try:
             files = os.listdir(self._folder / kind)  # noqa: PTH208 - as in check
         except OSError as error:
@@ -238,7 +238,7 @@ class DirectoryRegistry:
                 yield entry
 
     def _guard(self, kind: Kind, name: str, needs: Sequence[str], if_match: str | None, if_absent: bool) -> _Record:
-        """The record of a name that may be published to."""
+        """The record of a name, after checking that this upload may change it."""
         record = self._read(kind, name)
         entry = record.entry(name)
         if if_absent and entry:
@@ -285,7 +285,7 @@ class DirectoryRegistry:
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[None]:
-        """Hold the lock against other threads and processes; it goes with the descriptor, so also with a crash."""
+        """Hold the lock against threads and processes. It ends with the descriptor, so a crash releases it too."""
         try:
             handle = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
@@ -307,7 +307,7 @@ def _stamp(status: os.stat_result) -> Stamp:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename is on disk only once its folder is."""
+    """Flush a folder to disk: until then a rename in it may be lost."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -41,7 +41,7 @@ from smn_core.tensorfile import digest_of
 KEYS = ("masks", "cascades", "last", "refs", "blobs", "changed", "changes")
 BLOCK_MS = 1000
 COMMAND_TIMEOUT_S = 10.0
-"""For one blob up or down, too."""
+"""Enough for one blob to be sent or received."""
 FOLLOW_TIMEOUT_S = 3.0
 FIRST_SNAPSHOT_S = 2.0
 LONGEST_BACKOFF_S = 1.0
@@ -51,7 +51,7 @@ log = logging.getLogger("smn.registry")
 
 
 class RedisRegistry:
-    """See `Registry`. A Redis that is away at the start is waited for; until the first snapshot readers raise."""
+    """See `Registry`. If Redis is away at the start, it is waited for; until the first snapshot, reading raises."""
 
     def __init__(self, url: str, fingerprint: str) -> None:
         self._connect = connector(url)
@@ -69,7 +69,7 @@ class RedisRegistry:
         self._tried.wait(FIRST_SNAPSHOT_S)
 
     def resolve(self, kind: Kind, reference: str) -> Resolved:
-        """From the table alone."""
+        """Answers from the table; asks Redis nothing."""
         name, pin = parse_reference(reference)
         version = pick(kind, self.entry(kind, name), pin)
         return Resolved(name, version.version, version.digest)
@@ -193,7 +193,7 @@ class RedisRegistry:
                 return client.eval(script, len(keys), *keys, *arguments)
 
     def _put(self, kind: Kind, name: str, answer: list[bytes]) -> Entry:
-        """Put what a script answered (change, record) in the table: who writes sees it at once."""
+        """Put what a script answered (change, record) into the table: this process sees its own write at once."""
         entry = self._put_row(kind, name, answer)
         assert entry is not None
         return entry
@@ -222,7 +222,7 @@ class RedisRegistry:
                     while not self._stopping.is_set():
                         position = self._step(position)
             except Exception as error:
-                # Not only Unavailable: a thread that died of the unforeseen would leave its table stale for ever.
+                # Every exception, not Unavailable alone: if this thread died, the table would stay as it is for ever.
                 if self._stopping.is_set():
                     break
                 self._trouble = str(error).removeprefix(f"the registry at {self._where} is away: ")
@@ -277,7 +277,7 @@ class RedisRegistry:
 
 
 def _entry(name: str, text: bytes | None) -> Entry | None:
-    """A record of scripts.py as an entry; None for none."""
+    """A record of scripts.py as an entry; None where there is no record."""
     if not text:
         return None
     record = json.loads(text)

@@ -34,7 +34,7 @@ class Table:
         return self._rows[kind].get(name)
 
     def names(self, kind: Kind) -> list[str]:
-        """All names in order; not to be changed."""
+        """All names in order. The caller must not change the list."""
         with self._lock:
             order = self._order[kind]
             if order is None:
@@ -42,7 +42,7 @@ class Table:
         return order
 
     def put(self, rows: Iterable[Row], at: int) -> None:
-        """Set rows that were read at a change, None for a name that is gone; later ones stay."""
+        """Set rows that were read at the change `at`; None is a name that is gone. A row of a later change stays."""
         with self._lock:
             for row in rows:
                 if self._since is not None:
@@ -51,12 +51,12 @@ class Table:
         self.heard()
 
     def begin(self) -> None:
-        """A snapshot is about to be read."""
+        """Begin a snapshot: from now on remember what is put."""
         with self._lock:
             self._since = []
 
     def replace(self, rows: Iterable[tuple[Kind, Entry]], at: int) -> None:
-        """Make the snapshot of change `at` the table."""
+        """Replace the table by the snapshot that was read at the change `at`."""
         with self._lock:
             self._at = at
             self._changed.clear()

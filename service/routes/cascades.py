@@ -6,18 +6,18 @@ import asyncio
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 
 from service.bodies import read_body
+from service.embedding import in_time
 from service.registry.base import Entry, Registry
-from service.routes.versions import Name, add_common_routes, answer, guards, in_thread, require_entry
+from service.routes.versions import add_common_routes, answer, guards, in_thread
 from service.schemas import CascadeInfo, Written
-from service.security import Caller, may_change, may_read
-from service.work import Server
+from service.security import Caller, Changer, OwnName, OwnNameToChange, Reader
+from service.server import Server, TheServer
 from smn_core.cascade.cascade import Cascade
 from smn_core.cascade.file import check_fits, parse_cascade
 from smn_core.errors import MissingMasks
-from smn_core.names import check_name
 
 router = APIRouter(prefix="/cascades", tags=["cascades"])
 add_common_routes(router, "cascades")
@@ -26,21 +26,19 @@ NAMES_A_READ = 1000
 
 @router.put("/{name}", status_code=201, response_model=Written, responses={200: {"model": Written}})
 async def upload(
-    name: Name,
+    name: OwnNameToChange,
+    server: TheServer,
     request: Request,
     response: Response,
-    caller: Annotated[Caller, Depends(may_change)],
+    caller: Changer,
     if_match: Annotated[str | None, Header(description='"<digest>": only over this current version.')] = None,
     if_none_match: Annotated[str | None, Header(description="*: only as a new name.")] = None,
 ) -> dict[str, Any]:
     """Upload a cascade file as the new current version of a name; 422 lists masks that the registry does not hold."""
-    server: Server = request.app.state.server
-    check_name(name)
-    caller.require_name(name)
     guard, absent = guards(if_match, if_none_match)
     async with server.working():
         limit = server.settings.max_body_bytes
-        data = await server.in_time(request, lambda: read_body(request, limit))
+        data = await in_time(server, request, lambda: read_body(request, limit))
         cascade = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
         if caller.prefix:
             await in_thread(server, lambda: _require_own(server.registry, caller.prefix, name, cascade))
@@ -54,10 +52,9 @@ async def upload(
 
 
 @router.get("/{name}", response_model=CascadeInfo)
-async def read(name: Name, request: Request, caller: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
+async def read(name: OwnName, server: TheServer, caller: Reader) -> dict[str, Any]:
     """Versions, and the current one's masks, by a name that holds each, fusion and modes."""
-    server: Server = request.app.state.server
-    entry = require_entry(server, "cascades", caller, name)
+    entry = server.registry.entry("cascades", name)
     async with server.embedder.hold_cascade(entry.current.digest) as cascade:
         places = await in_thread(server, lambda: _places(server.registry, caller.prefix, name, cascade))
     width = server.backbone.n_features

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from service import respond
-from service.bodies import read_images
+from service import embedding, respond
+from service.bodies import Images, read_images
+from service.embedding import Embedding, Wanted
 from service.errors import Rejected
-from service.registry.base import parse_reference
 from service.schemas import EmbedAnswer, EmbedJson
-from service.security import Caller, may_read
-from service.work import Embedding, Server, Wanted
+from service.security import Reader
+from service.server import Server, TheServer
 
 router = APIRouter(tags=["embed"])
 
@@ -41,8 +41,9 @@ BODY = {
     responses={200: {"content": {respond.NPY: {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def embed(
+    server: TheServer,
     request: Request,
-    caller: Annotated[Caller, Depends(may_read)],
+    caller: Reader,
     mask: Annotated[
         str | None, Query(description="name, name@3 or name@sha256:...; none: the untouched backbone")
     ] = None,
@@ -54,16 +55,16 @@ async def embed(
     normalize: Annotated[bool, Query(description="Unit length, after the cut.")] = False,
 ) -> Response:
     """Embed one or more images: raw bytes, multipart, JSON with base64, or an `.npy` of normalised inputs."""
-    server: Server = request.app.state.server
     if mask is not None and cascade is not None:
         raise Rejected(400, "mask_and_cascade", "mask and cascade: send one of them", "cascade")
     if mode is not None and cascade is None:
         raise Rejected(400, "mode_without_cascade", "mode is for a cascade", "mode")
-    for reference in (mask, cascade):
-        if reference is not None:
-            caller.require_name(parse_reference(reference)[0])
     limits, wanted = server.settings, Wanted(mask, cascade, mode, dimensions)
-    found = await server.embed(request, lambda: read_images(request, limits.max_body_bytes, limits.most_images), wanted)
+
+    async def read() -> Images:
+        return await read_images(request, limits.max_body_bytes, limits.most_images)
+
+    found = await embedding.embed(server, request, caller, read, wanted)
     return _answer(request, server, found, dimensions, normalize=normalize)
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 
 from service.bodies import read_body
+from service.embedding import in_time
 from service.errors import Rejected
 from service.registry.base import blob_of_version
-from service.routes.versions import Name, add_common_routes, answer, guards, in_thread, require_entry
+from service.routes.versions import add_common_routes, answer, guards, in_thread
 from service.schemas import MaskInfo, Written
-from service.security import Caller, may_change, may_read
-from service.work import Server
+from service.security import OwnName, OwnNameToChange
+from service.server import Server, TheServer
 from smn_core.maskfile import check_fits, max_file_bytes, parse_mask
-from smn_core.names import check_name
 
 router = APIRouter(prefix="/masks", tags=["masks"])
 add_common_routes(router, "masks")
@@ -23,17 +23,14 @@ add_common_routes(router, "masks")
 
 @router.put("/{name}", status_code=201, response_model=Written, responses={200: {"model": Written}})
 async def upload(
-    name: Name,
+    name: OwnNameToChange,
+    server: TheServer,
     request: Request,
     response: Response,
-    caller: Annotated[Caller, Depends(may_change)],
     if_match: Annotated[str | None, Header(description='"<digest>": only over this current version.')] = None,
     if_none_match: Annotated[str | None, Header(description="*: only as a new name.")] = None,
 ) -> dict[str, Any]:
     """Upload a mask file as the new current version of a name: 201, or 200 where it is the current one already."""
-    server: Server = request.app.state.server
-    check_name(name)
-    caller.require_name(name)
     if name == server.backbone.architecture:
         raise Rejected(
             400, "reserved_name", f"{name} is the backbone's own name in /v1/embeddings: choose another", "name"
@@ -41,7 +38,7 @@ async def upload(
     guard, absent = guards(if_match, if_none_match)
     async with server.working():
         limit = min(server.settings.max_body_bytes, max_file_bytes(server.backbone.layout))
-        data = await server.in_time(request, lambda: read_body(request, limit))
+        data = await in_time(server, request, lambda: read_body(request, limit))
         warnings = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
         done = await in_thread(
             server, lambda: server.registry.publish("masks", name, data, if_match=guard, if_absent=absent)
@@ -50,10 +47,9 @@ async def upload(
 
 
 @router.get("/{name}", response_model=MaskInfo)
-async def read(name: Name, request: Request, caller: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
+async def read(name: OwnName, server: TheServer) -> dict[str, Any]:
     """Versions, the current one's metadata, and its density by tensor."""
-    server: Server = request.app.state.server
-    entry = require_entry(server, "masks", caller, name)
+    entry = server.registry.entry("masks", name)
     mask = await in_thread(
         server, lambda: parse_mask(blob_of_version(server.registry, entry.current.digest), server.backbone.layout)
     )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from service import respond
 from service.bodies import Images, decode_text, read_json, require_count
-from service.registry.base import CASCADE, Kind, parse_reference
+from service.embedding import Wanted, embed, in_time
+from service.registry.base import CASCADE, Kind
 from service.schemas import OpenAIAnswer, OpenAIModels, OpenAIRequest
-from service.security import Caller, may_read
-from service.work import Server, Wanted
+from service.security import Reader
+from service.server import Server, TheServer
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 MODELS_LISTED = 1000
@@ -22,24 +23,20 @@ BODY = {"required": True, "content": {"application/json": {"schema": OpenAIReque
 
 
 @router.post("/embeddings", response_model=OpenAIAnswer, openapi_extra={"requestBody": BODY})
-async def embeddings(request: Request, caller: Annotated[Caller, Depends(may_read)]) -> Response:
+async def embeddings(server: TheServer, request: Request, caller: Reader) -> Response:
     """Embeddings as OpenAI's API gives them; base64 is little-endian float32."""
-    server: Server = request.app.state.server
     limit = server.settings.max_body_bytes
     async with server.working():
-        body = await server.in_time(request, lambda: read_json(request, OpenAIRequest, limit))
+        body = await in_time(server, request, lambda: read_json(request, OpenAIRequest, limit))
     texts = [body.input] if isinstance(body.input, str) else body.input
     require_count(len(texts), server.settings.most_images)
     wanted = _wanted(body, server)
-    for reference in (wanted.mask, wanted.cascade):
-        if reference is not None:
-            caller.require_name(parse_reference(reference)[0])
 
     async def read() -> Images:
         named = [(text, f"input[{i}]") for i, text in enumerate(texts)]
         return Images(await asyncio.to_thread(lambda: [decode_text(*one) for one in named]))
 
-    found = await server.embed(request, read, wanted)
+    found = await embed(server, request, caller, read, wanted)
     z = respond.shape(found.z, body.dimensions, normalize=False)
     data = [
         {
@@ -56,9 +53,8 @@ async def embeddings(request: Request, caller: Annotated[Caller, Depends(may_rea
 
 
 @router.get("/models", response_model=OpenAIModels)
-async def models(request: Request, caller: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
+async def models(server: TheServer, caller: Reader) -> dict[str, Any]:
     """The backbone, every mask and every cascade as models."""
-    server: Server = request.app.state.server
     ids = [server.backbone.architecture]
     kinds: tuple[tuple[Kind, str], ...] = (("masks", ""), ("cascades", CASCADE))
     for kind, before in kinds:

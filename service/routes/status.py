@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.security import Caller, may_read
-from service.work import Server
+from service.security import Reader
+from service.server import Server, TheServer
 from smn_core.errors import SMNError
 
 router = APIRouter(tags=["status"])
 
 
 @router.get("/info")
-async def info(request: Request, _: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
+async def info(server: TheServer, _: Reader) -> dict[str, Any]:
     """Backbone, preprocessing, limits, and what is resident."""
-    server: Server = request.app.state.server
     backbone, settings, state = server.backbone, server.settings, await server.embedder.state()
     return {
         "model": backbone.architecture,
@@ -53,13 +52,12 @@ async def livez() -> dict[str, str]:
 
 
 @router.get("/readyz", responses={503: {"description": "With the reasons."}})
-async def readyz(request: Request) -> JSONResponse:
+async def readyz(server: TheServer) -> JSONResponse:
     """Whether to send work here; 503 with reasons while starting or draining.
 
     A registry that is away is a reason too, but resident masks go on serving, so the answer stays 200: replicas that
     all left the balancer together would turn a partial failure into a whole one.
     """
-    server: Server = request.app.state.server
     reasons = []
     if not server.ready:
         reasons.append("starting")
@@ -74,9 +72,8 @@ async def readyz(request: Request) -> JSONResponse:
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(request: Request) -> Response:
+async def metrics(server: TheServer) -> Response:
     """Prometheus text."""
-    server: Server = request.app.state.server
     server.metrics.hold(await server.embedder.state())
     server.metrics.registry_up.set(await _registry_away(server) is None)
     server.metrics.queue_images.set(server.admission.admitted)
@@ -93,11 +90,11 @@ async def _registry_away(server: Server) -> str | None:
 
 
 @router.get("/openapi.json", include_in_schema=False)
-async def openapi(request: Request, _: Annotated[Caller, Depends(may_read)]) -> dict[str, Any]:
+async def openapi(request: Request, _: Reader) -> dict[str, Any]:
     document: dict[str, Any] = request.app.openapi()
     return document
 
 
 @router.get("/docs", include_in_schema=False)
-async def docs(request: Request, _: Annotated[Caller, Depends(may_read)]) -> Response:
+async def docs(request: Request, _: Reader) -> Response:
     return get_swagger_ui_html(openapi_url="openapi.json", title=request.app.title)

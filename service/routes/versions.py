@@ -6,17 +6,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from service.bodies import read_json
+from service.embedding import in_time
 from service.errors import Rejected
-from service.registry.base import DIGEST, Entry, Kind, Published, Version, blob_of_version
+from service.registry.base import DIGEST, Kind, Published, Version, blob_of_version
 from service.schemas import MaskList, SetCurrent, Written
-from service.security import Caller, may_change, may_read
-from service.work import Server
-from smn_core.names import check_name
+from service.security import OwnName, OwnNameToChange, Reader
+from service.server import Server, TheServer
 
-Name = Annotated[str, Path(description="[a-z0-9][a-z0-9._-]*, at most 128 characters")]
 VersionNumber = Annotated[int | None, Query(ge=1, description="Default: the current one.")]
 CURRENT = {"required": True, "content": {"application/json": {"schema": SetCurrent.model_json_schema()}}}
 T = TypeVar("T")
@@ -27,13 +26,12 @@ def add_common_routes(router: APIRouter, kind: Kind) -> None:
 
     @router.get("", response_model=MaskList)
     async def listing(
-        request: Request,
-        caller: Annotated[Caller, Depends(may_read)],
+        server: TheServer,
+        caller: Reader,
         limit: Annotated[int, Query(ge=1, le=1000, description="Names a page.")] = 100,
         after: Annotated[str, Query(max_length=128, description="`next` of the page before.")] = "",
     ) -> dict[str, Any]:
         """In order of names, a page at a time; a key bound to a prefix sees its own."""
-        server: Server = request.app.state.server
         entries = await in_thread(server, lambda: server.registry.names(kind, limit + 1, caller.after(after)))
         mine = [entry for entry in entries if entry.name.startswith(caller.prefix)]
         page = mine[:limit]
@@ -50,12 +48,8 @@ def add_common_routes(router: APIRouter, kind: Kind) -> None:
         }
 
     @router.get("/{name}/file", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
-    async def file(
-        name: Name, request: Request, caller: Annotated[Caller, Depends(may_read)], version: VersionNumber = None
-    ) -> Response:
+    async def file(name: OwnName, server: TheServer, request: Request, version: VersionNumber = None) -> Response:
         """The file, as it was uploaded."""
-        server: Server = request.app.state.server
-        caller.require_name(name)
         reference = name if version is None else f"{name}@{version}"
         digest = server.registry.resolve(kind, reference).digest
         etag = f'"{digest}"'
@@ -66,32 +60,18 @@ def add_common_routes(router: APIRouter, kind: Kind) -> None:
         return Response(data, media_type="application/octet-stream", headers={"ETag": etag, "X-SMN-Digest": digest})
 
     @router.put("/{name}/current", response_model=Written, openapi_extra={"requestBody": CURRENT})
-    async def roll(name: Name, request: Request, caller: Annotated[Caller, Depends(may_change)]) -> dict[str, Any]:
+    async def roll(name: OwnNameToChange, server: TheServer, request: Request) -> dict[str, Any]:
         """Roll back, or forward again."""
-        server: Server = request.app.state.server
-        caller.require_name(name)
         async with server.working():
-            body = await server.in_time(request, lambda: read_json(request, SetCurrent))
+            body = await in_time(server, request, lambda: read_json(request, SetCurrent))
             version = await in_thread(server, lambda: server.registry.set_current(kind, name, body.version))
         return written(name, version, [])
 
     @router.delete("/{name}", status_code=204, response_class=Response)
-    async def delete(
-        name: Name, request: Request, caller: Annotated[Caller, Depends(may_change)], version: VersionNumber = None
-    ) -> None:
+    async def delete(name: OwnNameToChange, server: TheServer, version: VersionNumber = None) -> None:
         """Delete one version, or without a version the name with all of them."""
-        server: Server = request.app.state.server
-        check_name(name)
-        caller.require_name(name)
         async with server.working():
             await in_thread(server, lambda: server.registry.delete(kind, name, version))
-
-
-def require_entry(server: Server, kind: Kind, caller: Caller, name: str) -> Entry:
-    """A name with its versions, if the caller may see it."""
-    check_name(name)
-    caller.require_name(name)
-    return server.registry.entry(kind, name)
 
 
 def answer(name: str, done: Published, warnings: list[str], response: Response) -> dict[str, Any]:

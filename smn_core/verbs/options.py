@@ -1,18 +1,18 @@
-"""The options that every verb with a model shares: `--backbone, --weights, --model-arg, ...`."""
+"""The options that every verb with a model shares, `--backbone, --weights, ...`: one a field of `BackboneSpec`."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import typer
 
 from smn_core.errors import InvalidArgument
-from smn_core.spec import BackboneSpec
+from smn_core.spec import BackboneSpec, Said
 
 if TYPE_CHECKING:
     from smn_core.mask import TaskMask
@@ -22,14 +22,53 @@ GROUP = "Backbone"
 DEFAULT_BACKBONE = "resnet50"
 
 
+@dataclass(frozen=True)
+class Option:
+    """One field of `BackboneSpec` as an option.
+
+    Args:
+        field: its name in the spec.
+        type: of what a user types: a mapping is typed as a list of KEY=VALUE, numbers as one text with commas.
+        default: where nothing is typed.
+        read: makes the field's value of what was typed.
+    """
+
+    field: str
+    said: Said
+    type: Any
+    default: Any
+    read: Callable[[Any], Any]
+
+    @property
+    def name(self) -> str:
+        return self.said.name
+
+
+def _option(field: Field[Any], of: Any) -> Option:
+    """The option of a field of this type."""
+    said: Said = field.metadata["said"]
+    if get_origin(of) is get_origin(Mapping[str, Any]):
+        return Option(field.name, said, list[str], None, _model_args)
+    if of == tuple[float, ...] | None:
+        return Option(field.name, said, str, None, partial(numbers, said.name))
+    return Option(field.name, said, of, "" if field.default is MISSING else field.default, _as_typed)
+
+
+def _model_args(texts: list[str] | None) -> dict[str, Any]:
+    return parse_model_args(texts or [])
+
+
+def _as_typed(value: Any) -> Any:
+    return value
+
+
 def model_options(command: Callable[..., Made]) -> Callable[..., Made]:
     """Give a command the shared options; it receives them together as `spec: BackboneSpec`."""
     own = inspect.signature(command, eval_str=True)
-    shared = inspect.signature(_spec, eval_str=True)
-    parameters = [p for p in own.parameters.values() if p.name != "spec"] + list(shared.parameters.values())
+    parameters = [p for p in own.parameters.values() if p.name != "spec"] + [_parameter(option) for option in OPTIONS]
 
     def wrapped(**given: Any) -> Made:
-        spec = _spec(**{name: given.pop(name) for name in shared.parameters})
+        spec = spec_of({option.name: given.pop(option.name) for option in OPTIONS})
         return command(spec=spec, **given)
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
@@ -37,60 +76,23 @@ def model_options(command: Callable[..., Made]) -> Callable[..., Made]:
     return wrapped
 
 
-def _spec(
-    *,
-    backbone: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="timm model name. Default: the mask's own, else resnet50.", rich_help_panel=GROUP
-        ),
-    ] = "",
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="safetensors or weights_only checkpoint. Default: timm's pretrained weights.",
-            rich_help_panel=GROUP,
-        ),
-    ] = None,
-    model_arg: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Extra create_model argument; may be repeated.", rich_help_panel=GROUP),
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(metavar="PX", help="Side of the input. Default: timm's.", rich_help_panel=GROUP)
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(metavar="R,G,B", help="Pixel mean, one or three numbers. Default: timm's.", rich_help_panel=GROUP),
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Pixel deviation, likewise.", rich_help_panel=GROUP)
-    ] = None,
-    crop_pct: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Of the shorter side, how much is seen; 1: all. Default: timm's.",
-            rich_help_panel=GROUP,
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1; auto takes a GPU where there is one.", rich_help_panel=GROUP)
-    ] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=GROUP)] = "float32",
-) -> BackboneSpec:
-    return BackboneSpec(
-        name=backbone,
-        weights=weights,
-        args=parse_model_args(model_arg or []),
-        image_size=image_size,
-        mean=numbers("mean", mean),
-        std=numbers("std", std),
-        crop_pct=crop_pct,
-        device=device,
-        dtype=dtype,
+def _parameter(option: Option) -> inspect.Parameter:
+    """The option as a parameter that typer reads."""
+    otherwise = f" Default: {option.said.otherwise}." if option.said.otherwise else ""
+    shown = typer.Option(metavar=option.said.metavar, help=f"{option.said.help}.{otherwise}", rich_help_panel=GROUP)
+    kind = option.type if option.default is not None else option.type | None
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=Annotated[kind, shown]
     )
+
+
+def spec_of(typed: Mapping[str, Any]) -> BackboneSpec:
+    """The backbone that options name: `{"backbone": "resnet50", "model_arg": ["depth=3"], ...}`, all of `OPTIONS`.
+
+    Raises:
+        InvalidArgument: a model argument, mean or std that cannot be read.
+    """
+    return BackboneSpec(**{option.field: option.read(typed[option.name]) for option in OPTIONS})
 
 
 def as_trained(spec: BackboneSpec, mask: TaskMask | None) -> BackboneSpec:
@@ -133,3 +135,8 @@ def numbers(name: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise InvalidArgument(f"--{name} {text!r}: write one or three numbers, as 0.5,0.5,0.5") from error
+
+
+_TYPES = get_type_hints(BackboneSpec)
+OPTIONS = tuple(_option(field, _TYPES[field.name]) for field in fields(BackboneSpec))
+"""All of them, in the order of the spec's fields."""

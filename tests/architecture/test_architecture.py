@@ -85,7 +85,7 @@ def test_the_command_starts_without_torch():
 
 def test_the_service_starts_without_what_learning_needs():
     """A server imports neither lightly nor Lightning nor scikit-learn, nor what draws or measures."""
-    tops = {name.split(".")[0] for name in loaded("import service.app, service.server, service.__main__")}
+    tops = {name.split(".")[0] for name in loaded("import service.app, service.listen, service.__main__")}
     assert (
         tops & {"lightly", "pytorch_lightning", "lightning", "sklearn", "matplotlib", "training", "benchmarks"} == set()
     )

@@ -1,4 +1,4 @@
-"""A client written from DESIGN.md's HTTP table alone: urllib, json and numpy, nothing of the project."""
+"""A client written from what README.md says about HTTP and docs/formats.md about files: nothing of the project."""
 
 import base64
 import io

@@ -1,9 +1,14 @@
 """Who may do what: keys, prefixes, open routes, and where the server refuses to start."""
 
+from typing import Annotated
+
 import pytest
+from fastapi import Depends, FastAPI
+from fastapi.routing import iter_route_contexts
 from served import photo
 
 from service.app import create_app
+from service.security import Name, Reader, own_name, own_name_to_change
 from service.settings import Settings
 from smn_core.errors import InvalidArgument
 
@@ -146,3 +151,60 @@ def test_a_key_bound_to_what_no_name_starts_with_is_refused_at_the_start(make_ap
 
 def test_keys_are_not_shown_in_the_settings_words():
     assert "writer" not in repr(Settings(admin_keys=["writer"]))
+
+
+def routes_of(app):
+    """Every route of an application, those of included routers too."""
+    return [route for route in iter_route_contexts(app.routes) if getattr(route, "dependant", None) is not None]
+
+
+def unchecked_names(app):
+    """Routes whose `{name}` is not taken by the one dependency that fits their method, and by it alone."""
+    wrong = []
+    for route in routes_of(app):
+        if "{name}" not in route.path:
+            continue
+        check = own_name if route.methods <= {"GET", "HEAD"} else own_name_to_change
+        takers, rest = [], [route.dependant]
+        while rest:
+            dependant = rest.pop()
+            rest += dependant.dependencies
+            takers += [dependant.call for field in dependant.path_params if field.name == "name"]
+        if takers != [check]:
+            wrong.append(f"{' '.join(route.methods)} {route.path}")
+    return wrong
+
+
+def test_every_name_in_a_path_is_checked_against_the_grammar_and_the_key(make_app):
+    app = make_app()
+    named = [route.path for route in routes_of(app) if "{name}" in route.path]
+    assert len(named) >= 10 and {path.split("/")[1] for path in named} == {"masks", "cascades"}
+    assert unchecked_names(app) == []
+
+
+def test_a_route_that_takes_a_name_unchecked_or_as_a_reader_would_be_found():
+    app = FastAPI()
+
+    @app.get("/bare/{name}")
+    async def bare(name: Name, caller: Reader): ...
+
+    @app.delete("/reads/{name}")
+    async def reads(name: Annotated[str, Depends(own_name)]): ...
+
+    @app.get("/unread/{name}")
+    async def unread(): ...
+
+    @app.get("/checked/{name}")
+    async def checked(name: Annotated[str, Depends(own_name)]): ...
+
+    assert sorted(unchecked_names(app)) == ["DELETE /reads/{name}", "GET /bare/{name}", "GET /unread/{name}"]
+
+
+@pytest.mark.parametrize("kind", ["masks", "cascades"])
+@pytest.mark.parametrize(
+    ("method", "rest"), [("PUT", ""), ("GET", ""), ("GET", "/file"), ("PUT", "/current"), ("DELETE", "")]
+)
+def test_what_is_no_name_is_refused_on_every_route_before_anything_is_read(client, require_error, kind, method, rest):
+    for name in ("Upper", "m@1", "-dash", "a" * 129):
+        message = require_error(client.request(method, f"/{kind}/{name}{rest}"), 400)
+        assert "is not a name" in message

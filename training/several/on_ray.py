@@ -25,7 +25,7 @@ from training.several.jobs import Heard, Job, PushFailed, RunFailed, work
 try:
     import ray
 except ImportError as error:
-    raise InvalidArgument("--on ray needs Ray: pip install 'smn[ray]'") from error
+    raise InvalidArgument("--on ray needs Ray: uv pip install '.[ray]'") from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,80 @@
+"""The socket: uvicorn with a drain. After SIGTERM or ctrl-C new work gets 503, and work in flight is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from service.connection import BoundedProtocol
+from service.server import Server
+
+STOPPED_S = 0.05
+"""Time for requests that the engine has just failed to send their 503."""
+
+
+class DrainingServer(uvicorn.Server):
+    """Answers what is in flight before it closes; a second signal ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float) -> None:
+        super().__init__(config)
+        self._app, self._drain_s = app, drain_s
+        self._server: Server = app.state.server
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        self._loop = asyncio.get_running_loop()
+        # uvicorn's own lifespan would turn an error of the start into a traceback and exit code 3.
+        async with self._app.router.lifespan_context(self._app):
+            await super().serve(sockets)  # type: ignore[arg-type]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin the drain. uvicorn's own handler would close the socket at once and raise the signal again."""
+        if self._server.draining:
+            self.force_exit = self.should_exit = True
+            return
+        self._server.draining = True
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain()))
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._drain_s
+        while self._server.in_flight and loop.time() < end:
+            await asyncio.sleep(0.01)
+        if self._server.in_flight:  # the time is over: what still waits for the engine gets 503 while that can be sent
+            await asyncio.to_thread(self._server.embedder.stop)
+            await asyncio.sleep(STOPPED_S)
+            self._server.give_up()
+        # The time that is left is for answers on their way: at least a second, or none would get through.
+        self.config.timeout_graceful_shutdown = max(1, round(end - loop.time()))
+        self.should_exit = True
+
+
+def run(app: FastAPI, host: str, port: int, drain_s: float) -> None:
+    """Serve until a signal; returns once everything is answered and closed.
+
+    Raises:
+        OSError: the address is taken, or not this machine's.
+        SMNError: what is to be preloaded cannot be.
+    """
+    config = uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        log_config=None,
+        lifespan="off",
+        access_log=False,
+        server_header=False,
+    )
+    server = DrainingServer(config, app, drain_s)
+    assert threading.current_thread() is threading.main_thread()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=config.backlog) as listening:
+        structlog.get_logger("smn.server").info("listening", host=host, port=listening.getsockname()[1])
+        server.run([listening])

@@ -31,7 +31,7 @@ from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, model_options
 from training.data import open_split
 from training.evaluation import probes
-from training.recentre import Recentred, norms_of
+from training.recentre import Recentred, find_norms
 
 FOLDS = 5
 BATCH = 32
@@ -75,7 +75,7 @@ def main(
     for variant, bits, alpha in _variants(worn, on, rng):
         worn.wear(bits, alpha)
         score(variant, sum(int((~b).sum()) for b in bits.values()))
-    if norms_of(backbone.model) and not task.state:
+    if find_norms(backbone.model) and not task.state:
         worn.wear({name: torch.ones_like(b) for name, b in on.items()})
         recentred = Recentred(backbone.model, x[:CALIBRATION_IMAGES], on)
         worn.wear(on)

@@ -23,7 +23,7 @@ from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidArgument
 from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
-from smn_core.verbs.offline import loader
+from smn_core.verbs.offline import make_loader
 from smn_core.verbs.options import numbers
 from training.data import open_split
 from training.evaluation.probes import knn
@@ -53,7 +53,7 @@ def main(
     if split.labels is None or task.digest is None:
         raise InvalidArgument(f"{data} has no labels")
     chosen = np.linspace(0, len(split.names) - 1, min(images, len(split.names))).astype(int)
-    load, labels = loader(split, full), np.asarray(split.labels, np.int64)[chosen]
+    load, labels = make_loader(split, full), np.asarray(split.labels, np.int64)[chosen]
     x = torch.stack([load(int(i)) for i in chosen])
     for engine in (full, half):
         engine.prepare(task)

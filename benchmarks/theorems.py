@@ -26,13 +26,14 @@ from benchmarks.rows import row
 from smn_core.backbone import load_backbone
 from smn_core.files import replacing
 from smn_core.spec import BackboneSpec
-from training import run
 from training.config import Config
 from training.data import open_split
 from training.learner import Learner
-from training.masking import MaskRule, attached
+from training.masking import MaskRule, list_scores
 from training.request import Request
+from training.run import Prepared, make_loader
 from training.swav import Crops, SwavConfig
+from training.trainer import make_trainer, quieten
 
 SETTINGS = ((50.0, 1.0, 0.0), (100.0, 2.0, 0.0), (100.0, 2.5, 0.5), (50.0, 2.0, 1.0), (100.0, 1.0, 0.0))
 """(lr, S0, mu); the last has another ratio."""
@@ -48,7 +49,7 @@ class Watch(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self.losses.append(float(outputs["loss"]))
-        self.bits.append(torch.cat([s.on().flatten() for _, s in attached(pl_module.model)]).numpy())
+        self.bits.append(torch.cat([s.on().flatten() for _, s in list_scores(pl_module.model)]).numpy())
 
 
 def main() -> None:
@@ -83,9 +84,9 @@ def learn(folder: Path, setting: tuple[float, float, float], steps: int) -> Watc
     backbone, images = load_backbone(spec), open_split(str(data), "train")
     seed_everything(0, verbose=False)
     learner = Learner(backbone, config, steps)
-    loader = run._loader_of(request, learner, backbone, images, 0, 0, 1)
-    run._quieten()
-    run._trainer_of(request, learner, backbone, 1, [watch]).fit(learner, loader)
+    loader = make_loader(Prepared(request, 0, 1, None, images, backbone, {}), learner, 0)
+    quieten()
+    make_trainer(learner, request.folder, backbone.device, 1, [watch], shows=True).fit(learner, loader)
     return watch
 
 

@@ -82,7 +82,7 @@ def embed(
 ) -> None:
     """Embed a folder or an .npz of images through a mask or a cascade, without a server."""
     from smn_core.imageset import open_images
-    from smn_core.verbs.offline import embed_to_file, first, through
+    from smn_core.verbs.offline import embed_through, embed_to_file, keep_first
     from smn_core.verbs.show import images_progress, note
 
     if out.suffix != ".npy":
@@ -96,9 +96,9 @@ def embed(
         engine, run, width = _cascade_engine(spec, cascade, mode, dimensions)
     else:
         engine, digest = _engine(spec, mask)
-        run, width = first(through(engine, digest), dimensions, engine.backbone.n_features)
-    with images_progress(len(images.names)) as progress:
-        embed_to_file(images, engine, run, width, out, batch_size=batch_size, workers=workers, progress=progress)
+        run, width = keep_first(embed_through(engine, digest), dimensions, engine.backbone.n_features)
+    with images_progress(len(images.names)) as on_batch:
+        embed_to_file(images, engine, run, width, out, batch_size=batch_size, workers=workers, on_batch=on_batch)
     note(f"{len(images.names)} embeddings of {width} features in {out}")
 
 
@@ -149,7 +149,7 @@ def _cascade_engine(
     from smn_core.cascade.cascade import embed
     from smn_core.cascade.file import check_fits, open_folder
     from smn_core.engine import Engine
-    from smn_core.verbs.offline import first
+    from smn_core.verbs.offline import keep_first
     from smn_core.verbs.show import note
 
     found = open_folder(folder)
@@ -162,7 +162,7 @@ def _cascade_engine(
     for warning in warnings:
         note(f"warning: {warning}")
     width = cascade.choose_dimensions(dimensions, chosen, backbone.n_features)
-    run, _ = first(lambda x: torch.from_numpy(embed(engine, cascade, chosen, x).embeddings), width, width)
+    run, _ = keep_first(lambda x: torch.from_numpy(embed(engine, cascade, chosen, x).embeddings), width, width)
     return engine, run, width
 
 

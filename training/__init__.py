@@ -1,1 +1,1 @@
-"""Learning masks, in the order a run takes (to come)."""
+"""Learning masks from images: recipes, data and objectives in, a run that can be resumed, mask files out."""

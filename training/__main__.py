@@ -14,7 +14,6 @@ from smn_core.verbs.options import as_trained, model_options
 
 if TYPE_CHECKING:
     from training.request import Request
-    from training.several.jobs import FanOut
 
 app = typer.Typer()
 MAX_SEED, MAX_EXPERTS, MAX_THREADS = 2**32 - 1, 64, 1024  # numpy's seeds have 32 bits
@@ -75,12 +74,12 @@ def train(
     import torch
 
     from smn_core.verbs.show import note
-    from training.request import request_of
+    from training.request import make_request
     from training.run import train as run
 
     if resume and overwrite:
         raise InvalidArgument("--resume and --overwrite exclude each other")
-    request = request_of(
+    request = make_request(
         spec, data, out, objective=objective, recipe=recipe, epochs=epochs, labels=labels, seed=seed, split=split,
         stages=stages, share=share, density=density, setting=setting, workers=workers, resume=resume,
         overwrite=overwrite, start=start, command=["smn", *sys.argv[1:]],
@@ -116,6 +115,7 @@ def train_many(
     An entry says what `smn train` is told, by the same names: data, out, recipe, set, seed, backbone ...; and push.
     """
     from smn_core.verbs import show
+    from training.several.fan_out import choose_fan_out
     from training.several.jobs import RunFailed
     from training.several.manifest import read_manifest
     from training.several.many import FAILED, run_many
@@ -124,7 +124,7 @@ def train_many(
         raise InvalidArgument("--resume and --overwrite exclude each other")
     entries = read_manifest(manifest, _parse_train)
     device = next((entry.job.request.spec.device for entry in entries if entry.job), "auto")
-    fan_out = _fan_out(on, processes, threads, cpus, gpus, retries, len(entries), device)
+    fan_out = choose_fan_out(on, processes, threads, cpus, gpus, retries, len(entries), device)
     made = run_many(entries, fan_out, show.progress, show.note, resume=resume, overwrite=overwrite)
     rows = [outcome.as_json() for outcome in made]
     if as_json:
@@ -139,7 +139,7 @@ def train_many(
 
 def _parse_train(words: list[str]) -> tuple[Request, int]:
     """The request, and torch's threads, of a command line of `smn train`."""
-    from training.request import request_of
+    from training.request import make_request
 
     command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
     try:
@@ -147,26 +147,7 @@ def _parse_train(words: list[str]) -> tuple[Request, int]:
     except USAGE_ERROR as error:
         raise InvalidArgument(error.format_message()) from error
     threads = given.pop("threads")
-    return model_options(request_of)(**given), threads
-
-
-def _fan_out(
-    on: str, processes: int, threads: int, cpus: float, gpus: float, retries: int, n_runs: int, device: str
-) -> FanOut:
-    """Where several runs run: tasks of Ray, or processes here."""
-    from functools import partial
-
-    from training.several.processes import default_processes, work_in_processes
-
-    where, _, address = on.partition("=")
-    if where == "ray":
-        from training.several.on_ray import Cluster, work_on_ray
-
-        return partial(work_on_ray, cluster=Cluster(address, cpus, gpus, retries), threads=threads)
-    if on:
-        raise InvalidArgument(f"--on {on}: there is ray, or ray=ADDRESS")
-    processes = processes or default_processes(n_runs, device)
-    return partial(work_in_processes, processes=processes, threads=threads, retries=retries)
+    return model_options(make_request)(**given), threads
 
 
 @app.command()
@@ -177,9 +158,9 @@ def cascade(
     out: Annotated[Path, typer.Option(metavar="DIR", help="root.smn, expert-1.smn ..., cascade.safetensors.")],
     spec: BackboneSpec,
     experts: Annotated[int, typer.Option(min=0, max=MAX_EXPERTS, help="0 only whitens the root.")] = 5,
-    split_by: Annotated[
-        str, typer.Option("--split", help="mixture: clusters of root embeddings; random: the control.")
-    ] = "mixture",
+    clusters: Annotated[
+        str, typer.Option(help="mixture (the default): clusters of root embeddings; random: the control.")
+    ] = "",
     fusion: Annotated[
         str,
         typer.Option(metavar="KIND[:COMPONENTS[:PRECISION[:RANK]]]", help="concat, pca, random or low-rank."),
@@ -196,9 +177,11 @@ def cascade(
         typer.Option("--set", metavar="NAME=VALUE", help="Change one setting of the root's recipe; may be repeated."),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED - MAX_EXPERTS, help="Of the split; expert j has the seed after it by j.")
+        int,
+        typer.Option(min=0, max=MAX_SEED - MAX_EXPERTS, help="Of the clusters; expert j has the seed after it by j."),
     ] = 0,
-    train_split: Annotated[str, typer.Option(help="Split of the data to learn from.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of the data to learn from. Default: train.")] = "",
+    train_split: Annotated[str, typer.Option(help="The same: what --split was called before.")] = "",
     processes: Annotated[int, typer.Option(min=0, help="Experts at once; 0: one a core or GPU.")] = 0,
     threads: ThreadsOfEach = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes of each expert that decode and augment.")] = 0,
@@ -223,25 +206,27 @@ def cascade(
     from training.cascade.build import CascadeRequest, build
     from training.cascade.fusion import parse_fusion
     from training.config import override
-    from training.several.processes import default_processes, work_here
-    from training.starts import config_of
+    from training.several.fan_out import choose_fan_out
+    from training.several.processes import choose_processes, work_here
+    from training.starts import read_config
 
+    clusters, split = _read_clusters_and_split(clusters, split, train_split)
     config = None
     if experts:
         # The root's head is trained already: no step of an expert is for the head alone.
-        config = override(replace(config_of(root), head_steps=0), setting or [])
+        config = override(replace(read_config(root), head_steps=0), setting or [])
         config = replace(config, epochs=epochs, steps=None) if epochs is not None else config
     fitted = modes.split(",") if modes else list(MODES) if experts else [UNCONDITIONAL]
     if threads:
         torch.set_num_threads(threads)
         threadpool_limits(threads)  # scikit-learn's and numpy's, which crawl where others want the cores
-    processes = processes or default_processes(experts, spec.device)
+    processes = processes or choose_processes(experts, spec.device)
     fan_out = work_here  # one at a time needs no process of its own
     if on or min(processes, experts) > 1:
-        fan_out = _fan_out(on, processes, threads, cpus, gpus, retries, experts, spec.device)
+        fan_out = choose_fan_out(on, processes, threads, cpus, gpus, retries, experts, spec.device)
     request = CascadeRequest(
-        as_trained(spec, read_mask(root)), data, root, config, out, experts=experts, split_by=split_by,
-        fusion=parse_fusion(fusion, seed), modes=fitted, mode=mode or fitted[0], split=train_split, seed=seed,
+        as_trained(spec, read_mask(root)), data, root, config, out, experts=experts, clusters=clusters,
+        fusion=parse_fusion(fusion, seed), modes=fitted, mode=mode or fitted[0], split=split, seed=seed,
         resume=resume, overwrite=overwrite, workers=workers, fan_out=fan_out, batch_size=batch_size,
         command=["smn", *sys.argv[1:]],
     )  # fmt: skip
@@ -251,6 +236,22 @@ def cascade(
         return
     pure = f", purity {made.purity['all']:.3f}" if made.purity else ""
     show.note(f"{out}: clusters {made.sizes}{pure}, {sum(made.bytes.values()):,} bytes, {made.cascade.digest}")
+
+
+def _read_clusters_and_split(clusters: str, split: str, train_split: str) -> tuple[str, str]:
+    """How images are clustered, and the part of the data, from today's options of `smn cascade` and earlier ones.
+
+    `--split` was the name of `--clusters`, and the part of the data was `--train-split`.
+    """
+    from smn_core.verbs.show import note
+    from training.cascade.clusters import KINDS
+
+    if split in KINDS and not clusters:
+        note(f"--split {split} is now --clusters {split}")
+        clusters, split = split, ""
+    if split and train_split and split != train_split:
+        raise InvalidArgument(f"--split {split} and --train-split {train_split} mean the same: give one of them")
+    return clusters or KINDS[0], split or train_split or "train"
 
 
 @app.command()
@@ -302,14 +303,14 @@ def evaluate(
     from smn_core.verbs import show
     from smn_core.verbs.plots import require_plottable
     from training.cascade.fusion import parse_fusion
-    from training.evaluation.evaluate import Plan
+    from training.evaluation.evaluate import EvaluationSettings
     from training.evaluation.evaluate import evaluate as run
-    from training.evaluation.tables import results
-    from training.labels import amount_of
+    from training.evaluation.tables import print_results
+    from training.labels import parse_amount
 
-    plan = Plan(
-        data, tuple(p for p in probe.split(",") if p not in ("", "none")), tuple(map(amount_of, labels or ())), seeds,
-        train_split, test_split, folds, batch_size, views,
+    settings = EvaluationSettings(
+        data, tuple(p for p in probe.split(",") if p not in ("", "none")), tuple(map(parse_amount, labels or ())),
+        seeds, train_split, test_split, folds, batch_size, views,
     )  # fmt: skip
     if threads:
         torch.set_num_threads(threads)
@@ -325,13 +326,13 @@ def evaluate(
     folders = [(path.name, open_folder(path)) for path in cascade or []]
     first = masks[0][1] if masks else read_mask(folders[0][1].files[0]) if folders else None
     backbone = load_backbone(as_trained(spec, first))
-    with show.images_progress(None) as progress:
-        found = run(Engine(backbone, slots=1), masks, plan, progress, folders, fusions)
+    with show.images_progress(None) as on_batch:
+        found = run(Engine(backbone, slots=1), masks, settings, on_batch, folders, fusions)
     if plot is not None:
-        from training.plots import low_shot_plot
+        from training.plots import draw_low_shot
 
-        low_shot_plot(found, plot)
+        draw_low_shot(found, plot)
     if as_json:
         show.as_json(found)
     else:
-        results(found)
+        print_results(found)

@@ -1,4 +1,4 @@
-"""What a run measures on plain training images: the features' centre and spread, and the statistics of norms."""
+"""Measure plain training images for a run: their features for the head, their statistics for the norms."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from training.learner import Learner
 from training.recentre import Recentred
 
 CENTRE_IMAGES = 512
-NORM_IMAGES = 128
-"""They run as one batch, so that every norm sees what the norms before it made of them."""
+NORM_IMAGES = 128  # one batch: a norm must meet what the norms before it make of the same images
 
 
-def plain_images(backbone: Backbone, images: ImageSet, n_most: int) -> Iterator[Tensor]:
-    """Some images as they will be served, [3, h, w] each; those that cannot be read are passed over.
+def read_plain_images(backbone: Backbone, images: ImageSet, n_most: int) -> Iterator[Tensor]:
+    """Pick up to `n_most` images and yield each as it will be served, [3, h, w]. Unreadable ones are left out.
 
     Raises:
-        InvalidData: the whole set cannot be read, or fewer than two of the images that were picked.
+        InvalidData: the set cannot be read, or fewer than two of the picked images can.
     """
     reader, draft_px = ImageReader(backbone.preprocess), draft_side_px(backbone.preprocess)
     picked = np.random.default_rng(0).permutation(len(images.names))[:n_most]
@@ -44,28 +43,26 @@ def plain_images(backbone: Backbone, images: ImageSet, n_most: int) -> Iterator[
 
 
 @torch.inference_mode()
-def set_centre(learner: Learner, backbone: Backbone, images: ImageSet) -> None:
-    """Centre and spread of the backbone's features, as it is now, over some training images; fixed for the run."""
-    assert learner.swav is not None
+def calibrate_head(learner: Learner, backbone: Backbone, images: ImageSet) -> None:
+    """Calibrate the head on the features that the backbone, as it is now, gives some training images."""
     learner.model.eval()
-    found = plain_images(backbone, images, CENTRE_IMAGES)
+    found = read_plain_images(backbone, images, CENTRE_IMAGES)
     z = torch.cat([learner.model(x[None].to(backbone.device)).float().cpu() for x in found])
-    learner.swav.head.centre.copy_(z.mean(0))  # type: ignore[operator]
-    learner.swav.head.spread.copy_(z.std(0).clamp_min(1e-6))  # type: ignore[operator]
+    learner.objective.calibrate(learner.head, z)
 
 
 def recentre(learner: Learner, backbone: Backbone, images: ImageSet) -> None:
-    """Unfold the norms of the untouched backbone; before the first step."""
-    masked = {name for name, _ in masking.attached(learner.model)}
+    """Unfold the norms of the untouched backbone, before the first step."""
+    masked = {name for name, _ in masking.list_scores(learner.model)}
     learner.recentred = Recentred(learner.model, _norm_batch(backbone, images).to(backbone.device), masked)
 
 
 def settle(learner: Learner, backbone: Backbone, images: ImageSet) -> None:
-    """Give the unfolded norms their statistics under the mask; after the last step."""
+    """Give the unfolded norms their statistics under the mask, after the last step."""
     assert learner.recentred is not None
     learner.recentred.settle(_norm_batch(backbone, images).to(learner.device))
 
 
 def _norm_batch(backbone: Backbone, images: ImageSet) -> Tensor:
-    """The images [n, 3, h, w] whose statistics the norms take, before the first step and after the last."""
-    return torch.stack(list(plain_images(backbone, images, NORM_IMAGES)))
+    """The images [n, 3, h, w] that give the norms their statistics, before the first step and after the last."""
+    return torch.stack(list(read_plain_images(backbone, images, NORM_IMAGES)))

@@ -1,4 +1,4 @@
-"""Checkpoints of runs: where they are, how they are read, and written so that none is ever half there."""
+"""Checkpoints of runs: where they lie, how they are read, and how they are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ CHECKPOINT, README = "last.ckpt", "README.md"
 
 
 def folder_of(out: Path) -> Path:
-    """Where the run that writes `out` keeps its checkpoint, curve and plots."""
+    """The folder of the run that writes `out`, with its checkpoint, curve and plots."""
     return out.with_name(f"{out.stem}.run")
 
 
 def is_finished(out: Path) -> bool:
-    """Whether the run that writes `out` came to its end: its README is the last that it writes."""
+    """Whether the run that writes `out` has ended: it writes its README last."""
     return out.exists() and (folder_of(out) / README).exists()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of `smn train`; `smn` says what run it is of, `global_step` how far it came.
+    """Read a checkpoint of `smn train`. Its `smn` identifies the run, `global_step` is the number of steps done.
 
     Raises:
-        InvalidWeights: it is not there, damaged, or no checkpoint of ours.
+        InvalidWeights: the file is missing or damaged, or not from `smn train`.
     """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -42,7 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's own, written beside the file and renamed over it; a full disk or a kill leaves the earlier one."""
+    """Writes a checkpoint beside the old one, then renames it: a full disk or a kill leaves the old one whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,23 +1,22 @@
-"""Everything that decides a run but its data, backbone and seed; and how a command line changes single settings."""
+"""The settings of a run, the table of objectives, and how a command line changes single settings."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 
 from smn_core.errors import InvalidArgument
 from training.masking import MaskRule
-from training.swav import SwavConfig, require_scale
+from training.objective import Objective
+from training.supervised import SupervisedObjective
+from training.swav import SwavConfig, SwavObjective, require_scale
 
-Objective = Literal["swav", "supervised", "finetune", "swav-finetune"]
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-MASKS: tuple[Objective, ...] = ("swav", "supervised")
-"""Objectives that learn a mask; the others learn all weights."""
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 PRECISIONS: dict[Precision, torch.dtype] = {
     "32-true": torch.float32,
@@ -28,18 +27,18 @@ PRECISIONS: dict[Precision, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run but its data, backbone and seed.
+    """Everything that decides a run, except its data, backbone and seed.
 
-    `lr` moves the scores (or all weights, for the two fine-tuning objectives), `head_lr` what is thrown away.
-    `lr_per_tensor` divides the gradient of every tensor by its root mean square at the first step that uses it.
+    `objective` is a name in `OBJECTIVES`. `lr` is for the scores, or for all weights in fine-tuning; `head_lr` is for
+    the objective's head. `lr_per_tensor` divides the gradient of every tensor by the root mean square of its first one.
     `precision` is autocast's; bf16-mixed is several times faster on processors with bfloat16 instructions (with
-    `fused_attention=false`) and many times slower on others.
-    `recentre_norm` is for networks whose BatchNorm is folded away (`training/recentre.py`), `freeze_norm` for none.
-    Steps are `epochs` of the data; `steps`, where set, overrides them. During `head_steps` only the head learns.
+    `fused_attention=false`) and many times slower on others. `freeze_norm` keeps the norms' running statistics;
+    `recentre_norm` is for networks whose BatchNorm is folded away (`training/recentre.py`).
+    A run takes `epochs` of the data, or `steps` where that is set. During `head_steps` only the head learns.
     """
 
     name: str
-    objective: Objective = "swav"
+    objective: str = "swav"
     epochs: float = 100
     steps: int | None = None
     batch_size: int = 64
@@ -85,26 +84,53 @@ class Config:
         if not 0 <= self.momentum < 1 or not 0 <= self.warmup <= 1:
             raise InvalidArgument(f"momentum {self.momentum} must be in [0, 1), warmup {self.warmup} in [0, 1]")
         require_scale("crop_scale", self.crop_scale)
-        if self.recentre_norm and (self.freeze_norm or self.objective not in MASKS):
+        if self.recentre_norm and (self.freeze_norm or not self.learns_mask):
             raise InvalidArgument("recentre_norm=true is for masks, and without freeze_norm")
 
+    @property
+    def learns_mask(self) -> bool:
+        """Whether the run learns a mask; else it learns all weights."""
+        return OBJECTIVES[self.objective].learns_mask
+
+    def make_objective(self) -> Objective[Any]:
+        """What the run learns by, with the settings of this recipe."""
+        return OBJECTIVES[self.objective].make(self)
+
     def total_steps(self, n_images: int) -> int:
-        """Optimiser steps of a run over a set of `n_images`."""
+        """The optimiser steps of a run on `n_images` images."""
         per_epoch = n_images // self.batch_size
         return self.steps if self.steps is not None else max(1, round(self.epochs * per_epoch))
 
 
-def config_from(table: dict[str, Any]) -> Config:
-    """The configuration whose `dataclasses.asdict` went through JSON: checkpoints hold it so.
+@dataclass(frozen=True)
+class Learning:
+    """What the name of an objective means: how the objective is made of a recipe, and what it moves."""
+
+    make: Callable[[Config], Objective[Any]]
+    learns_mask: bool
+
+
+OBJECTIVES: dict[str, Learning] = {
+    "swav": Learning(SwavObjective, learns_mask=True),
+    "supervised": Learning(SupervisedObjective, learns_mask=True),
+    "finetune": Learning(SupervisedObjective, learns_mask=False),
+    "swav-finetune": Learning(SwavObjective, learns_mask=False),
+}
+MASKS = tuple(name for name, learning in OBJECTIVES.items() if learning.learns_mask)
+"""Names of the objectives that learn a mask."""
+
+
+def parse_config(table: dict[str, Any]) -> Config:
+    """The configuration from its `dataclasses.asdict` after JSON, as checkpoints have it.
 
     Raises:
-        InvalidArgument: it has settings that this version does not know.
+        InvalidArgument: it has a setting that this version does not know.
     """
     return cast("Config", _from_table(Config(""), table))
 
 
 def _from_table(default: Any, table: dict[str, Any]) -> Any:
-    """`default` with the fields of a table; lists become tuples where the default has one."""
+    """`default` with the values of a table. A list becomes a tuple where the default is one."""
     known = {f.name for f in dataclasses.fields(default)}
     if unknown := sorted(set(table) - known):
         raise InvalidArgument(f"a recipe with the setting {unknown[0]!r}, which this version does not know")
@@ -162,7 +188,7 @@ def _parse(present: Any, value: str, text: str) -> Any:
 
 
 def _like(value: Any, present: Any) -> bool:
-    """Whether a value is of the kind of the present one; whole numbers will do for fractions, true and false do not."""
+    """Whether a value may replace the present one. A whole number may replace a fraction; a bool only a bool."""
     if isinstance(value, bool) or isinstance(present, bool):
         return isinstance(value, bool) and isinstance(present, bool)
     return isinstance(value, (int, float) if isinstance(present, float) else type(present))

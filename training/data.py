@@ -1,7 +1,7 @@
-"""Images for learning: a folder, an `.npz`, or `torchvision:NAME`; and batches that depend on (seed, step) alone.
+"""Images for learning, from a folder, an `.npz` or `torchvision:NAME`, and the batches of a run.
 
-Augmentation draws its randomness from (seed, step, row), never from a global generator, so a run that is resumed at
-step s sees exactly what an uninterrupted run sees from step s on, with any number of workers or processes.
+A batch depends on (seed, step) alone. The augmentation of a row is seeded by (seed, step, row). So a run that is
+resumed at step s sees exactly what an uninterrupted run sees from step s on, with any number of workers or processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from smn_core.errors import InvalidData, InvalidImage
 from smn_core.imageset import ArraySet, FolderSet, ImageSet, array_splits, open_images
 from training.labels import Renumbered
 
-# torchvision's own splits by name; those without one are cut once, with a fixed seed, 80 to 20.
+# The splits of each torchvision set. A set with None has no splits of its own: a fixed seed cuts it 80 to 20.
 TORCHVISION: dict[str, tuple[str, dict[str, dict[str, Any]] | None]] = {
     "cifar10": ("CIFAR10", {"train": {"train": True}, "test": {"train": False}}),
     "cifar100": ("CIFAR100", {"train": {"train": True}, "test": {"train": False}}),
@@ -39,12 +39,12 @@ TORCHVISION_ROOT = Path("~/.cache/smn/torchvision")
 CUT_SEED, CUT_TRAIN, CUT_SPLITS = 0, 0.8, ("train", "test")
 TRAIN = "train"
 SPLITS = frozenset({TRAIN, "test", "val", "valid", "validation", "training", "testing", "dev", "eval"})
-"""Names of folders that are no classes, where a set has no others."""
+"""Names of splits. If all folders of a set bear such names, they are splits and not classes."""
 
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """A torchvision classification set as an ImageSet; `indices` is the split's part of it."""
+    """A torchvision classification set as an ImageSet. `indices` are the images of the split."""
 
     source: Any
     indices: ndarray
@@ -63,17 +63,17 @@ class TorchvisionSet:
 
 
 def open_split(data: str, split: str) -> ImageSet:
-    """The images of a split: `torchvision:NAME`, an image folder or an `.npz`.
+    """Open the images of a split of `torchvision:NAME`, an image folder or an `.npz`.
 
-    A folder without a subfolder "train", or any other that looks like a split, is its own train split as a whole.
+    A folder without splits is its own train split as a whole.
 
     Raises:
-        InvalidData: as `open_images`; no such split; an unknown torchvision name; a set that is not there and cannot be
-            fetched.
+        InvalidData: as `open_images`; there is no such split; the torchvision name is unknown; the set is not on this
+            machine and cannot be fetched.
     """
     if data.startswith("torchvision:"):
         return _open_torchvision(data.removeprefix("torchvision:"), split)
-    path = _path(data)
+    path = _require_path(data)
     if not path.is_dir() or (path / split).is_dir():
         return open_images(path, split)
     folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -85,19 +85,19 @@ def open_split(data: str, split: str) -> ImageSet:
 
 
 def has_split(data: str, split: str) -> bool:
-    """Whether a set has a split of its own under this name, in order or not.
+    """Whether a set has a split of this name. The split itself may still be damaged.
 
     Raises:
-        InvalidData: as `open_split`, where there is no set at all.
+        InvalidData: there is no set at all.
     """
     if data.startswith("torchvision:"):
         name = data.removeprefix("torchvision:").partition("@")[0]
         return split in ((TORCHVISION.get(name) or ("", None))[1] or CUT_SPLITS)
-    path = _path(data)
+    path = _require_path(data)
     return (path / split).is_dir() if path.is_dir() else split in array_splits(path)
 
 
-def _path(data: str) -> Path:
+def _require_path(data: str) -> Path:
     if not data:
         raise InvalidData("--data is empty: give an image folder, an .npz or torchvision:NAME")
     return Path(data)
@@ -119,14 +119,14 @@ def _open_torchvision(name: str, split: str) -> TorchvisionSet:
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidData(f"torchvision:{name} is not in {folder} and could not be fetched: {reason}") from error
-    labels = _torchvision_labels(source)
+    labels = _read_torchvision_labels(source)
     indices = np.arange(len(labels))
     if splits is None:
         indices = _cut(labels, split)
     return TorchvisionSet(source, indices, labels[indices], [str(c) for c in getattr(source, "classes", [])])
 
 
-def _torchvision_labels(source: Any) -> Int64[ndarray, "n"]:
+def _read_torchvision_labels(source: Any) -> Int64[ndarray, "n"]:
     for name in ("targets", "_labels"):
         if hasattr(source, name):
             return np.asarray(getattr(source, name), np.int64)
@@ -165,10 +165,10 @@ class Subset:
         return self.source.image(int(self.indices[index]), draft_px)
 
 
-def identity(images: ImageSet, *, times: bool = True) -> str:
-    """Hex sha256 that changes with the images of a set: their pixels, or their names, sizes and times of change.
+def identify(images: ImageSet, *, times: bool = True) -> str:
+    """Hex sha256 of what identifies the images of a set: pixels of an `.npz`; names, sizes and times of files.
 
-    Without `times` it is the same for a copy of the folder.
+    Without `times` a copy of a folder has the digest of the original.
     """
     sha = hashlib.sha256()
     if isinstance(images, ArraySet):
@@ -180,9 +180,9 @@ def identity(images: ImageSet, *, times: bool = True) -> str:
             changed = f"|{status.st_mtime_ns}" if times else ""
             sha.update(f"{name}|{status.st_size}{changed}\n".encode(errors="surrogateescape"))
     elif isinstance(images, Subset):
-        sha.update(f"{identity(images.source, times=times)}|{images.indices.tolist()}".encode())
+        sha.update(f"{identify(images.source, times=times)}|{images.indices.tolist()}".encode())
     elif isinstance(images, Renumbered):
-        return identity(images.source, times=times)
+        return identify(images.source, times=times)
     else:
         sha.update(f"{getattr(images, 'source', images)!r}|{list(images.names)}".encode())
     return sha.hexdigest()
@@ -190,7 +190,7 @@ def identity(images: ImageSet, *, times: bool = True) -> str:
 
 @dataclass(frozen=True)
 class Item:
-    """What a worker is asked for: which image, and the seed of its augmentation."""
+    """A request to a worker: the number of an image, and the seed of its augmentation."""
 
     index: int
     seed: int
@@ -198,7 +198,7 @@ class Item:
 
 @dataclass
 class Batch:
-    """Views of n images: one tensor [n,3,H,W] for each crop, labels where known, names of images that were skipped."""
+    """Views of n images: a tensor [n,3,H,W] for each view, labels where all are known, names of skipped images."""
 
     views: list[Tensor]
     labels: Tensor | None
@@ -210,7 +210,7 @@ class Batch:
 
 
 class Views(Dataset[tuple[list[Tensor], int, list[str]]]):
-    """Augmented views by `Item`; an image that cannot be read is named and the next readable one takes its place."""
+    """The augmented views of an `Item`. If its image cannot be read, the next readable one takes its place."""
 
     def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Any], draft_px: int) -> None:
         self._images = images
@@ -235,7 +235,7 @@ class Views(Dataset[tuple[list[Tensor], int, list[str]]]):
 
 
 class seeded:
-    """Every global generator that augmentations draw from, seeded inside the block and as before after it."""
+    """Seeds every global generator that augmentations draw from, and restores its state after the block."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -253,9 +253,9 @@ class seeded:
 
 
 class StepSampler(Sampler[list[Item]]):
-    """Batches of steps `first_step` to `total_steps`; process `rank` of `world` gets its rows of every global batch.
+    """The batches of steps `first_step` to `total_steps`. Process `rank` of `world` gets its rows of each batch.
 
-    Images go by shuffled epochs; an epoch's rest that fills no batch is dropped.
+    Every epoch shuffles the images anew. The images at its end that fill no batch are dropped.
     """
 
     def __init__(
@@ -279,7 +279,7 @@ class StepSampler(Sampler[list[Item]]):
             yield [self.item(step, row) for row in range(self._rank, self._batch, self._world)]
 
     def item(self, step: int, row: int) -> Item:
-        """Which image, augmented how, is row `row` of the global batch of a step."""
+        """The image and the seed of row `row` in the batch of all processes at a step."""
         per_epoch = self._n // self._batch
         epoch, within = divmod(step, per_epoch)
         if getattr(self, "_order_of", None) != epoch:
@@ -290,7 +290,7 @@ class StepSampler(Sampler[list[Item]]):
 
 
 class StepLoader(DataLoader[Any]):
-    """A loader that starts at the sampler's first step: Lightning may resume in the middle of an epoch with it."""
+    """A loader that starts at its sampler's first step, so that Lightning can resume in the middle of an epoch."""
 
     def __len__(self) -> int:
         return len(self.batch_sampler)  # type: ignore[arg-type]
@@ -299,10 +299,11 @@ class StepLoader(DataLoader[Any]):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: the sampler was made for the step to start at."""
+        """Restore nothing: the sampler starts at the right step already."""
 
 
 def collate(rows: list[tuple[list[Tensor], int, list[str]]]) -> Batch:
+    """Put rows of views, label (-1: unknown) and skipped names together into a batch."""
     views = [torch.stack(crop) for crop in zip(*(row[0] for row in rows), strict=True)]
     labels = torch.tensor([row[1] for row in rows])
     return Batch(views, labels if (labels >= 0).all() else None, [name for row in rows for name in row[2]])

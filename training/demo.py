@@ -1,8 +1,8 @@
-"""The demonstration: a small backbone trained on part of scikit-learn's digits, masks learned without labels for digits
-that look otherwise, kNN before and after. Real training, on any machine, without a download.
+"""The demonstration: train a small backbone on digits, then learn masks without labels for digits that look different.
 
-The backbone sees 600 digits with labels. Each domain is 700 other digits, changed (inverted, noisy); its mask is
-learned from their pixels alone, and 497 further ones, changed alike, measure it.
+It is real training, on any machine, without a download. The backbone learns from 600 of scikit-learn's digits with
+their labels. A domain is 700 other digits, inverted or noisy. Its mask learns from their pixels alone, and 497 further
+digits, changed in the same way, measure it by kNN.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
 from smn_core.tensorfile import canonical_json, digest_of
 from training.config import Config
-from training.evaluation.evaluate import Plan, evaluate
+from training.evaluation.evaluate import EvaluationSettings, evaluate
 from training.request import Request
 from training.run import train
 from training.swav import Crops, SwavConfig
@@ -73,24 +73,24 @@ MASKS = Config(
 )
 
 
-def inverted(image: Image.Image) -> Image.Image:
+def invert(image: Image.Image) -> Image.Image:
     """Dark digits on white."""
     return ImageOps.invert(image)
 
 
-def noisy(image: Image.Image) -> Image.Image:
-    """Pale digits under noise; the noise depends on the pixels, so that a digit always looks the same."""
+def add_noise(image: Image.Image) -> Image.Image:
+    """Pale digits under noise. The noise depends on the pixels, so a digit always looks the same."""
     pixels = np.asarray(image).astype(np.float64)
     rng = np.random.default_rng(int(pixels.sum()))
     return Image.fromarray((0.5 * pixels + rng.normal(60, 45, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
-DOMAINS: dict[str, Callable[[Image.Image], Image.Image]] = {"inverted": inverted, "noisy": noisy}
+DOMAINS: dict[str, Callable[[Image.Image], Image.Image]] = {"inverted": invert, "noisy": add_noise}
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What was prepared: the backbone, a mask file for every domain, the measured table, an image to try."""
+    """What was prepared: the backbone, a mask file and scores for every domain, and an image to try."""
 
     spec: BackboneSpec
     masks: dict[str, Path]
@@ -99,7 +99,7 @@ class Demo:
 
 
 def prepare(folder: Path, say: Callable[[str], None]) -> Demo:
-    """Everything the demonstration serves, in `folder`; what a former start left there is used again."""
+    """Make in `folder` everything that the demonstration serves. A later start uses it again."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def prepare(folder: Path, say: Callable[[str], None]) -> Demo:
 
 
 def _make(folder: Path, spec: BackboneSpec, masks: dict[str, Path], say: Callable[[str], None]) -> list[dict[str, Any]]:
-    images, labels = _digits()
+    images, labels = _load_digits()
     _write_npz(folder / "plain.npz", images, labels, slice(0, N_BACKBONE))
     say("training a small backbone on 600 digits, with labels")
     _train_backbone(folder, spec)
@@ -131,7 +131,7 @@ def _make(folder: Path, spec: BackboneSpec, masks: dict[str, Path], say: Callabl
         say(f"learning a mask for {name} digits, without labels")
         train(Request(spec, str(data), MASKS, masks[name], seed=SEED, overwrite=True))
         engine = Engine(load_backbone(spec), slots=1)
-        rows = evaluate(engine, [(name, read_mask(masks[name]))], Plan(str(data)))["rows"]
+        rows = evaluate(engine, [(name, read_mask(masks[name]))], EvaluationSettings(str(data)))["rows"]
         scores.append({"domain": name, "frozen": rows[0], "mask": rows[1], "bytes": masks[name].stat().st_size})
     return scores
 
@@ -151,7 +151,7 @@ def _train_backbone(folder: Path, spec: BackboneSpec) -> None:
     train(Request(start, str(folder / "plain.npz"), BACKBONE, spec.weights, seed=SEED, overwrite=True))
 
 
-def _digits() -> tuple[list[Image.Image], ndarray]:
+def _load_digits() -> tuple[list[Image.Image], ndarray]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -162,7 +162,7 @@ def _digits() -> tuple[list[Image.Image], ndarray]:
 
 
 def _write_npz(path: Path, images: list[Image.Image], labels: ndarray, train_part: slice) -> None:
-    """`train_part` to learn from; what neither backbone nor masks learn from is the test split."""
+    """Write `train_part` as the train split, and as test split what neither backbone nor masks learn from."""
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
     test = slice(N_BACKBONE + N_DOMAIN, None)
     np.savez_compressed(

@@ -1,4 +1,4 @@
-"""Embeddings of a split through one mask, made once: a folder keeps them for the next step or verb that wants them."""
+"""Embed a split through one mask, and keep the embeddings in a folder for the next step or verb."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from smn_core.files import replacing
 from smn_core.images import draft_side_px
 from smn_core.imageset import ImageSet
 from smn_core.tensorfile import canonical_json
-from smn_core.verbs.offline import Progress, batches, embed_batches, loader, silent, through
-from training.data import Subset, identity, seeded
-from training.supervised import transform_for
+from smn_core.verbs.offline import OnBatch, embed_batches, embed_through, make_loader, read_batches, say_nothing
+from training.data import Subset, identify, seeded
+from training.supervised import make_crop
 
 VIEW_IMAGES = 500
 VIEW_SCALE = (0.4, 1.0)
 VIEW_SEEDS = 1_000_003
 DECODE_THREADS = 2
 EMBEDDINGS = "embeddings"
-"""The folder of a cascade that keeps them."""
+"""The folder for them inside the folder of a cascade."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Embeddings of one split through one mask. Unreadable images have no row; `kept` are the indices of the others."""
+    """Embeddings of one split through one mask, a row for each readable image; `kept` are their numbers."""
 
     z: Float32[ndarray, "n d"]
     labels: Int64[ndarray, "n"] | None
@@ -41,24 +41,24 @@ class Features:
 
 
 def embed(
-    engine: Engine, digest: str | None, images: ImageSet, batch_size: int, progress: Progress = silent
+    engine: Engine, digest: str | None, images: ImageSet, batch_size: int, on_batch: OnBatch = say_nothing
 ) -> Features:
-    """Embeddings of every readable image, in order.
+    """Embed every readable image, in order.
 
     Raises:
-        InvalidData: none can be read.
+        InvalidData: no image can be read.
     """
     skipped: list[str] = []
-    inputs = batches(len(images.names), loader(images, engine), batch_size, DECODE_THREADS, skipped)
-    return _collect(engine, digest, images, inputs, skipped, progress)
+    inputs = read_batches(len(images.names), make_loader(images, engine), batch_size, DECODE_THREADS, skipped)
+    return _collect(engine, digest, images, inputs, skipped, on_batch)
 
 
 def embed_view(
     engine: Engine, digest: str | None, images: ImageSet, seed: int, batch_size: int
 ) -> Float32[ndarray, "n d"]:
-    """Embeddings of one random crop of up to `VIEW_IMAGES` images; crops depend on (seed, image) alone."""
+    """Embed one random crop of each of up to `VIEW_IMAGES` images. A crop depends on (seed, image) alone."""
     preprocess = dict(engine.backbone.preprocess)
-    transform, draft_px = transform_for(VIEW_SCALE, preprocess), draft_side_px(preprocess)
+    transform, draft_px = make_crop(VIEW_SCALE, preprocess), draft_side_px(preprocess)
     picked = np.random.default_rng(0).permutation(len(images.names))[:VIEW_IMAGES]
     subset = Subset(images, np.sort(picked))
 
@@ -69,8 +69,8 @@ def embed_view(
 
     skipped: list[str] = []
     # One thread: the crops draw from global generators.
-    inputs = batches(len(subset.names), load, batch_size, 1, skipped)
-    return _collect(engine, digest, subset, inputs, skipped, silent).z
+    inputs = read_batches(len(subset.names), load, batch_size, 1, skipped)
+    return _collect(engine, digest, subset, inputs, skipped, say_nothing).z
 
 
 def _collect(
@@ -79,14 +79,14 @@ def _collect(
     images: ImageSet,
     inputs: Iterator[tuple[list[int], Tensor]],
     skipped: list[str],
-    progress: Progress,
+    on_batch: OnBatch,
 ) -> Features:
     kept: list[int] = []
     rows: list[ndarray] = []
-    for indices, z in embed_batches(through(engine, digest), inputs):
+    for indices, z in embed_batches(embed_through(engine, digest), inputs):
         kept += indices
         rows.append(z.numpy())
-        progress(len(indices))
+        on_batch(len(indices))
     if not rows:
         raise InvalidData(f"none of the {len(images.names)} images can be read; the first: {skipped[0]}")
     return _features(np.concatenate(rows), images, np.array(kept, np.int64), tuple(skipped))
@@ -97,33 +97,33 @@ def _features(z: ndarray, images: ImageSet, kept: ndarray, skipped: tuple[str, .
 
 
 class Cache:
-    """Embeddings on disk, by backbone, mask, pixels and the images themselves.
+    """Embeddings on disk. A file's name is a digest of backbone, mask, preprocessing and images.
 
     Args:
-        folders: looked through in this order; the first takes what is new. None: nothing is kept.
+        folders: searched in this order. The first takes what is new. Without any, nothing is kept.
     """
 
     def __init__(self, folders: Sequence[Path] = ()) -> None:
         self._folders = folders
 
     def embed(
-        self, engine: Engine, digest: str | None, images: ImageSet, batch_size: int, progress: Progress = silent
+        self, engine: Engine, digest: str | None, images: ImageSet, batch_size: int, on_batch: OnBatch = say_nothing
     ) -> Features:
-        """As the function `embed`; what is there already is not embedded again."""
+        """As the function `embed`, but read what lies in a folder already."""
         if not self._folders:
-            return embed(engine, digest, images, batch_size, progress)
+            return embed(engine, digest, images, batch_size, on_batch)
         name = f"{_key(engine, digest, images)}.npz"
         for folder in self._folders:
             if (found := _read(folder / name, images)) is not None:
-                progress(len(images.names))
+                on_batch(len(images.names))
                 return found
-        fresh = embed(engine, digest, images, batch_size, progress)
+        fresh = embed(engine, digest, images, batch_size, on_batch)
         try:
             self._folders[0].mkdir(exist_ok=True)
             with replacing(self._folders[0] / name) as temporary:
                 np.savez(temporary, z=fresh.z, kept=fresh.kept, skipped=np.array(fresh.skipped, np.str_))
         except (InvalidArgument, OSError):
-            pass  # a folder that cannot be written costs time, no more
+            pass  # if the folder cannot be written, the embeddings are only made again next time
         return fresh
 
 
@@ -137,5 +137,5 @@ def _read(path: Path, images: ImageSet) -> Features | None:
 
 def _key(engine: Engine, digest: str | None, images: ImageSet) -> str:
     backbone = engine.backbone
-    facts = [backbone.fingerprint, digest, dict(backbone.preprocess), str(backbone.dtype), identity(images)]
+    facts = [backbone.fingerprint, digest, dict(backbone.preprocess), str(backbone.dtype), identify(images)]
     return hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:32]

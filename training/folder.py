@@ -1,4 +1,4 @@
-"""`FILE.run/`: what stays of a run beside what it learned."""
+"""Write the folder of a finished run, `FILE.run/`: curve, pictures and README."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from smn_core.files import write_bytes
 from smn_core.verbs.plots import density_plot
 from training.checkpoints import README
 from training.learner import Learner
-from training.plots import curve_plot
+from training.plots import draw_curve
 from training.request import Request, Result
 from training.watch import Curve
 
 
 def write_folder(request: Request, learner: Learner, curve: Curve, result: Result) -> None:
-    """Curve as CSV and picture, densities, and a README with the command; the checkpoint is there already."""
+    """Write the curve as CSV and picture, the densities, and last the README with the command."""
     folder = request.folder
     curve.write(folder / "curve.csv")
-    curve_plot(curve.rows, folder / "curve.png", request.out.stem)
+    draw_curve(curve.rows, folder / "curve.png", request.out.stem)
     if result.mask is not None:
         density_plot(result.mask, folder / "density.png", request.out.stem)
-    write_bytes(folder / README, _readme(request, learner, result).encode())
+    write_bytes(folder / README, _format_readme(request, learner, result).encode())
 
 
-def _readme(request: Request, learner: Learner, result: Result) -> str:
+def _format_readme(request: Request, learner: Learner, result: Result) -> str:
     lines = [f"# {request.out.name}", "", "```sh", shlex.join(request.command), "```", ""]
     facts = {
         "objective": request.config.objective,

@@ -1,4 +1,4 @@
-"""Which labels are meant, and how many of them: classes by name across splits, and the draws of low-shot scores."""
+"""Labels: match the classes of two splits by name, and draw a few labels of many."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smn_core.imageset import ImageSet
 
 @dataclass(frozen=True)
 class Renumbered:
-    """A set with the class numbers of another, by the names of the classes."""
+    """A set of images whose labels are the class numbers of another set."""
 
     source: ImageSet
     labels: Int64[ndarray, "n"]
@@ -30,11 +30,11 @@ class Renumbered:
         return self.source.image(index, draft_px)
 
 
-def with_classes_of(known: ImageSet, images: ImageSet) -> ImageSet:
-    """`images` with the class numbers of `known`: each set counts only the classes that it has itself.
+def renumber_classes(known: ImageSet, images: ImageSet) -> ImageSet:
+    """`images` with the class numbers of `known`, matched by name: each set numbers only its own classes.
 
     Raises:
-        InvalidData: it has a class that `known` has not.
+        InvalidData: `images` has a class that `known` lacks.
     """
     if images.labels is None or known.labels is None or list(images.classes) == list(known.classes):
         return images
@@ -48,11 +48,11 @@ def with_classes_of(known: ImageSet, images: ImageSet) -> ImageSet:
     return Renumbered(images, table[images.labels], list(known.classes))
 
 
-def amount_of(text: str) -> int | float:
-    """What `--labels` means: `0.1` and `1.0` are fractions, `1` and `20` are numbers for every class.
+def parse_amount(text: str) -> int | float:
+    """Parse the value of `--labels`: `0.1` and `1.0` are fractions, `1` and `20` are numbers for every class.
 
     Raises:
-        InvalidArgument: neither.
+        InvalidArgument: it is neither.
     """
     try:
         amount: int | float = int(text) if text.strip().isdecimal() else float(text)
@@ -73,13 +73,16 @@ def require_amount(amount: float) -> None:
 def pick_labels(
     labels: Int64[ndarray, "n"], amount: float, seed: int, classes: Sequence[str] = ()
 ) -> Int64[ndarray, "m"]:
-    """Indices of a random part of the labelled images: a fraction in (0, 1], or, an int, so many of every class.
+    """Draw a random part of the labelled images and return their indices, sorted.
 
-    The draw depends on (labels, amount, seed) alone, so methods that are compared see the same images. `classes` are
-    names for the message.
+    The draw depends on (labels, amount, seed) alone, so methods that are compared see the same images.
+
+    Args:
+        amount: a fraction of all images in (0, 1]; an int is a number of images of every class.
+        classes: names for the message.
 
     Raises:
-        InvalidArgument: the amount is not positive, or more than a class has.
+        InvalidArgument: the amount is not positive, or a class has fewer images.
     """
     require_amount(amount)
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""One step of learning, whatever the objective: the LightningModule that owns model, head and optimiser."""
+"""One step of learning, for any objective: the LightningModule that owns model, head and optimiser."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from torch.nn.utils import parametrize
 from smn_core.backbone import Backbone
 from smn_core.errors import InvalidWeights
 from training import masking
-from training.config import MASKS, Config
+from training.config import Config
 from training.data import Batch
 from training.recentre import Recentred
-from training.supervised import Classifier
-from training.swav import Swav
 
 
 class Learner(pl.LightningModule):
@@ -34,10 +32,10 @@ class Learner(pl.LightningModule):
         total_steps: length of the schedule.
         n_classes: for the objectives with labels.
         world_size: processes that share a batch.
-        seed: of the run; a checkpoint is resumed with the same one.
-        images: digest of what the run learns from, likewise.
-        start: digest of the mask that the run goes on from, likewise; "" for none.
-        sync_norm: normalise by the statistics of all processes' rows; torch can on GPUs alone.
+        seed: of the run. A run that resumes a checkpoint has the same seed, images and start.
+        images: digest of the images that the run learns from.
+        start: digest of the mask that the run goes on from, or "".
+        sync_norm: normalise by the rows of all processes, which torch can do on GPUs alone.
     """
 
     def __init__(
@@ -55,68 +53,58 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.config, self.total_steps, self.world_size = config, total_steps, world_size
         self.seed, self.images, self.start, self.fingerprint = seed, images, start, backbone.fingerprint
-        # timm's conversion keeps the activations inside its norms, and goes before masks: Lightning's does neither.
+        # timm's conversion, not Lightning's: it keeps the activations that timm puts inside norms. Masks come after it.
         self.model = convert_sync_batchnorm(backbone.model) if sync_norm else backbone.model
         accept_any_size(self.model)
-        self.learns_mask = config.objective in MASKS
-        if self.learns_mask:
+        self.objective = config.make_objective()
+        if config.learns_mask:
             masking.attach(self.model, backbone.layout, config.mask)
         else:
             self.model.requires_grad_(True)
-        self.swav: Swav | None = None
-        self.classifier: Classifier | None = None
+        # The head has the objective's own name, so the keys of a checkpoint do not depend on this class.
+        self.add_module(self.objective.head_name, self.objective.make_head(backbone.n_features, n_classes, world_size))
         self.recentred: Recentred | None = None
-        if config.objective in ("swav", "swav-finetune"):
-            self.swav = Swav(backbone.n_features, config.swav, world_size)
-        else:
-            self.classifier = Classifier(backbone.n_features, n_classes, masked=config.masked_head, rule=config.mask)
-        # 1 / root mean square of each tensor's first gradient; 0 until it was seen.
+        # 1 / root mean square of the first gradient of each tensor; 0 before that gradient came.
         self.register_buffer("gradient_scales", torch.zeros(len(self.learned())))
         self.skipped: dict[str, None] = {}
 
     def learned(self) -> list[nn.Parameter]:
-        """What the objective is about: the scores, or all weights of the model."""
+        """The parameters of the model that learn: the scores, or all weights."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    @property
+    def head(self) -> nn.Module:
+        """The objective's own part, which turns embeddings into a loss."""
+        return self.get_submodule(self.objective.head_name)
+
     def head_parameters(self) -> list[nn.Parameter]:
-        head = self.swav if self.swav is not None else self.classifier
-        assert head is not None
-        return [p for p in head.parameters() if p.requires_grad]
+        return [p for p in self.head.parameters() if p.requires_grad]
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         with parametrize.cached():
-            loss = self._swav_loss(batch) if self.swav is not None else self._label_loss(batch)
+            loss = self.compute_loss(batch)
         self.skipped.update(dict.fromkeys(batch.skipped))
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
 
-    def _swav_loss(self, batch: Batch) -> Tensor:
-        assert self.swav is not None
-        self.swav.head.normalise()
-        n_big, n = self.config.swav.crops.n_big, batch.views[0].shape[0]
-        big = self.embed(torch.cat(batch.views[:n_big])).view(n_big, n, -1)
-        small = batch.views[n_big:]
-        low = self.embed(torch.cat(small)).view(len(small), n, -1) if small else big[:0]
-        return cast("Tensor", self.swav(big, low, self.global_step / self.total_steps))
-
-    def _label_loss(self, batch: Batch) -> Tensor:
-        assert self.classifier is not None
-        assert batch.labels is not None
-        return cast("Tensor", self.classifier(self.embed(batch.views[0]), batch.labels))
+    def compute_loss(self, batch: Batch) -> Tensor:
+        """The objective's scalar loss at this step."""
+        return self.objective.compute_loss(self.head, self.embed, batch, self.global_step / self.total_steps)
 
     def embed(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """Embeddings of crops of one size.
+        """Embed crops of one size.
 
-        While only the head learns nothing flows back into the model; DDP in contrast wants every gradient.
+        While only the head learns, the model needs no gradient. Under DDP it computes one all the same, because DDP
+        waits for the gradient of every parameter.
         """
         with torch.set_grad_enabled(self.global_step >= self.config.head_steps or self.world_size > 1):
             return cast("Tensor", self.model(x))
 
     def on_train_start(self) -> None:
-        """Processes that begin at different steps would wait for each other for ever.
+        """Check that all processes begin at the same step: otherwise they would wait for each other for ever.
 
         Raises:
-            InvalidWeights: they do, since not all of them see the same checkpoint.
+            InvalidWeights: the steps differ, because not all processes see the same checkpoint.
         """
         if self.world_size > 1:
             here = torch.tensor(self.global_step, device=self.device)
@@ -140,8 +128,7 @@ class Learner(pl.LightningModule):
                 parameter.grad = None
         elif self.config.lr_per_tensor:
             self._scale_gradients(learned)
-        if self.swav is not None and (step < self.config.swav.frozen_steps or self.config.swav.frozen_steps < 0):
-            self.swav.head.prototypes.weight.grad = None
+        self.objective.before_step(self.head, step)
 
     @torch.no_grad()
     def _scale_gradients(self, learned: list[nn.Parameter]) -> None:
@@ -164,7 +151,7 @@ class Learner(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _schedule(self, step: int) -> float:
-        """Cosine to 0 over the steps that move the scores, after a linear warm-up that never starts at 0."""
+        """Factor of `lr`: a warm-up and a cosine over the steps after `head_steps`."""
         start = self.config.head_steps
         n_warm = round(self.config.warmup * (self.total_steps - start))
         return warmup_cosine(max(0, step - start), self.total_steps - start, n_warm)
@@ -176,7 +163,7 @@ class Learner(pl.LightningModule):
         checkpoint["smn"] = self.identity()
 
     def identity(self) -> dict[str, str]:
-        """What a checkpoint must agree in to be resumed."""
+        """What must be equal in a checkpoint and in the run that resumes it."""
         recipe = json.dumps(asdict(self.config), sort_keys=True)
         return {
             "fingerprint": self.fingerprint,
@@ -189,7 +176,7 @@ class Learner(pl.LightningModule):
 
 
 def accept_any_size(model: nn.Module) -> None:
-    """Let a ViT take crops of several sizes, as timm's `dynamic_img_size=True` does; a change of no weight."""
+    """Let a ViT take crops of several sizes, as timm's `dynamic_img_size=True` does. No weight changes."""
     if isinstance(model, VisionTransformer):
         embed = model.patch_embed
         embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
@@ -197,7 +184,7 @@ def accept_any_size(model: nn.Module) -> None:
 
 
 def warmup_cosine(step: int, total: int, warmup: int) -> float:
-    """Factor of the learning rate: `(step + 1) / warmup` first, then half a cosine that ends at 0 after `total`."""
+    """Factor of the learning rate: `(step + 1) / warmup` first, then half a cosine, which reaches 0 at step `total`."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -1,11 +1,15 @@
-"""Scores hold a mask while it is learned: `theta' = theta * on / alpha`, straight-through to the scores.
+"""A mask while it is learned: every maskable weight has a score, and the weight is ON where the score is high.
+
+The model runs on `theta' = theta * on / alpha`, and the scores learn:
 
     on    = 1[S > mu]                       (or the top k scores of the tensor, for a fixed density)
     alpha = sqrt(mean(on))
     dL/dS = g * theta / sqrt(m) - sum(g * theta * on) / (2 * N * m ** 1.5)      with g = dL/dtheta', m = mean(on)
 
-The gradient is the identity through the threshold and alpha is differentiated (METHOD.md section 1); OFF weights get
-gradient too. Source: Warmerdam, Caron, Asano, "Self-Masking Networks for Unsupervised Adaptation", GCPR 2024.
+The gradient passes the threshold unchanged (straight-through), and alpha is differentiated: docs/method.md, "Gradient".
+The scores of OFF weights get a gradient too, so a weight can come back.
+
+Source: Warmerdam, Caron, Asano, "Self-Masking Networks for Unsupervised Adaptation", GCPR 2024.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from smn_core.layout import Layout
 
 @dataclass(frozen=True)
 class MaskRule:
-    """How scores become a mask, and which weights may be switched off at all.
+    """Says how scores become a mask, and which weights may be switched off at all.
 
     Args:
         init: every score at the start, S0.
@@ -60,11 +64,11 @@ class MaskRule:
 
 
 class Masked(torch.autograd.Function):
-    """`theta * on / sqrt(mean(on))` with the straight-through gradient to the scores."""
+    """Computes `theta * on / sqrt(mean(on))`; its gradient goes straight through to the scores."""
 
     @staticmethod
     def forward(ctx: Any, theta: Float[Tensor, "*s"], scores: Float[Tensor, "*s"], on: Bool[Tensor, "*s"]) -> Tensor:  # noqa: ARG004 (gets the gradient)
-        # An all-OFF tensor would be 0/0; taken as one ON weight it stays finite and can recover.
+        # A tensor without an ON weight would be 0/0. Counting one ON weight keeps it finite, and it can recover.
         mean = (on.sum(dtype=torch.float64) / on.numel()).clamp_min(1 / on.numel()).to(theta.dtype)
         ctx.save_for_backward(theta, on, mean)
         return (theta * on).mul_(mean.rsqrt())
@@ -78,13 +82,13 @@ class Masked(torch.autograd.Function):
 
 
 class Scores(nn.Module):
-    """The parametrization of one tensor: holds its scores, turns theta into theta'."""
+    """The scores of one tensor, as a torch parametrization that turns theta into theta'."""
 
     def __init__(self, theta: Tensor, rule: MaskRule, allowed: Bool[Tensor, "*s"] | None) -> None:
         super().__init__()
         self.scores = nn.Parameter(torch.full_like(theta, rule.init))
         self.rule = rule
-        # Weights that must stay ON, where there are some.
+        # True where a weight must stay ON; None where every weight may be switched off.
         self.register_buffer("kept", None if allowed is None else ~allowed)
 
     def forward(self, theta: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
@@ -103,8 +107,8 @@ class Scores(nn.Module):
         return on if kept is None else on | kept  # type: ignore[operator]
 
 
-def taken(layout: Layout, rule: MaskRule) -> set[str]:
-    """Names of the maskable tensors that the rule takes.
+def choose_tensors(layout: Layout, rule: MaskRule) -> set[str]:
+    """Names of the maskable tensors that get scores under a rule.
 
     Raises:
         InvalidArgument: there are none.
@@ -122,13 +126,13 @@ def attach(model: nn.Module, layout: Layout, rule: MaskRule) -> None:
     Raises:
         InvalidArgument: the rule takes no tensor.
     """
-    names = taken(layout, rule)
+    names = choose_tensors(layout, rule)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(rule.seed)
     for tensor in layout:
         owner_name, _, local = tensor.name.rpartition(".")
         theta = model.get_parameter(tensor.name)
-        # Drawn for every tensor, masked or not: a share is the same whatever `only` says.
+        # Every tensor draws, with scores or without: the random share of a tensor does not depend on `only`.
         drawn = torch.rand(theta.shape, generator=generator) < rule.share if rule.share < 1 else None
         if tensor.name not in names:
             continue
@@ -137,8 +141,8 @@ def attach(model: nn.Module, layout: Layout, rule: MaskRule) -> None:
         parametrize.register_parametrization(model.get_submodule(owner_name), local, scores, unsafe=True)
 
 
-def attached(model: nn.Module) -> Iterator[tuple[str, Scores]]:
-    """Every masked tensor's name in the plain model, and its scores."""
+def list_scores(model: nn.Module) -> Iterator[tuple[str, Scores]]:
+    """The scores of every tensor that has them, with its name in the plain model."""
     for owner_name, owner in model.named_modules():
         if parametrize.is_parametrized(owner):
             for local, chain in owner.parametrizations.items():
@@ -146,7 +150,7 @@ def attached(model: nn.Module) -> Iterator[tuple[str, Scores]]:
                     yield (f"{owner_name}.{local}" if owner_name else local), chain[0]
 
 
-def densities(model: nn.Module) -> tuple[int, int]:
-    """(ON weights, weights) over all masked tensors."""
-    on = [s.on() for _, s in attached(model)]
+def count_on(model: nn.Module) -> tuple[int, int]:
+    """Count the ON weights and all weights, over the tensors that have scores."""
+    on = [s.on() for _, s in list_scores(model)]
     return sum(int(o.sum()) for o in on), sum(o.numel() for o in on)

@@ -1,4 +1,4 @@
-"""What can be known of a run before its first step: that it can work, and what another start of it must agree in."""
+"""Check a run before its first step, and write down what must be equal when it is resumed: its plan."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.imageset import ImageSet
 from training import masking
 from training.checkpoints import CHECKPOINT, README
-from training.config import MASKS
-from training.data import Subset, identity, open_split
+from training.data import Subset, identify, open_split
 from training.labels import pick_labels
 from training.request import Request
 
 PLAN, PUSHED = "plan.json", "pushed.json"
 Plan = dict[str, Any]
+"""What decides a run, as JSON. A run is resumed only under an equal plan."""
 
 
-def plan_of(request: Request, backbone: Backbone) -> tuple[Plan, int]:
-    """What the run of `request` must agree in when it is resumed, as JSON, and its steps; nothing is written.
+def make_plan(request: Request, backbone: Backbone) -> tuple[Plan, int]:
+    """The plan of a request and the number of its steps. Nothing is written.
 
     Raises:
-        SMNError: what `train` would raise before the first step.
+        SMNError: as `train` before the first step.
     """
     require_output(request)
     require_float32(backbone)
-    if request.config.objective in MASKS:
-        masking.taken(backbone.layout, request.config.mask)
-    images = images_of(request)
+    if request.config.learns_mask:
+        masking.choose_tensors(backbone.layout, request.config.mask)
+    images = choose_images(request)
     plan = {
         "fingerprint": backbone.fingerprint,
         "preprocess": dict(backbone.preprocess),
         "recipe": asdict(request.config),
-        "images": identity(images),
+        "images": identify(images),
         "split": request.split,
         "labels": request.labels,
         "seed": request.seed,
@@ -50,10 +50,10 @@ def plan_of(request: Request, backbone: Backbone) -> tuple[Plan, int]:
 
 
 def require_same(path: Path, plan: Mapping[str, Any], what: Path) -> None:
-    """Compare with the plan that an earlier start of `what` wrote.
+    """Compare a plan with the file that an earlier start of `what` wrote.
 
     Raises:
-        InvalidArgument: they differ, or the file is damaged.
+        InvalidArgument: the plans differ, or the file is damaged.
     """
     try:
         theirs = json.loads(path.read_text())
@@ -67,18 +67,18 @@ def require_same(path: Path, plan: Mapping[str, Any], what: Path) -> None:
 
 
 def forget(request: Request) -> None:
-    """Drop what would make an earlier run of this name count as begun or finished; its output stays until replaced."""
+    """Remove the files that mark an earlier run of this name as begun or finished. Its output stays until replaced."""
     for name in (CHECKPOINT, PLAN, PUSHED, README):
         (request.folder / name).unlink(missing_ok=True)
 
 
 def require_output(request: Request) -> None:
-    """The output is named as what it is, in a folder that is there, and writes over no earlier run unasked.
+    """Check the output: its suffix fits, its folder exists, and no earlier run is overwritten unasked.
 
     Raises:
-        InvalidArgument: it is not.
+        InvalidArgument: one of these does not hold.
     """
-    wanted = ".smn" if request.config.objective in MASKS else ".safetensors"
+    wanted = ".smn" if request.config.learns_mask else ".safetensors"
     if request.out.suffix != wanted:
         raise InvalidArgument(f"--out {request.out}: objective {request.config.objective} writes a {wanted} file")
     if not request.out.parent.is_dir():
@@ -89,22 +89,26 @@ def require_output(request: Request) -> None:
 
 
 def require_float32(backbone: Backbone) -> None:
-    """Raises InvalidArgument: scores move by less than a shorter type can tell."""
+    """Refuse other types: the steps of scores are too small for them.
+
+    Raises:
+        InvalidArgument: the backbone is not float32.
+    """
     if backbone.dtype != torch.float32:
         raise InvalidArgument(f"--dtype {backbone.dtype}: training keeps float32 weights; set precision=bf16-mixed")
 
 
-def images_of(request: Request) -> ImageSet:
-    """The images that a run learns from.
+def choose_images(request: Request) -> ImageSet:
+    """Open the images that a run learns from.
 
     Raises:
-        InvalidData, InvalidArgument: there are none, too few for the recipe, or labels that it needs are missing.
+        InvalidData, InvalidArgument: there are none, or too few for the recipe, or its objective lacks labels.
     """
     images = open_split(request.data, request.split)
     if request.only is not None:
         images = Subset(images, np.array(request.only, np.int64))
-    config = request.config
-    if config.objective in ("supervised", "finetune"):
+    config, objective = request.config, request.config.make_objective()
+    if objective.needs_labels:
         labels = images.labels
         if labels is None:
             raise InvalidData(f"objective {config.objective} needs labels: {request.data} has no class folders")
@@ -116,16 +120,14 @@ def images_of(request: Request) -> ImageSet:
         raise InvalidArgument(f"--labels is for objectives with labels; {config.objective} uses none")
     n_images = len(images.names)
     total = config.total_steps(n_images)
-    if 0 < total <= config.head_steps and config.objective in MASKS:
+    if 0 < total <= config.head_steps and config.learns_mask:
         raise InvalidArgument(
             f"all {total} steps are for the head alone (head_steps is {config.head_steps}), no weight would be "
             "switched off: --set head_steps=..., or more steps"
         )
     if n_images < config.batch_size:
         raise InvalidData(f"{n_images} images do not fill one batch of {config.batch_size}: --set batch_size=...")
-    # A run that goes on from another has its prototypes, however few images it has of its own.
-    if request.start is None and config.objective in ("swav", "swav-finetune") and n_images < config.swav.prototypes:
-        raise InvalidData(
-            f"{n_images} images are fewer than {config.swav.prototypes} prototypes: --set swav.prototypes=..."
-        )
+    # A run that goes on from another takes over its head, and needs no more images than a batch.
+    if request.start is None:
+        objective.require_images(n_images)
     return images

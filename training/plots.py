@@ -13,8 +13,8 @@ from smn_core.errors import InvalidArgument
 from smn_core.files import replacing
 
 
-def curve_plot(rows: Sequence[dict[str, float]], out: Path, title: str) -> None:
-    """Loss and density by step."""
+def draw_curve(rows: Sequence[dict[str, float]], out: Path, title: str) -> None:
+    """Draw loss and density by step."""
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color="C0", linewidth=1)
@@ -31,11 +31,13 @@ def curve_plot(rows: Sequence[dict[str, float]], out: Path, title: str) -> None:
         figure.savefig(temporary, dpi=150)
 
 
-def low_shot_plot(found: dict[str, Any], out: Path) -> None:
-    """Accuracy of the linear probe by number of labels, mean and deviation over draws (the paper's figure 3).
+def draw_low_shot(found: dict[str, Any], out: Path) -> None:
+    """Draw the accuracy of the linear probe by number of labels, as the paper's figure 3 does.
+
+    Bars are deviations over draws.
 
     Raises:
-        InvalidArgument: nothing to draw: no low-shot results.
+        InvalidArgument: there are no low-shot results.
     """
     rows = [row for row in found["rows"] if row.get("low_shot")]
     if not rows:
@@ -56,8 +58,8 @@ def low_shot_plot(found: dict[str, Any], out: Path) -> None:
         figure.savefig(temporary, dpi=150)
 
 
-def clusters_plot(u: ndarray, clusters: ndarray, n_clusters: int, out: Path, title: str) -> None:
-    """Images in the first two whitened coordinates of the router, coloured by cluster; sizes in the legend."""
+def draw_clusters(u: ndarray, clusters: ndarray, n_clusters: int, out: Path, title: str) -> None:
+    """Draw images by the first two whitened coordinates of the router, coloured by cluster; sizes in the legend."""
     figure = Figure(figsize=(6, 4.6), layout="constrained")
     axes = figure.subplots()
     for j in range(n_clusters):

@@ -1,12 +1,14 @@
-"""BatchNorm that was folded into the convolutions, unfolded for learning: flips shift no channel that nothing corrects.
+"""Unfold BatchNorm for learning, in backbones whose norms were folded into the convolutions.
 
-A folded norm is (nearly) the identity. Where `x` has mean `m0` and variance `v0` under the untouched backbone, the same
-function is written as a norm with these as its statistics,
+A folded norm does (nearly) nothing. So weights that are switched off shift the mean of a channel, and no norm corrects
+it. Here the norm is rewritten. Its input has mean `m0` and variance `v0` under the untouched backbone, and the same
+function is a norm with these statistics and
 
     weight' = weight * sqrt((v0 + eps) / (var + eps))        bias' = bias + weight * (m0 - mean) / sqrt(var + eps)
 
-and learns with the statistics of every batch, as a network that still had its norms would. In the end the statistics
-`m`, `v` of plain images under the mask go back into the backbone's own terms, as the state of the task:
+During learning it normalises by the statistics of each batch, as in a network that kept its norms. After the last step
+the statistics `m`, `v` of plain images under the mask are translated back for the backbone's own weight and bias. The
+mask file carries them as its state:
 
     var = (v + eps) * (var + eps) / (v0 + eps) - eps         mean = m - (m0 - mean) * sqrt((v + eps) / (v0 + eps))
 
@@ -26,14 +28,17 @@ from smn_core.errors import InvalidArgument
 
 Norm = nn.BatchNorm2d | nn.SyncBatchNorm
 See = Callable[[int, Norm, Tensor, Tensor], None]
+"""Called with the number of a norm, the norm, and the mean and variance of each channel of its input."""
 
 
 class Recentred(nn.Module):
-    """The norms of a model, unfolded around the statistics that they meet on some images.
+    """Rewrites the norms of a model in place, and keeps what is needed to translate their statistics back.
+
+    In evaluation mode the model computes what it computed before.
 
     Args:
-        model: its BatchNorm2d modules are rewritten in place; outside training it computes what it did.
-        x: images [n, 3, h, w] as they will be served, run as one batch.
+        model: with BatchNorm2d modules.
+        x: images [n, 3, h, w] as they will be served. They run as one batch, which gives `m0` and `v0`.
         masked: names of the tensors that have scores.
 
     Raises:
@@ -42,13 +47,13 @@ class Recentred(nn.Module):
 
     def __init__(self, model: nn.Module, x: Float[Tensor, "n 3 h w"], masked: Collection[str]) -> None:
         super().__init__()
-        found = norms_of(model)
+        found = find_norms(model)
         if not found:
             raise InvalidArgument("recentre_norm=true: this backbone has no BatchNorm with statistics")
         for name in found:
             if clash := sorted({f"{name}.weight", f"{name}.bias"} & set(masked)):
                 raise InvalidArgument(f"recentre_norm=true: {clash[0]} is masked itself; leave it out with --stages")
-        self._model, self._names = [model], list(found)  # in a list: the model is the learner's, not a part of this
+        self._model, self._names = [model], list(found)  # in a list, since the model is no submodule of this one
         before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in self._norms]  # type: ignore[union-attr]
         measured: dict[int, tuple[Tensor, Tensor]] = {}
         self._pass(x, lambda i, _, mean, var: measured.update({i: (mean, var)}))
@@ -63,7 +68,7 @@ class Recentred(nn.Module):
         return [self._model[0].get_submodule(name) for name in self._names]  # type: ignore[misc]
 
     def _kept(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of norm i: the backbone's own statistics, and those of the images under it."""
+        """The statistics that norm i had in the backbone, and those that were measured on images."""
         own_mean, own_var, mean, var = (self.get_buffer(f"{key}_{i}") for key in ("own_mean", "own_var", "mean", "var"))
         return own_mean, own_var, mean, var
 
@@ -78,7 +83,7 @@ class Recentred(nn.Module):
             norm.running_var.copy_(var)  # type: ignore[union-attr]
 
     def settle(self, x: Float[Tensor, "n 3 h w"]) -> None:
-        """Give every norm the statistics of these images under the mask, front to back in one batch."""
+        """Give every norm the statistics that these images have under the mask. They run as one batch."""
 
         def take(_: int, norm: Norm, mean: Tensor, var: Tensor) -> None:
             norm.running_mean.copy_(mean)  # type: ignore[union-attr]
@@ -88,7 +93,7 @@ class Recentred(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> dict[str, Tensor]:
-        """The running statistics in the backbone's own terms, by buffer name: what a mask file carries."""
+        """The running statistics for the backbone's own weights and biases, by buffer name, as a mask file has them."""
         state = {}
         for i, (name, norm) in enumerate(zip(self._names, self._norms, strict=True)):
             own_mean, own_var, mean, var = self._kept(i)
@@ -99,7 +104,7 @@ class Recentred(nn.Module):
 
     @torch.no_grad()
     def _pass(self, x: Tensor, see: See) -> None:
-        """Run the model as it serves, and show `see` mean and variance of what every norm gets, before it runs."""
+        """Run the model in evaluation mode. `see` gets the input statistics of every norm before that norm runs."""
 
         def hook(i: int, norm: Any, got: tuple[Tensor, ...]) -> None:
             var, mean = torch.var_mean(got[0].float(), dim=(0, 2, 3), correction=0)
@@ -116,8 +121,8 @@ class Recentred(nn.Module):
                 handle.remove()
 
 
-def norms_of(model: nn.Module) -> dict[str, Norm]:
-    """The two-dimensional batch norms with running statistics, by name, in the order in which they run."""
+def find_norms(model: nn.Module) -> dict[str, Norm]:
+    """Find the two-dimensional batch norms with running statistics, by name, in the order in which they run."""
     return {
         name: module
         for name, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""Recipes are functions: each returns a whole configuration; its docstring gives command, time and expected score."""
+"""Recipes: each is a function that returns a whole configuration. Its docstring gives command, time and score."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from training.swav import Crops, SwavConfig
 RECIPES: dict[str, Callable[[], Config]] = {}
 
 
-def recipe(make: Callable[[], Config]) -> Callable[[], Config]:
+def register(make: Callable[[], Config]) -> Callable[[], Config]:
     """Register a recipe under its function's name."""
     RECIPES[make.__name__.replace("_", "-")] = make
     return make
 
 
-@recipe
+@register
 def resnet50_swav() -> Config:
     """The paper's self-supervised mask: ResNet-50 with SwAV weights.
 
@@ -31,7 +31,7 @@ def resnet50_swav() -> Config:
     return Config("resnet50-swav", steps=150 * 50_000 // 64)
 
 
-@recipe
+@register
 def resnet18_swav() -> Config:
     """The paper's recipe on the small ResNet, whose head is 512 wide.
 
@@ -42,7 +42,7 @@ def resnet18_swav() -> Config:
     return Config("resnet18-swav", steps=150 * 50_000 // 64)
 
 
-@recipe
+@register
 def resnet_supervised() -> Config:
     """The paper's supervised mask of a ResNet: a random classifier whose mask is learned with the backbone's.
 
@@ -60,7 +60,7 @@ def resnet_supervised() -> Config:
     )
 
 
-@recipe
+@register
 def vit_clip_supervised() -> Config:
     """The paper's supervised mask of CLIP's ViT-B/32.
 
@@ -77,7 +77,7 @@ SMALL_CROPS = Crops(n_small=2, big_scale=(0.4, 1.0), small_scale=(0.2, 0.4), jit
 SMALL_SWAV = SwavConfig(crops=SMALL_CROPS, projection=32, prototypes=64, queue=0, frozen_steps=-1, centre=True)
 
 
-@recipe
+@register
 def small_vit() -> Config:
     """A ViT-Tiny on a few hundred images or more, at the resolution that serves; cautious.
 
@@ -98,7 +98,7 @@ def small_vit() -> Config:
     )
 
 
-@recipe
+@register
 def small_vit_gentle() -> Config:
     """Two large, mildly changed crops, and a head that learns for long before the mask: few flips.
 
@@ -119,7 +119,7 @@ def small_vit_gentle() -> Config:
     )
 
 
-@recipe
+@register
 def small_vit_64px() -> Config:
     """Crops of 64 and 32 px: three times the images a second, for sets whose views agree badly, like aerial photos.
 
@@ -140,7 +140,7 @@ def small_vit_64px() -> Config:
     )
 
 
-@recipe
+@register
 def small_vit_aerial() -> Config:
     """`small-vit-64px` with half of the crops upside down: pictures from above have no top.
 
@@ -154,7 +154,7 @@ def small_vit_aerial() -> Config:
     return dataclasses.replace(plain, name="small-vit-aerial", swav=dataclasses.replace(plain.swav, crops=crops))
 
 
-@recipe
+@register
 def small_vit_supervised() -> Config:
     """The supervised mask that `small-vit` is compared with: as many images a step, an ordinary head.
 
@@ -176,7 +176,7 @@ def small_vit_supervised() -> Config:
     )
 
 
-@recipe
+@register
 def small_vit_finetune() -> Config:
     """Full fine-tuning with labels, the upper reference of `small-vit-supervised`.
 
@@ -190,7 +190,7 @@ def small_vit_finetune() -> Config:
     )
 
 
-@recipe
+@register
 def tiny() -> Config:
     """Digits-sized images and a model of a few hundred thousand weights: seconds. For tests and for a first look.
 

@@ -1,4 +1,4 @@
-"""What a user asks of a run, and what the run says in the end."""
+"""What a user asks of a run (`Request`), and what the run returns (`Result`)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained
 from training.checkpoints import folder_of
 from training.config import MASKS, OBJECTIVES, Config, override
-from training.labels import amount_of
+from training.labels import parse_amount
 from training.recipes import find_recipe
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks of a run. `labels`: a fraction or a number per class, None for all.
+    """What a user asks of a run.
 
-    `start` is a mask file whose run (checkpoint) lies beside it: scores, head, prototypes and normalisation state go on
-    from there instead of from the untouched backbone. `only` are the images of the split to learn from, all if None.
+    `labels` is a fraction, or a number for each class, or None for all. `start` is a mask file with its run beside it:
+    the new run starts from the end of that run instead of from the untouched backbone. `only` are the numbers of the
+    images of the split to learn from; None means all.
     """
 
     spec: BackboneSpec
@@ -46,11 +47,11 @@ class Request:
 
     @property
     def start_digest(self) -> str:
-        """Of the mask that the run goes on from; "" for none."""
+        """The digest of the mask that the run goes on from, or ""."""
         return tensorfile.digest_of(self.start.read_bytes()) if self.start is not None else ""
 
 
-def request_of(
+def make_request(
     spec: BackboneSpec,
     data: str,
     out: Path,
@@ -71,10 +72,10 @@ def request_of(
     start: Path | None = None,
     command: Sequence[str] = (),
 ) -> Request:
-    """The run that the options of `smn train` ask for.
+    """Make the request that the options of `smn train` mean.
 
     Raises:
-        InvalidArgument: no such recipe, objective or setting, or a value that it cannot take.
+        InvalidArgument: there is no such recipe, objective or setting, or a setting cannot take a value.
     """
     config = find_recipe(recipe)
     if objective:
@@ -92,7 +93,7 @@ def request_of(
         density=config.mask.density if density is None else density,
     )
     config = override(replace(config, mask=rule), list(setting or []))
-    amount = amount_of(labels) if labels is not None else None
+    amount = parse_amount(labels) if labels is not None else None
     made_by = read_mask(start) if start is not None else None
     return Request(
         as_trained(spec, made_by), data, config, out, split=split, seed=seed, labels=amount, resume=resume,
@@ -101,7 +102,7 @@ def request_of(
 
 
 def _require_start(start: Path, config: Config, out: Path) -> None:
-    if config.objective not in MASKS:
+    if not config.learns_mask:
         raise InvalidArgument(f"--start: objective {config.objective} learns no mask: choose {', '.join(MASKS)}")
     if folder_of(start).resolve() == folder_of(out).resolve():
         raise InvalidArgument(f"--start {start} is what --out would replace: give --out another name")
@@ -109,7 +110,10 @@ def _require_start(start: Path, config: Config, out: Path) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left: its output, the mask if it learned one, how long it took, what it had to say."""
+    """What a run returns. `mask` is None after fine-tuning and in processes other than 0.
+
+    `skipped` are the names of images that could not be read, `warning` is the objective's.
+    """
 
     out: Path
     mask: TaskMask | None

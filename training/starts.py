@@ -1,4 +1,4 @@
-"""Go on from the end of another run: its scores, head, prototypes, normalisation state; the schedule is new."""
+"""Start a run from the end of another one, with its scores, head and normalisation state. The schedule is new."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from smn_core.errors import InvalidWeights
 from smn_core.maskfile import read_mask
 from training import export
 from training.checkpoints import CHECKPOINT, folder_of, read_checkpoint
-from training.config import Config, config_from
+from training.config import Config, parse_config
 from training.learner import Learner
 
-QUEUE = ("swav.queue", "swav.queued")
 
-
-def config_of(root: Path) -> Config:
-    """The configuration that a mask was learned with, from its run's checkpoint.
+def read_config(root: Path) -> Config:
+    """Read the configuration that a mask was learned with from its run's checkpoint.
 
     Raises:
-        InvalidWeights: the run is not beside the mask, or damaged.
+        InvalidWeights: the run does not lie beside the mask, or is damaged.
     """
     found = read_checkpoint(folder_of(root) / CHECKPOINT)
-    return config_from(json.loads(found["smn"]["recipe"]))
+    return parse_config(json.loads(found["smn"]["recipe"]))
 
 
 def load(learner: Learner, backbone: Backbone, root: Path, root_state: Mapping[str, Tensor]) -> None:
-    """Give a fresh learner the state at the end of the run that wrote the mask `root`.
+    """Load into a fresh learner the state at the end of the run that wrote the mask `root`.
 
-    The queue of earlier projections stays empty: it is of the other run's images.
+    The objective names state that is not loaded: SwAV's queue, for example, holds projections of that run's images.
 
     Raises:
-        InvalidWeights: the run is not beside the mask, is of another backbone or shape, or did not end with this mask.
+        InvalidWeights: the run does not lie beside the mask, has another backbone or other shapes, or did not end with
+            this mask.
     """
     path = folder_of(root) / CHECKPOINT
     checkpoint = read_checkpoint(path)
     if checkpoint["smn"].get("fingerprint") != learner.fingerprint:
         raise InvalidWeights(f"{path} was written by a run on another backbone")
-    state = {name: value for name, value in checkpoint["state_dict"].items() if name not in QUEUE}
+    fresh = {f"{learner.objective.head_name}.{name}" for name in learner.objective.left_behind}
+    state = {name: value for name, value in checkpoint["state_dict"].items() if name not in fresh}
     try:
         missing, extra = learner.load_state_dict(state, strict=False)
     except RuntimeError as error:  # sizes that differ
         raise InvalidWeights(f"{path} does not fit this recipe: {str(error).splitlines()[-1].strip()}") from error
-    if odd := [*extra, *(name for name in missing if name not in QUEUE)]:
+    if odd := [*extra, *(name for name in missing if name not in fresh)]:
         raise InvalidWeights(f"{path} does not fit this recipe: {odd[0]}")
     mask = read_mask(root, backbone.layout)
-    ended = export.to_mask(backbone, learner.model, root_state, {}, recentred=learner.recentred)
+    ended = export.make_mask(backbone, learner.model, root_state, {}, recentred=learner.recentred)
     same_state = mask.state.keys() == ended.state.keys() and all(
         np.array_equal(values, ended.state[name]) for name, values in mask.state.items()
     )

@@ -1,13 +1,14 @@
-"""SwAV: swapped assignments between crops, for the scores of a mask or for all weights.
+"""SwAV, learning without labels: one crop of an image predicts to which prototypes another crop is assigned.
 
-Loss, Sinkhorn and crops are lightly's; the prototypes are our own, since lightly's have a bias that the normalisation
-misses. Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", 2020.
+Loss, Sinkhorn and crops are lightly's. The prototypes are our own: lightly's have a bias, which its normalisation
+leaves out. Source: Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", 2020.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +17,25 @@ from lightly.loss import SwaVLoss
 from lightly.transforms import SwaVTransform
 from torch import Tensor, nn
 
-from smn_core.errors import InvalidArgument
+from smn_core.errors import InvalidArgument, InvalidData
+from smn_core.mask import Head
+from training.data import Batch
+from training.objective import Embed, Watch
 
 MAX_JITTER = 2.5
-"""torchvision turns hues by half the circle at most; lightly's is .2 of this."""
+"""torchvision turns hues by .5 at most, and lightly turns them by .2 times the jitter."""
+
+STUCK_AFTER_STEPS = 30
+STUCK_WITHIN = 0.01
+"""Part of ln(K) that a loss may be away from it and still count as stuck."""
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Views of an image: `n_big` of `big_px` give assignments, all predict them. Scales are fractions of the area."""
+    """Crops of an image. The `n_big` big ones give assignments, and all crops predict them.
+
+    Scales are fractions of the image's area.
+    """
 
     big_px: int = 224
     n_big: int = 2
@@ -58,7 +69,7 @@ def require_scale(name: str, scale: tuple[float, float]) -> None:
 
 @dataclass(frozen=True)
 class SwavConfig:
-    """The self-supervised objective. Defaults are the paper's; `frozen_steps` -1 freezes the prototypes throughout."""
+    """Settings of SwAV. Defaults are the paper's; `frozen_steps` -1 freezes the prototypes throughout."""
 
     crops: Crops = Crops()
     projection: int = 128
@@ -80,7 +91,7 @@ class SwavConfig:
             raise InvalidArgument("swav.temperature and swav.epsilon must be above 0, swav.queue not below")
 
 
-def transform_for(crops: Crops, preprocess: dict[str, Any]) -> SwaVTransform:
+def make_crops(crops: Crops, preprocess: dict[str, Any]) -> SwaVTransform:
     """PIL RGB -> the list of crops of one image, normalised with the backbone's mean and std, big ones first."""
     return SwaVTransform(
         crop_sizes=(crops.big_px, crops.small_px),
@@ -97,7 +108,7 @@ def transform_for(crops: Crops, preprocess: dict[str, Any]) -> SwaVTransform:
 
 
 class SwavHead(nn.Module):
-    """Embeddings -> similarities to the prototypes; thrown away after training.
+    """Turns embeddings into similarities to the prototypes. It is thrown away after training.
 
     `scores = normalise(((z - centre) / spread) @ projection.T + bias) @ prototypes.T`, prototypes row-normalised.
     """
@@ -112,25 +123,25 @@ class SwavHead(nn.Module):
 
     @torch.no_grad()
     def normalise(self) -> None:
-        """Put the prototypes back on the unit sphere; called before every step."""
+        """Give every prototype unit length again. Called before every step."""
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
     def project(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n p"]:
-        """Unit projections of embeddings."""
+        """Project embeddings, and give the projections unit length."""
         centred = (z.float() - self.centre) / self.spread  # type: ignore[operator]
         return F.normalize(self.projection(centred).float(), dim=1)
 
     def forward(self, projected: Float[Tensor, "n p"]) -> Float[Tensor, "n k"]:
-        """Similarities to the prototypes, float32 whatever the autocast."""
+        """Similarities to the prototypes, in float32 under any autocast."""
         with torch.autocast(projected.device.type, enabled=False):
             return self.prototypes(projected.float())
 
 
 class Swav(nn.Module):
-    """Loss of a list of crops, with the queue of earlier projections.
+    """The loss of a batch of crops, with a queue of earlier projections.
 
-    `queue[c]` holds the last `queue` projections of big crop c on this process; its similarities are recomputed with
-    today's prototypes at every step. It is used once training is `queue_from` done and it is full.
+    `queue[c]` holds the last `queue` projections of big crop c on this process. Every step computes their similarities
+    anew, with the present prototypes. The queue fills from `queue_from` of the run on, and is used once it is full.
     """
 
     def __init__(self, n_features: int, config: SwavConfig, world_size: int = 1) -> None:
@@ -168,9 +179,97 @@ class Swav(nn.Module):
 
     @torch.no_grad()
     def _enqueue(self, projected: Float[Tensor, "v n p"], progress: float) -> None:
-        """Newest first; what falls off the end is gone."""
+        """Put the newest projections first; the oldest ones are dropped."""
         length = self.queue.shape[1]  # type: ignore[index]
         if length == 0 or progress < self.config.queue_from:
             return
         self.queue.copy_(torch.cat([projected, self.queue], dim=1)[:, :length])  # type: ignore[operator, list-item]
         self.queued.add_(projected.shape[1])  # type: ignore[operator]
+
+
+class StuckAtUniform:
+    """Says once, in words, when the loss stays at ln(K): every image then goes to every prototype alike."""
+
+    def __init__(self, prototypes: int) -> None:
+        self._uniform = math.log(prototypes)
+        self._near = 0
+        self._said = False
+
+    def __call__(self, loss: float) -> str | None:
+        """Take the loss of the next step; the warning, at the step from which it holds."""
+        near = abs(loss - self._uniform) < STUCK_WITHIN * self._uniform
+        self._near = self._near + 1 if near else 0
+        if self._said or self._near < STUCK_AFTER_STEPS:
+            return None
+        self._said = True
+        return (
+            f"the loss has been at ln(K) = {self._uniform:.3f} for {self._near} steps: every image is assigned to "
+            "every prototype alike and nothing is learned. Try --set swav.epsilon=0.03, gentler crops "
+            "(--set swav.crops.big_scale=[0.4,1.0]), --set swav.centre=true, prototypes frozen for longer "
+            "(--set swav.frozen_steps=-1), a shorter queue or a lower learning rate. The run goes on."
+        )
+
+
+@runtime_checkable
+class SwavSettings(Protocol):
+    """What SwAV reads of a recipe."""
+
+    @property
+    def swav(self) -> SwavConfig: ...
+
+
+class SwavObjective:
+    """SwAV as an `Objective`: no labels, crops of two sizes, prototypes that may be frozen."""
+
+    head_name = "swav"
+    needs_labels = False
+    crop_setting = "swav.crops"
+    left_behind = ("queue", "queued")  # projections of the other run's images
+
+    def __init__(self, recipe: SwavSettings) -> None:
+        self._config = recipe.swav
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self._config.centre
+
+    @property
+    def crop_sides_px(self) -> tuple[int, ...]:
+        crops = self._config.crops
+        return (crops.big_px, crops.small_px) if crops.n_small else (crops.big_px,)
+
+    def require_images(self, n_images: int) -> None:
+        if n_images < self._config.prototypes:
+            raise InvalidData(
+                f"{n_images} images are fewer than {self._config.prototypes} prototypes: --set swav.prototypes=..."
+            )
+
+    def make_transform(self, preprocess: dict[str, Any]) -> SwaVTransform:
+        return make_crops(self._config.crops, preprocess)
+
+    def make_head(self, n_features: int, n_classes: int, world_size: int) -> Swav:  # noqa: ARG002 (no labels)
+        return Swav(n_features, self._config, world_size)
+
+    def calibrate(self, head: Swav, z: Float[Tensor, "n d"]) -> None:
+        """Centre and spread of the features; they are fixed for the run."""
+        head.head.centre.copy_(z.mean(0))  # type: ignore[operator]
+        head.head.spread.copy_(z.std(0).clamp_min(1e-6))  # type: ignore[operator]
+
+    def compute_loss(self, head: Swav, embed: Embed, batch: Batch, progress: float) -> Tensor:
+        head.head.normalise()
+        n_big, n = self._config.crops.n_big, batch.views[0].shape[0]
+        big = embed(torch.cat(batch.views[:n_big])).view(n_big, n, -1)
+        small = batch.views[n_big:]
+        low = embed(torch.cat(small)).view(len(small), n, -1) if small else big[:0]
+        return cast("Tensor", head(big, low, progress))
+
+    def before_step(self, head: Swav, step: int) -> None:
+        """Frozen prototypes have no gradient."""
+        if step < self._config.frozen_steps or self._config.frozen_steps < 0:
+            head.head.prototypes.weight.grad = None
+
+    def make_watch(self) -> Watch:
+        return StuckAtUniform(self._config.prototypes)
+
+    def export_head(self, head: Swav, classes: tuple[str, ...]) -> Head | None:  # noqa: ARG002 (it is thrown away)
+        return None

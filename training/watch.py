@@ -1,10 +1,9 @@
-"""What watches a run: the curve, a loss that is stuck, ctrl-C."""
+"""What watches a run: the curve, the steps that are done, the objective's warning, ctrl-C."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +15,18 @@ import pytorch_lightning as pl
 from smn_core.files import write_bytes
 from training import masking
 from training.learner import Learner
+from training.objective import Watch
 
 DENSITY_EVERY_STEPS = 5
-STUCK_AFTER_STEPS = 30
-STUCK_WITHIN = 0.01
 MEAN_OVER_STEPS = 5
 COLUMNS = ("step", "loss", "lr", "density")
 
+OnStep = Callable[[int], None]
+"""Called with the number of steps that a run has done."""
+
 
 class Curve(pl.Callback):
-    """Loss, learning rate and density by step; saved in checkpoints, so a resumed run has one whole curve."""
+    """Loss, learning rate and density by step. Checkpoints carry them, so a resumed run has one whole curve."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -35,11 +36,11 @@ class Curve(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, Learner)
         step = trainer.global_step
-        # The scheduler has moved on already: this is the rate that the step used.
+        # The scheduler is one step further already; this is the rate of the step that ended.
         factor = pl_module._schedule(step - 1) if step > pl_module.config.head_steps else 0.0
         row = {"step": step, "loss": float(outputs["loss"]), "lr": pl_module.config.lr * factor}
-        if pl_module.learns_mask and (step % DENSITY_EVERY_STEPS == 0 or step == pl_module.total_steps):
-            on, of = masking.densities(pl_module.model)
+        if pl_module.config.learns_mask and (step % DENSITY_EVERY_STEPS == 0 or step == pl_module.total_steps):
+            on, of = masking.count_on(pl_module.model)
             row["density"] = on / of
         self.rows.append(row)
 
@@ -50,14 +51,14 @@ class Curve(pl.Callback):
         self.rows = state_dict["rows"]
 
     def losses(self, head_steps: int) -> dict[str, float]:
-        """Mean losses over `MEAN_OVER_STEPS` steps as the objective's weights begin to move, and at the end."""
+        """Mean losses over `MEAN_OVER_STEPS` steps: the first ones after `head_steps`, and the last ones."""
         values = [row["loss"] for row in self.rows]
         begun = values[head_steps:] or values
         parts = {"loss_before": begun[:MEAN_OVER_STEPS], "loss_after": begun[-MEAN_OVER_STEPS:]}
         return {name: sum(part) / max(1, len(part)) for name, part in parts.items()}
 
     def write(self, path: Path) -> None:
-        """The curve as CSV."""
+        """Write the curve as CSV."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
@@ -65,49 +66,40 @@ class Curve(pl.Callback):
         write_bytes(path, text.getvalue().encode())
 
 
-class Steps(pl.Callback):
-    """Tells how many steps are done, first those of a run that is resumed."""
+class TellSteps(pl.Callback):
+    """Calls `on_step` with the number of steps done, at the start (a resumed run has some) and after every step."""
 
-    def __init__(self, heard: Callable[[int], None]) -> None:
-        self._heard = heard
+    def __init__(self, on_step: OnStep) -> None:
+        self._on_step = on_step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._heard(trainer.global_step)
+        self._on_step(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._heard(trainer.global_step)
+        self._on_step(trainer.global_step)
 
 
-class StuckAtUniform(pl.Callback):
-    """Says once, in words, when a SwAV loss sits at ln(K): every image then goes to every prototype alike."""
+class Warn(pl.Callback):
+    """Passes every loss to the objective's watch, and prints its warning once."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self.message: str | None = None
-        self._near = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, Learner)
-        if pl_module.swav is None or self.message is not None:
+        if self.message is not None:
             return
-        uniform = math.log(pl_module.config.swav.prototypes)
-        near = abs(float(outputs["loss"]) - uniform) < STUCK_WITHIN * uniform
-        self._near = self._near + 1 if near else 0
-        if self._near >= STUCK_AFTER_STEPS:
-            self.message = (
-                f"the loss has been at ln(K) = {uniform:.3f} for {self._near} steps: every image is assigned to every "
-                "prototype alike and nothing is learned. Try --set swav.epsilon=0.03, gentler crops "
-                "(--set swav.crops.big_scale=[0.4,1.0]), --set swav.centre=true, prototypes frozen for longer "
-                "(--set swav.frozen_steps=-1), a shorter queue or a lower learning rate. The run goes on."
-            )
+        self.message = self._watch(float(outputs["loss"]))
+        if self.message is not None:
             trainer.print(f"warning: {self.message}")
 
 
 class StopCleanly(pl.Callback):
-    """Ctrl-C ends the run after the step in hand, with a checkpoint; a second one ends it at once."""
+    """Ctrl-C ends the run after the present step, with a checkpoint. A second ctrl-C ends it at once."""
 
     def __init__(self, checkpoint: Path) -> None:
         self._checkpoint = checkpoint

@@ -1,4 +1,4 @@
-"""Embed a whole set of images in batches, without a server."""
+"""Embed a set of images in batches, without a server."""
 
 from __future__ import annotations
 
@@ -21,36 +21,37 @@ from smn_core.files import replacing, write_bytes
 from smn_core.images import ImageReader, draft_side_px
 from smn_core.imageset import FolderSet, ImageSet
 
-Progress = Callable[[int], None]
-"""Called with the number of images that were just done."""
+OnBatch = Callable[[int], None]
+"""Called after every batch with its number of images."""
 
 Load = Callable[[int], Float32[Tensor, "3 h w"]]
-"""The model input of the image with this index."""
+"""Takes the number of an image and returns its model input."""
 
 Embed = Callable[[Float32[Tensor, "n 3 h w"]], Float32[Tensor, "n d"]]
-"""Embeddings of a batch of model inputs."""
+"""Takes a batch of model inputs and returns their embeddings."""
 
 
-def silent(_: int) -> None:
-    """No progress."""
+def say_nothing(_: int) -> None:
+    """An `OnBatch` that does nothing."""
 
 
-def loader(images: ImageSet, engine: Engine) -> Load:
-    """The evaluation view of every image, as the server would make it."""
+def make_loader(images: ImageSet, engine: Engine) -> Load:
+    """A function that loads the images of a set as the server would make them."""
     preprocess = engine.backbone.preprocess
     reader, draft_px = ImageReader(preprocess), draft_side_px(preprocess)
     return lambda index: reader.tensor(images.image(index, draft_px))
 
 
-def batches(
+def read_batches(
     n_images: int, load: Load, batch_size: int, workers: int, skipped: list[str] | None = None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Indices and model inputs [n,3,H,W], in order; decoding runs ahead in `workers` threads.
+    """Yield the images in order, in batches of indices and model inputs [n,3,H,W].
 
-    An image that cannot be decoded raises, or where a list is given is named there and left out.
+    Meanwhile `workers` threads decode the next batches. With a list `skipped`, an image that cannot be decoded is left
+    out and its error is put into the list.
 
     Raises:
-        InvalidImage: an image cannot be decoded and `skipped` is None.
+        InvalidImage: an image cannot be decoded, and `skipped` is None.
     """
 
     def load_batch(first: int) -> tuple[list[int], list[Tensor], list[str]]:
@@ -78,16 +79,18 @@ def batches(
                 yield kept, torch.stack(inputs)
 
 
-def through(engine: Engine, digest: str | None) -> Embed:
-    """Embedding through one mask that the engine has prepared; None is the untouched backbone."""
+def embed_through(engine: Engine, digest: str | None) -> Embed:
+    """A function that embeds through a mask, which the engine has prepared; None means the untouched backbone."""
     return lambda x: engine.embed(x, [Segment(digest, 0, x.shape[0])]).embeddings
 
 
-def first(embed: Embed, dimensions: int | None, width: int) -> tuple[Embed, int]:
-    """The same with the first `dimensions` of `width` components, and how many those are.
+def keep_first(embed: Embed, dimensions: int | None, width: int) -> tuple[Embed, int]:
+    """A function that keeps the first `dimensions` components of what `embed` returns, and their number.
+
+    `width` is what `embed` returns; `dimensions` None keeps all of it.
 
     Raises:
-        InvalidArgument: more than there are, or none.
+        InvalidArgument: `dimensions` is below 1 or above `width`.
     """
     require_dimensions(dimensions, width)
     if dimensions is None:
@@ -98,13 +101,13 @@ def first(embed: Embed, dimensions: int | None, width: int) -> tuple[Embed, int]
 def embed_batches(
     embed: Embed, inputs: Iterator[tuple[list[int], Tensor]]
 ) -> Iterator[tuple[list[int], Float32[Tensor, "n d"]]]:
-    """Indices and embeddings of every batch."""
+    """Embed batches: yield the indices and embeddings of each."""
     for indices, x in inputs:
         yield indices, embed(x)
 
 
 def _line(name: str) -> str:
-    """A path as one line, so that line i is row i."""
+    """A path without line breaks, so that line i of a file belongs to row i."""
     return name.replace("\n", "\\n")
 
 
@@ -117,23 +120,25 @@ def embed_to_file(
     *,
     batch_size: int = 32,
     workers: int = 2,
-    progress: Progress = silent,
+    on_batch: OnBatch = say_nothing,
 ) -> None:
-    """Write float32 [N,width] to `out` (`.npy`), and a folder's relative paths to `out` with `.txt`.
+    """Embed all images and write float32 [N,width] to `out` (`.npy`).
+
+    For a folder the relative paths are written too, line i for row i, to `out` with the suffix `.txt`.
 
     Raises:
         InvalidImage: an image cannot be decoded; nothing is written.
         InvalidArgument: `out` cannot be written.
     """
     n_images = len(images.names)
-    inputs = batches(n_images, loader(images, engine), batch_size, workers)
+    inputs = read_batches(n_images, make_loader(images, engine), batch_size, workers)
     with replacing(out) as temporary:
-        # Written row by row: a memory map of a file that outgrows its disk ends the process with SIGBUS.
+        # Written batch by batch, not through a memory map: on a full disk a map would end the process with SIGBUS.
         with temporary.open("wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (n_images, width)}
             np.lib.format.write_array_header_1_0(file, header)
             for indices, z in embed_batches(embed, inputs):
                 file.write(z.numpy().astype("<f4").tobytes())
-                progress(len(indices))
+                on_batch(len(indices))
         if isinstance(images, FolderSet):
             write_bytes(out.with_suffix(".txt"), os.fsencode("".join(f"{_line(name)}\n" for name in images.names)))

@@ -66,7 +66,7 @@ def images(kind: tuple[str, int, dict[str, Any]], n: int, seed: int = 0) -> Tens
 
 
 def weights_by_hand(model: nn.Module, mask: TaskMask) -> dict[str, Tensor]:
-    """theta * M / sqrt(mean M) as METHOD.md writes it, and the mask's normalisation state."""
+    """theta * M / sqrt(mean M) as docs/method.md, "Masked weights", writes it, and the mask's normalisation state."""
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for tensor in mask.layout:
         on = bits.unpack(mask.packed[tensor.bytes], tensor.n_weights).reshape(tensor.shape)

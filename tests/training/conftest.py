@@ -83,8 +83,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs run here, one after the other: starting processes is not what the test is about."""
     from training.several import processes
 
-    def work(jobs: Any, heard: Any, *, keep_going: bool = False, **_: object) -> dict[int, str]:
-        return processes.work_here(jobs, heard, keep_going=keep_going)
+    def work(jobs: Any, on_step: Any, *, keep_going: bool = False, **_: object) -> dict[int, str]:
+        return processes.work_here(jobs, on_step, keep_going=keep_going)
 
     monkeypatch.setattr(processes, "work_in_processes", work)
 

@@ -8,19 +8,19 @@ from dataclasses import asdict
 import pytest
 
 from smn_core.errors import InvalidArgument
-from training.config import Config, config_from, override
+from training.config import Config, override, parse_config
 from training.recipes import RECIPES, find_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_configuration_comes_back_from_the_json_of_a_checkpoint(name):
     config = find_recipe(name)
-    assert config_from(json.loads(json.dumps(asdict(config)))) == config
+    assert parse_config(json.loads(json.dumps(asdict(config)))) == config
 
 
 def test_a_configuration_of_a_newer_version_is_refused_by_its_setting():
     with pytest.raises(InvalidArgument, match="'colour', which this version does not know"):
-        config_from({"name": "x", "colour": 1})
+        parse_config({"name": "x", "colour": 1})
 
 
 def test_epochs_may_be_parts_and_are_at_least_one_step():

@@ -8,7 +8,7 @@ import pytest
 from smn_core.errors import InvalidArgument, InvalidData
 from tests.training.builders import class_folders
 from training.data import open_split
-from training.labels import amount_of, pick_labels, with_classes_of
+from training.labels import parse_amount, pick_labels, renumber_classes
 
 LABELS = np.repeat(np.arange(4), [10, 20, 30, 5])
 
@@ -35,14 +35,14 @@ def test_a_number_with_a_point_is_a_fraction_and_1_0_is_everything():
     ("text", "amount"), [("1", 1), ("20", 20), ("20.0", 20), ("0.1", 0.1), ("1.0", 1.0), ("1e-2", 0.01)]
 )
 def test_what_labels_means_on_the_command_line(text, amount):
-    found = amount_of(text)
+    found = parse_amount(text)
     assert found == amount and type(found) is type(amount)
 
 
 @pytest.mark.parametrize("text", ["", "few", "nan", "inf", "-1", "0", "0.0", "2.5", "-0.5"])
 def test_labels_that_are_no_amount_are_refused(text):
     with pytest.raises(InvalidArgument, match="--labels"):
-        amount_of(text)
+        parse_amount(text)
 
 
 @pytest.mark.parametrize("amount", [0, -1, 2.5, 6, 1000, float("nan"), float("inf")])
@@ -60,7 +60,7 @@ def test_classes_are_matched_by_name_not_by_their_place_in_the_list(tmp_path):
     class_folders(tmp_path, "train/a", "train/b", "train/c", "test/b", "test/c")
     train, test = (open_split(str(tmp_path), split) for split in ("train", "test"))
     assert test.labels.tolist() == [0, 1]
-    matched = with_classes_of(train, test)
+    matched = renumber_classes(train, test)
     assert matched.labels.tolist() == [1, 2]
     assert list(matched.names) == list(test.names) and matched.image(0).size == (8, 8)
 
@@ -69,4 +69,4 @@ def test_a_class_that_the_train_split_has_not_is_named(tmp_path):
     class_folders(tmp_path, "train/a", "train/b", "test/a", "test/bb")
     train, test = (open_split(str(tmp_path), split) for split in ("train", "test"))
     with pytest.raises(InvalidData, match="no class bb: it has a, b"):
-        with_classes_of(train, test)
+        renumber_classes(train, test)

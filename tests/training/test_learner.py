@@ -16,7 +16,7 @@ from smn_core.maskfile import read_mask
 from tests.training.builders import REPOSITORY, SWAV, Stopped, World, config, mask_bits, plain_lr, run
 from training import export
 from training.learner import Learner, accept_any_size, warmup_cosine
-from training.masking import attached
+from training.masking import list_scores
 
 GOLDEN = REPOSITORY / "tests/golden"
 CURVES = {"vit": ("test_vit", plain_lr(1, 0, 100)), "resnet": ("test_resnet", plain_lr(1, 0, 100))}
@@ -117,11 +117,11 @@ def test_norms_that_several_gpus_share_compute_what_they_did_and_can_be_masked(n
     norms = [m for m in learner.model.modules() if "running_mean" in m._buffers]
     assert norms
     assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
-    assert {name for name, _ in attached(learner.model)} == {tensor.name for tensor in plain.layout}
+    assert {name for name, _ in list_scores(learner.model)} == {tensor.name for tensor in plain.layout}
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(learner.model.eval()(x), plain.model(x))
-    assert export.to_mask(backbone, learner.model, export.running_state(plain), {}).state == {}
+    assert export.make_mask(backbone, learner.model, export.copy_statistics(plain), {}).state == {}
 
 
 def test_losses_start_near_what_chance_gives(world: World, tmp_path):

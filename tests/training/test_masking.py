@@ -1,4 +1,4 @@
-"""Scores become masks, and gradients become scores, exactly as METHOD.md says."""
+"""Scores become masks, and gradients become scores, exactly as docs/method.md, "Mask", says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from smn_core.errors import InvalidArgument
-from training.masking import Masked, MaskRule, Scores, attach, attached, densities
+from training.masking import Masked, MaskRule, Scores, attach, count_on, list_scores
 
 SHAPES = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
 
@@ -88,7 +88,7 @@ def test_step_0_is_the_pretrained_model_bit_for_bit(name, make_backbone):
 def test_only_the_scores_of_maskable_tensors_learn(name, make_backbone):
     backbone = make_backbone(name)
     attach(backbone.model, backbone.layout, MaskRule())
-    assert [n for n, _ in attached(backbone.model)] == [t.name for t in backbone.layout]
+    assert [n for n, _ in list_scores(backbone.model)] == [t.name for t in backbone.layout]
     learned = [n for n, p in backbone.model.named_parameters() if p.requires_grad]
     assert len(learned) == len(list(backbone.layout))
     assert all(n.endswith(".scores") for n in learned)
@@ -131,15 +131,15 @@ def test_top_k_keeps_the_density_and_the_highest_scores(n, density):
 def test_only_the_tensors_that_the_expression_matches_are_masked(make_backbone):
     backbone = make_backbone("test_vit")
     attach(backbone.model, backbone.layout, MaskRule(only=r"blocks\.0\..*qkv"))
-    assert [n for n, _ in attached(backbone.model)] == ["blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias"]
+    assert [n for n, _ in list_scores(backbone.model)] == ["blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias"]
 
 
 def test_weights_outside_the_random_share_stay_on_whatever_their_scores(make_backbone):
     backbone = make_backbone("test_vit")
     attach(backbone.model, backbone.layout, MaskRule(share=0.25, seed=3))
-    for _, scores in attached(backbone.model):
+    for _, scores in list_scores(backbone.model):
         scores.scores.data.fill_(-1)
-    on, of = densities(backbone.model)
+    on, of = count_on(backbone.model)
     assert 0.74 < on / of < 0.76
 
 
@@ -147,8 +147,8 @@ def test_a_share_is_the_same_whatever_only_says(make_backbone):
     whole, part = make_backbone("test_vit"), make_backbone("test_vit")
     attach(whole.model, whole.layout, MaskRule(share=0.5))
     attach(part.model, part.layout, MaskRule(share=0.5, only="fc2"))
-    of_whole = dict(attached(whole.model))
-    for name, scores in attached(part.model):
+    of_whole = dict(list_scores(whole.model))
+    for name, scores in list_scores(part.model):
         assert torch.equal(scores.kept, of_whole[name].kept)
 
 
@@ -161,7 +161,7 @@ def test_the_key_part_of_a_fused_bias_moves_together_by_alpha_alone(make_backbon
     attach(model, backbone.layout, MaskRule())
     x = torch.randn(3, 3, 160, 160, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     model(x).square().sum().backward()
-    for name, scores in attached(model):
+    for name, scores in list_scores(model):
         if not name.endswith("qkv.bias"):
             continue
         gradient, d = scores.scores.grad, scores.scores.numel() // 3

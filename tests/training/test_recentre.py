@@ -12,8 +12,8 @@ from smn_core.maskfile import write_mask
 from tests.training.builders import Stopped, World, config, mask_bits, run
 from training import export
 from training.config import Config
-from training.masking import MaskRule, attach, attached
-from training.recentre import Recentred, norms_of
+from training.masking import MaskRule, attach, list_scores
+from training.recentre import Recentred, find_norms
 
 
 def images(n: int = 24) -> torch.Tensor:
@@ -27,7 +27,7 @@ def recentring(**changes: object) -> Config:
 
 def switch_off(model: torch.nn.Module, share: float) -> None:
     generator = torch.Generator().manual_seed(1)
-    for _, scores in attached(model):
+    for _, scores in list_scores(model):
         scores.scores.data = torch.rand(scores.scores.shape, generator=generator) - share
 
 
@@ -76,7 +76,7 @@ def leaving(model: torch.nn.Module, x: torch.Tensor) -> dict[str, tuple[torch.Te
         found[name] = mean, deviation
 
     handles = [
-        norm.register_forward_hook(lambda _, __, y, name=name: see(name, y)) for name, norm in norms_of(model).items()
+        norm.register_forward_hook(lambda _, __, y, name=name: see(name, y)) for name, norm in find_norms(model).items()
     ]
     with torch.inference_mode():
         model.eval()(x)
@@ -88,12 +88,12 @@ def leaving(model: torch.nn.Module, x: torch.Tensor) -> dict[str, tuple[torch.Te
 def test_the_untouched_backbone_wears_the_folded_statistics(world: World, tmp_path):
     """The mask file's state on the plain backbone computes what the unfolded, settled model computes."""
     backbone, x = world.backbone("test_resnet"), images()
-    root = export.running_state(backbone)
+    root = export.copy_statistics(backbone)
     attach(backbone.model, backbone.layout, MaskRule(only="conv"))
     recentred = Recentred(backbone.model, x, set())
     switch_off(backbone.model, 0.2)
     recentred.settle(x)
-    mask = export.to_mask(backbone, backbone.model, root, {}, recentred=recentred)
+    mask = export.make_mask(backbone, backbone.model, root, {}, recentred=recentred)
     mask = write_mask(mask, tmp_path / "m.smn")
     assert set(mask.state) == set(backbone.layout.buffers)
     engine = Engine(world.backbone("test_resnet"), slots=1)

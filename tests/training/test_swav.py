@@ -14,8 +14,8 @@ from torch import Tensor
 from tests.training.builders import CROPS, SWAV, World, config
 from training.data import Batch
 from training.learner import Learner
-from training.masking import attached
-from training.swav import Crops, Swav, SwavConfig, SwavHead, transform_for
+from training.masking import list_scores
+from training.swav import Crops, Swav, SwavConfig, SwavHead, make_crops
 
 N, D = 6, 12
 
@@ -87,11 +87,11 @@ def test_a_whole_step_gives_head_and_scores_the_papers_gradients(world: World):
     learner, plain = Learner(world.backbone(), recipe, 8), world.backbone().model
     views = [drawn(4, 3, 32, 32, seed=1), drawn(4, 3, 32, 32, seed=2), drawn(4, 3, 32, 32, seed=3)]
     twin = copy.deepcopy(learner.swav.head)
-    for i, (_, scores) in enumerate(attached(learner.model)):
+    for i, (_, scores) in enumerate(list_scores(learner.model)):
         scores.scores.data += drawn(*scores.scores.shape, seed=10 + i) * 0.6
-    theirs = {name: s.scores.detach().clone().requires_grad_() for name, s in attached(learner.model)}
+    theirs = {name: s.scores.detach().clone().requires_grad_() for name, s in list_scores(learner.model)}
     learner.on_train_batch_start(Batch(views, None), 0)
-    loss = learner._swav_loss(Batch(views, None))
+    loss = learner.compute_loss(Batch(views, None))
     loss.backward()
 
     weights = {name: p.detach() for name, p in plain.named_parameters()}
@@ -102,7 +102,7 @@ def test_a_whole_step_gives_head_and_scores_the_papers_gradients(world: World):
     expected = paper_loss(twin, z[:2], z[2:], None, recipe.swav)
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    for name, scores in attached(learner.model):
+    for name, scores in list_scores(learner.model):
         largest = theirs[name].grad.abs().max().item()
         torch.testing.assert_close(scores.scores.grad, theirs[name].grad, rtol=1e-3, atol=1e-3 * largest)
     for found, wanted in zip(learner.swav.head.parameters(), twin.parameters(), strict=True):
@@ -112,7 +112,7 @@ def test_a_whole_step_gives_head_and_scores_the_papers_gradients(world: World):
 def test_prototypes_are_on_the_unit_sphere_before_every_step(world: World):
     learner = Learner(world.backbone(), config(), 8)
     learner.swav.head.prototypes.weight.data.mul_(7)
-    learner._swav_loss(Batch([drawn(4, 3, 32, 32), drawn(4, 3, 32, 32), drawn(4, 3, 16, 16)], None))
+    learner.compute_loss(Batch([drawn(4, 3, 32, 32), drawn(4, 3, 32, 32), drawn(4, 3, 16, 16)], None))
     torch.testing.assert_close(learner.swav.head.prototypes.weight.norm(dim=1), torch.ones(SWAV.prototypes))
     assert learner.swav.head.prototypes.bias is None
 
@@ -121,7 +121,7 @@ def test_prototypes_are_on_the_unit_sphere_before_every_step(world: World):
 def test_frozen_prototypes_have_no_gradient(frozen_steps, moves, world: World):
     learner = Learner(world.backbone(), config(swav=replace(SWAV, frozen_steps=frozen_steps)), 8)
     batch = Batch([drawn(4, 3, 32, 32), drawn(4, 3, 32, 32, seed=1), drawn(4, 3, 16, 16)], None)
-    learner._swav_loss(batch).backward()
+    learner.compute_loss(batch).backward()
     learner.on_before_optimizer_step(torch.optim.SGD(learner.parameters(), lr=1))
     assert (learner.swav.head.prototypes.weight.grad is not None) == moves
     assert learner.swav.head.projection.weight.grad is not None
@@ -167,7 +167,7 @@ def test_centre_and_spread_whiten_what_is_projected():
 def test_crops_come_big_ones_first_in_the_sizes_asked_for():
     crops = replace(CROPS, n_small=3)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))
-    views = transform_for(crops, {"mean": (0.5,) * 3, "std": (0.25,) * 3})(image)
+    views = make_crops(crops, {"mean": (0.5,) * 3, "std": (0.25,) * 3})(image)
     assert [tuple(v.shape) for v in views] == [(3, 32, 32)] * 2 + [(3, 16, 16)] * 3
     assert all(v.min() >= -2 and v.max() <= 2 for v in views)
 

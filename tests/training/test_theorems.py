@@ -1,4 +1,7 @@
-"""A mask knows lr / (S0 - mu) and nothing else of the three (METHOD.md section 2), over real steps with momentum."""
+"""A mask depends on lr / (S0 - mu) and on nothing else of the three: docs/method.md, "Theorems".
+
+The tests take real steps with momentum.
+"""
 
 from __future__ import annotations
 

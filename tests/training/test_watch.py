@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.training.builders import SWAV, World, config, run
-from training import watch
+from training import swav
 from training.learner import Learner
-from training.watch import Curve, StuckAtUniform
+from training.watch import Curve, Warn
 
 UNIFORM = math.log(SWAV.prototypes)
 
@@ -22,8 +22,8 @@ def learner(world: World) -> Learner:
     return Learner(world.backbone(), config(), 8)
 
 
-def watched(learner: Learner, losses: list[float]) -> tuple[StuckAtUniform, list[str]]:
-    stuck, said = StuckAtUniform(), []
+def watched(learner: Learner, losses: list[float]) -> tuple[Warn, list[str]]:
+    stuck, said = Warn(learner.objective.make_watch()), []
     trainer = SimpleNamespace(print=said.append)
     for loss in losses:
         stuck.on_train_batch_end(trainer, learner, {"loss": torch.tensor(loss)}, None, 0)
@@ -47,7 +47,7 @@ def test_a_loss_that_passes_uniform_or_is_elsewhere_is_not_stuck(learner):
 
 def test_a_run_that_is_stuck_goes_on_and_tells_its_folder(world: World, tmp_path, monkeypatch):
     """A temperature far too high: every prediction is uniform."""
-    monkeypatch.setattr(watch, "STUCK_AFTER_STEPS", 4)
+    monkeypatch.setattr(swav, "STUCK_AFTER_STEPS", 4)
     result = run(world, tmp_path / "m.smn", config(swav=replace(SWAV, temperature=50.0)))
     assert "nothing is learned" in result.warning
     assert result.final_loss == pytest.approx(UNIFORM, rel=0.01)

@@ -1,8 +1,8 @@
-"""A cascade end to end: split by the root's embeddings, experts that go on from the root, fusion, folder.
+"""Build a cascade: cluster the root's embeddings, train an expert for each cluster, fit the fusion, write the folder.
 
 DIR/root.smn  expert-1.smn ...  expert-1.run/ ...  cascade.safetensors  clusters.png  README.md
-DIR/plan.json       what a resumed run must agree in
-DIR/embeddings/     of every mask, made once; `smn evaluate` uses them too, and they may be deleted
+DIR/plan.json       what must be equal when the cascade is resumed
+DIR/embeddings/     through every mask; `smn evaluate` reads them too, and they may be deleted
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
+from training.cascade.clusters import Clusters, cluster, measure_purity
 from training.cascade.fusion import FusionChoice, fit, inputs
-from training.cascade.split import Split, purity, split
 from training.checkpoints import folder_of, is_finished
-from training.config import MASKS, Config
-from training.data import identity, open_split
+from training.config import Config
+from training.data import identify, open_split
 from training.features import EMBEDDINGS, Cache, Features
 from training.plan import PLAN, require_same
-from training.plots import clusters_plot
+from training.plots import draw_clusters
 from training.request import Request
-from training.several.jobs import FanOut, Job, total_of
+from training.several.jobs import FanOut, Job, sum_steps
 from training.several.processes import work_here
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -47,7 +47,11 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 @dataclass(frozen=True)
 class CascadeRequest:
-    """What a user asks of `smn cascade`. `config` is that of the experts; unused without any."""
+    """What a user asks of `smn cascade`.
+
+    `config` is that of the experts, unused without any. `split` is the part of the data, `clusters` how it is divided
+    among the experts.
+    """
 
     spec: BackboneSpec
     data: str
@@ -55,7 +59,7 @@ class CascadeRequest:
     config: Config | None
     out: Path
     experts: int = 5
-    split_by: str = "mixture"
+    clusters: str = "mixture"
     fusion: FusionChoice = field(default_factory=FusionChoice)
     modes: Sequence[str] = MODES
     mode: str = UNCONDITIONAL
@@ -71,7 +75,7 @@ class CascadeRequest:
 
 @dataclass(frozen=True)
 class CascadeResult:
-    """What was written, and what was found on the way. `purity` is None without labels or experts."""
+    """What was written, with the sizes of the clusters. `purity` is None without labels or experts."""
 
     cascade: Cascade
     sizes: list[int]
@@ -80,11 +84,11 @@ class CascadeResult:
 
 
 def build(request: CascadeRequest, bar: Bar, say: Callable[[str], None]) -> CascadeResult:
-    """Run, or resume, all of it. What is finished is kept: experts, embeddings.
+    """Build the cascade, or go on with one. Finished experts and embeddings are kept.
 
     Raises:
-        SMNError: anything that cannot work, before the first step of training where that can be known.
-        KeyboardInterrupt: ctrl-C; every expert in work wrote a checkpoint.
+        SMNError: something cannot work; most of that is found before the first step of training.
+        KeyboardInterrupt: ctrl-C; every expert that had begun wrote a checkpoint.
     """
     root = read_mask(request.root)
     images = open_split(request.data, request.split)
@@ -96,14 +100,14 @@ def build(request: CascadeRequest, bar: Bar, say: Callable[[str], None]) -> Casc
     def embed(name: str, mask: TaskMask) -> Features:
         for warning in engine.prepare(mask):
             say(f"warning: {name}: {warning}")
-        with bar(f"embedding through {name}", n) as progress:
-            return cache.embed(engine, mask.digest, images, request.batch_size, progress)
+        with bar(f"embedding through {name}", n) as on_batch:
+            return cache.embed(engine, mask.digest, images, request.batch_size, on_batch)
 
     found = embed("root", root)
     for skipped in found.skipped:
         say(f"warning: skipped {skipped}")
     _require_enough(request, len(found.z), engine.backbone.n_features)
-    clusters = _split(request, found) if request.experts else None
+    clusters = _cluster(request, found) if request.experts else None
     if request.root.resolve() != (request.out / "root.smn").resolve():
         shutil.copyfile(request.root, request.out / "root.smn")
     if clusters is not None:
@@ -124,19 +128,19 @@ def _check(request: CascadeRequest, images: ImageSet) -> None:
         raise InvalidArgument("without experts there is no conditional mode: say --modes unconditional")
     if request.mode not in request.modes:
         raise InvalidArgument(f"--mode {request.mode} is not among --modes {','.join(request.modes)}")
-    if request.config is not None and request.config.objective not in MASKS:
+    if request.config is not None and not request.config.learns_mask:
         raise InvalidArgument(f"{request.root} comes from objective {request.config.objective}, which learns no mask")
     if len(images.names) < 2:
         raise InvalidData(f"{request.data} has {len(images.names)} images: nothing to split or fit")
 
 
 def _prepare_folder(request: CascadeRequest, root: TaskMask, images: ImageSet) -> None:
-    """Make the folder; one that is there must be of the same plan, or be given up."""
+    """Make the folder. A folder that exists must have an equal plan, or `overwrite` must be set."""
     plan = {
         "root": root.digest,
-        "images": identity(images),
+        "images": identify(images),
         "experts": request.experts,
-        "split": request.split_by,
+        "split": request.clusters,
         "seed": request.seed,
         "recipe": asdict(request.config) if request.config is not None else None,
     }
@@ -145,7 +149,7 @@ def _prepare_folder(request: CascadeRequest, root: TaskMask, images: ImageSet) -
     if path.exists() and request.resume:
         require_same(path, plan, request.out)
         return
-    # A start that found its clusters too small has left no more than these.
+    # A start that found its clusters too small leaves these and nothing else.
     begun = request.out.is_dir() and {p.name for p in request.out.iterdir()} - {
         PLAN,
         EMBEDDINGS,
@@ -182,8 +186,8 @@ def _require_enough(request: CascadeRequest, n_images: int, n_features: int) -> 
         )
 
 
-def _split(request: CascadeRequest, found: Features) -> Split:
-    clusters = split(found.z, request.experts, request.split_by, request.seed)
+def _cluster(request: CascadeRequest, found: Features) -> Clusters:
+    clusters = cluster(found.z, request.experts, request.clusters, request.seed)
     assert request.config is not None
     smallest = min(clusters.sizes)
     if smallest < request.config.batch_size:
@@ -198,11 +202,11 @@ def _expert(request: CascadeRequest, j: int) -> Path:
     return request.out / f"expert-{j + 1}.smn"
 
 
-def _train_experts(request: CascadeRequest, clusters: Split, found: Features, bar: Bar) -> None:
+def _train_experts(request: CascadeRequest, clusters: Clusters, found: Features, bar: Bar) -> None:
     assert request.config is not None
     jobs, done, total = [], 0, 0
     for j in range(request.experts):
-        only = tuple(int(i) for i in found.kept[clusters.clusters == j])
+        only = tuple(int(i) for i in found.kept[clusters.of_each == j])
         steps = request.config.total_steps(len(only))
         total += steps
         out = _expert(request, j)
@@ -215,16 +219,16 @@ def _train_experts(request: CascadeRequest, clusters: Split, found: Features, ba
         )  # fmt: skip
         jobs.append(Job(expert))
     sizes = ", ".join(map(str, clusters.sizes))
-    with bar(f"steps of experts on {sizes} images", total) as progress:
-        progress(done)
-        request.fan_out(jobs, total_of(progress))
+    with bar(f"steps of experts on {sizes} images", total) as advance:
+        advance(done)
+        request.fan_out(jobs, sum_steps(advance))
 
 
 def _fuse(
     request: CascadeRequest,
     root: TaskMask,
     experts: Sequence[TaskMask],
-    clusters: Split | None,
+    clusters: Clusters | None,
     parts: Sequence[ndarray],
 ) -> Cascade:
     router = clusters.router if clusters is not None else None
@@ -237,32 +241,32 @@ def _fuse(
         fusion=fusion,
         mode=request.mode,
         router=router if CONDITIONAL in request.modes else None,
-        metadata={"dataset": Path(request.data).name, "split": request.split_by, "split_seed": str(request.seed)},
+        metadata={"dataset": Path(request.data).name, "split": request.clusters, "split_seed": str(request.seed)},
     )
     return write_cascade(cascade, request.out / FILE_NAME)
 
 
-def _finish(request: CascadeRequest, cascade: Cascade, clusters: Split | None, found: Features) -> CascadeResult:
+def _finish(request: CascadeRequest, cascade: Cascade, clusters: Clusters | None, found: Features) -> CascadeResult:
     pure = None
     if clusters is not None:
         if found.labels is not None:
-            pure = purity(clusters.clusters, found.labels, request.experts)
-        title = f"{Path(request.data).name}: {request.split_by} split"
+            pure = measure_purity(clusters.of_each, found.labels, request.experts)
+        title = f"{Path(request.data).name}: {request.clusters} split"
         u = reduce(clusters.router, found.z)
-        clusters_plot(u, clusters.clusters, request.experts, request.out / "clusters.png", title)
+        draw_clusters(u, clusters.of_each, request.experts, request.out / "clusters.png", title)
     files = ["root.smn", *(f"expert-{j + 1}.smn" for j in range(request.experts)), FILE_NAME]
     sizes = {name: (request.out / name).stat().st_size for name in files}
     result = CascadeResult(cascade, clusters.sizes if clusters is not None else [], pure, sizes)
-    write_bytes(request.out / "README.md", _readme(request, result).encode())
+    write_bytes(request.out / "README.md", _format_readme(request, result).encode())
     return result
 
 
-def _readme(request: CascadeRequest, result: CascadeResult) -> str:
+def _format_readme(request: CascadeRequest, result: CascadeResult) -> str:
     lines = [f"# {request.out.name}", "", "```sh", shlex.join(request.command), "```", ""]
     facts = {
         "root": f"{request.root}, {result.cascade.root}",
         "data": f"{request.data}, split {request.split}",
-        "experts": f"{request.experts}, {request.split_by} split, seed {request.seed}",
+        "experts": f"{request.experts}, {request.clusters} split, seed {request.seed}",
         "fusion": f"{request.fusion.name}, modes {', '.join(result.cascade.modes)}, default {result.cascade.mode}",
         "fingerprint": result.cascade.fingerprint,
         "digest": result.cascade.digest,

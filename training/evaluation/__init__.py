@@ -1,1 +1,1 @@
-"""What a mask is worth: probes with labels, signs without."""
+"""Measure masks and cascades: by probes with labels, and by signs without labels."""

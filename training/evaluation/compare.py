@@ -1,6 +1,6 @@
-"""A cascade and the controls that show whether it helps: root alone, root whitened, no PCA, other fusions.
+"""Compare a cascade with the controls that show whether it helps: root alone, root whitened, no PCA, other fusions.
 
-Every mask is embedded once; every row counts the bytes that it needs.
+The images are embedded once through each mask. Every row counts the bytes that it needs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.features import Features
 
 Embed = Callable[[str | None, ImageSet], Features]
 Compared = tuple[dict[str, Any], Features, Features | None]
-"""A row without its scores, and the embeddings of the train and the test split to score."""
+"""A row that lacks its scores, and the embeddings of the train and the test split that give them."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def compare(
     train: ImageSet,
     test: ImageSet | None,
 ) -> Iterator[Compared]:
-    """Rows of a cascade and its controls, one after the other.
+    """Yield the rows of a cascade and its controls.
 
     Raises:
         WrongBackbone, InvalidCascade: it does not fit the engine's backbone.
@@ -117,7 +117,7 @@ def _parts(cascade: Cascade, each: list[Features]) -> _Parts:
 
 
 def _bytes(used: Cascade, mode: str, found: CascadeFolder, masks: Sequence[TaskMask]) -> dict[str, int]:
-    """Every byte that embedding in this mode needs: masks, their state, router, fusion; headers count in the total."""
+    """Count the bytes that embedding in this mode needs: masks, state, router, fusion. The total has headers too."""
     n_parts = used.n_parts
     tensors = {m: t for m, t in used.fusion.tensors.items() if m == mode}
     router = used.router if mode == CONDITIONAL else None
@@ -137,6 +137,6 @@ def _state(masks: Sequence[TaskMask]) -> int:
 
 
 def _total(masks: int, state: int, router: int = 0, fusion: int = 0, cascade_file: int = 0) -> dict[str, int]:
-    """`masks` are whole files, state included; `cascade_file` holds router and fusion."""
+    """Put the parts together. `masks` are whole files, with their state; `cascade_file` holds router and fusion."""
     parts = {"masks": masks - state, "state": state, "router": router, "fusion": fusion}
     return parts | {"total": masks + cascade_file}

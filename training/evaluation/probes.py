@@ -1,4 +1,4 @@
-"""What labels say of embeddings: kNN and linear probe, by METHOD.md's protocol."""
+"""Score embeddings with labels, by kNN and by a linear probe: docs/method.md, "Evaluation protocol"."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROBE_ITERATIONS = 2000
 QUERIES_AT_ONCE = 1000
 
 
-def neighbours_for(n_bank: int) -> int:
+def choose_k(n_bank: int) -> int:
     """k of the kNN classifier: 200, or 20 where the bank has under 5,000 images; never more than the bank has."""
     return min(200 if n_bank >= 5000 else 20, n_bank)
 
@@ -30,7 +30,7 @@ def knn(
 ) -> Int64[ndarray, "m"]:
     """Predicted labels: votes of the k nearest by cosine, weighted exp(similarity / T)."""
     feature_bank = torch.from_numpy(normalise(bank)).T.contiguous()
-    labels, k, n_classes = torch.from_numpy(bank_labels), neighbours_for(len(bank)), int(bank_labels.max()) + 1
+    labels, k, n_classes = torch.from_numpy(bank_labels), choose_k(len(bank)), int(bank_labels.max()) + 1
     found = [
         knn_predict(part, feature_bank, labels, n_classes, knn_k=k, knn_t=KNN_TEMPERATURE)[:, 0]
         for part in torch.from_numpy(normalise(queries)).split(QUERIES_AT_ONCE)

@@ -1,4 +1,4 @@
-"""Signs of a good embedding that need no labels: rank, agreement of two views, neighbours kept from another space."""
+"""Judge embeddings without labels: effective rank, agreement of two views, neighbours kept from another space."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def effective_rank(z: Float32[ndarray, "n d"]) -> float:
 
 
 def view_agreement(a: Float32[ndarray, "n d"], b: Float32[ndarray, "n d"]) -> float:
-    """Fraction of images whose nearest embedding (cosine) among the other views is their own other view."""
+    """Fraction of images whose view in `a` is nearest (cosine) to their own view in `b`, among all in `b`."""
     nearest = (normalise(a) @ normalise(b).T).argmax(1)
     return float((nearest == np.arange(len(a))).mean())
 
 
 def neighbours_kept(a: Float32[ndarray, "n d"], b: Float32[ndarray, "n d"], k: int = 10) -> float:
-    """Mean fraction of an image's k nearest neighbours in one space that are among its k in the other."""
+    """Mean fraction of an image's k nearest neighbours in one space that are among the k nearest in the other."""
     k = min(k, len(a) - 1)
     kept = [len(np.intersect1d(x, y)) for x, y in zip(neighbours(a, k), neighbours(b, k), strict=True)]
     return float(np.mean(kept)) / max(k, 1)

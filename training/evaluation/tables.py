@@ -1,4 +1,4 @@
-"""The tables of `smn evaluate`."""
+"""Print the table of `smn evaluate`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.table import Table
 PIPED_COLUMNS = 200
 
 
-def results(found: dict[str, Any]) -> None:
-    """Scores with labels, then the signs without; the untouched backbone is the first row."""
+def print_results(found: dict[str, Any]) -> None:
+    """Print scores with labels, then signs without labels. The untouched backbone is the first row."""
     console, rows = Console(), found["rows"]
     if not console.is_terminal:
         console.width = PIPED_COLUMNS  # a file has room for every digit

@@ -1,1 +1,1 @@
-"""Several runs at once: side by side in processes, or as tasks of Ray."""
+"""Several runs at once, in processes of this machine or as tasks of a Ray cluster."""

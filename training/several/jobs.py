@@ -1,7 +1,7 @@
-"""One run of several: what it learns, where the mask goes then, and how that is told to whoever waits.
+"""A job is one run of several, and perhaps the upload of its mask; `work` does one job.
 
-A mask is uploaded by the `smn push` of this environment, in a process of its own: training knows no HTTP and imports
-nothing of the service. A key is `env:NAME` and is looked up by that process, where it runs; it is never passed on.
+`smn push` uploads the mask in a process of its own, because training knows no HTTP and imports nothing of the service.
+A key is written as `env:NAME`. That process alone reads the environment variable, on the machine where it runs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from smn_core.files import write_bytes
 from training.plan import PUSHED
 from training.request import Request
 from training.run import train
+from training.watch import OnStep
 
 LOCAL = "http://127.0.0.1:8000"
 PUSH_S = 600.0
@@ -26,14 +27,14 @@ ASK_S = 120.0
 
 
 class PushFailed(SMNError):
-    """A finished mask that could not be uploaded; it lies where its run wrote it."""
+    """A mask is finished but could not be uploaded. Its file stays where the run wrote it."""
 
     code = "push_failed"
 
 
 @dataclass(frozen=True)
 class Push:
-    """Where a finished mask goes: its name on a server. `key` is `env:NAME`, or "" for a server that wants none."""
+    """Where a finished mask is uploaded, and under which name. `key` is `env:NAME`, or "" for a server without keys."""
 
     name: str
     server: str = LOCAL
@@ -42,7 +43,11 @@ class Push:
 
 @dataclass(frozen=True)
 class Job:
-    """A run, which resumes what is there of it, and perhaps an upload. `trained`: only the upload is left."""
+    """A run, and perhaps an upload of its mask.
+
+    `threads` are torch's, 0 for the default of whoever runs the job. `trained`: the run is finished, only the upload is
+    left.
+    """
 
     request: Request
     push: Push | None = None
@@ -50,57 +55,58 @@ class Job:
     trained: bool = False
 
 
-Heard = Callable[[int, int], None]
-"""Called with the number of a job and its steps done."""
+OnJobStep = Callable[[int, int], None]
+"""Called with the number of a job and the number of steps that its run has done."""
 
 
-def total_of(progress: Callable[[int], None]) -> Heard:
-    """Feeds one bar, which is told how many more are done, from many jobs, which tell how many they have done."""
+def sum_steps(advance: Callable[[int], None]) -> OnJobStep:
+    """Make a callback for many jobs that moves one bar: `advance` is called with the number of new steps."""
     steps_of: dict[int, int] = {}
 
-    def heard(number: int, step: int) -> None:
-        progress(step - steps_of.get(number, 0))
+    def on_step(number: int, step: int) -> None:
+        advance(step - steps_of.get(number, 0))
         steps_of[number] = step
 
-    return heard
+    return on_step
 
 
 class FanOut(Protocol):
-    """Runs jobs side by side; returns why some failed, by number.
+    """Runs jobs, perhaps side by side, and returns the reason of each job that failed, by the job's number.
 
-    With `keep_going` a job that fails costs no other; without, it stops them, each with a checkpoint, and is raised.
+    With `keep_going` the other jobs go on when one fails. Without it the first failure stops the others, which write a
+    checkpoint each, and is raised.
 
     Raises:
-        RunFailed: a job failed.
+        RunFailed: a job failed, without `keep_going`.
         KeyboardInterrupt: ctrl-C; every run that had begun wrote a checkpoint.
     """
 
-    def __call__(self, jobs: Sequence[Job], heard: Heard, *, keep_going: bool = False) -> dict[int, str]: ...
+    def __call__(self, jobs: Sequence[Job], on_step: OnJobStep, *, keep_going: bool = False) -> dict[int, str]: ...
 
 
 class RunFailed(SMNError):
-    """One of the runs did not end well; the others were stopped with a checkpoint."""
+    """A run failed. The other runs were stopped, and each wrote a checkpoint."""
 
     code = "run_failed"
 
 
-def work(job: Job, heard: Callable[[int], None]) -> None:
-    """Do a job in this process.
+def work(job: Job, on_step: OnStep) -> None:
+    """Do a job in this process: train, then upload.
 
     Raises:
         SMNError: as `train`.
-        PushFailed: the mask is finished, the server did not take it.
+        PushFailed: the mask is finished, but the server did not take it.
     """
     if not job.trained:
-        train(job.request, heard)
+        train(job.request, on_step)
     if job.push is not None:
-        done = _smn("push", job.request.out, "--name", job.push.name, *_where(job.push), timeout_s=PUSH_S)
+        done = _run_smn("push", job.request.out, "--name", job.push.name, *_write_flags(job.push), timeout_s=PUSH_S)
         record = {**asdict(job.push), "digest": done["digest"], "version": done["version"]}
         write_bytes(job.request.folder / PUSHED, json.dumps(record).encode())
 
 
 def is_pushed(out: Path, folder: Path, push: Push) -> bool:
-    """Whether the mask at `out`, as it is now, was uploaded as `push` says."""
+    """Whether the present file at `out` was uploaded to the server and the name of `push`."""
     from smn_core.tensorfile import digest_of
 
     try:
@@ -112,29 +118,29 @@ def is_pushed(out: Path, folder: Path, push: Push) -> bool:
 
 
 def require_server(push: Push) -> None:
-    """Ask now, not after hours of training, whether the server answers and knows the key.
+    """Check that the server answers and accepts the key, before hours of training rather than after them.
 
     Raises:
         PushFailed: it does not.
     """
-    _smn("list", *_where(push), timeout_s=ASK_S)
+    _run_smn("list", *_write_flags(push), timeout_s=ASK_S)
 
 
 def require_key_by_name(key: str) -> None:
-    """Keys stay in the environment.
+    """Refuse a key that is written out: a manifest names an environment variable instead.
 
     Raises:
-        InvalidArgument: it is not written as `env:NAME`.
+        InvalidArgument: the key is not of the form `env:NAME`.
     """
     if key and not (key.startswith("env:") and key.removeprefix("env:").isidentifier()):
         raise InvalidArgument('a key does not belong in a manifest: write key = "env:NAME", an environment variable')
 
 
-def _where(push: Push) -> list[str]:
+def _write_flags(push: Push) -> list[str]:
     return ["--server", push.server, *(["--key", push.key] if push.key else [])]
 
 
-def _smn(*words: str | Path, timeout_s: float) -> Any:
+def _run_smn(*words: str | Path, timeout_s: float) -> Any:
     command = [sys.executable, "-m", "smn", *map(str, words), "--json"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)

@@ -1,4 +1,4 @@
-"""Many masks from one file: TOML whose entries say what `smn train` is told on its command line, by the same names.
+"""Read a manifest: a TOML file with one table for each mask. Its keys are the options of `smn train`.
 
 [defaults]
 backbone = "vit_tiny_patch16_224"
@@ -26,7 +26,7 @@ from training.request import Request
 from training.several.jobs import Job, Push, require_key_by_name
 
 Parse = Callable[[list[str]], tuple[Request, int]]
-"""Words of a command line of `smn train` -> the request, and torch's threads."""
+"""Parses the words of a command line of `smn train` into the request and torch's threads."""
 
 LISTS = ("set", "model-arg")
 PATHS = ("data", "out", "weights", "start")
@@ -35,7 +35,7 @@ WHOLE = ("resume", "overwrite", "help")
 
 @dataclass(frozen=True)
 class Entry:
-    """One `[[mask]]`: what to run, or why that cannot be."""
+    """One `[[mask]]`: its job, or the trouble that keeps it from running."""
 
     number: int
     out: str
@@ -48,7 +48,7 @@ class Entry:
 
 
 def read_manifest(path: Path, parse: Parse) -> list[Entry]:
-    """All entries, in order; one that makes no sense says why and costs no other.
+    """Read all entries, in order. An entry that makes no sense carries its trouble and does not stop the others.
 
     Raises:
         InvalidArgument: the file as a whole makes no sense.
@@ -71,7 +71,7 @@ def read_manifest(path: Path, parse: Parse) -> list[Entry]:
     for number, table in enumerate(masks, 1):
         out = str(table.get("out", ""))
         try:
-            job = _job(_merged(defaults, table), path.parent, parse)
+            job = _make_job(_merge(defaults, table), path.parent, parse)
             _require_own(job, entries)
             entries.append(Entry(number, out, job))
         except SMNError as error:
@@ -79,8 +79,8 @@ def read_manifest(path: Path, parse: Parse) -> list[Entry]:
     return entries
 
 
-def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry over the defaults; lists are added to, `push` is merged."""
+def _merge(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry with the defaults under it. Lists follow those of the defaults, and `push` is merged key by key."""
     merged = {**defaults, **own}
     for name in LISTS:
         if isinstance(defaults.get(name), list) and isinstance(own.get(name), list):
@@ -90,21 +90,21 @@ def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _job(table: dict[str, Any], folder: Path, parse: Parse) -> Job:
-    push = _push(table.pop("push", None))
+def _make_job(table: dict[str, Any], folder: Path, parse: Parse) -> Job:
+    push = _parse_push(table.pop("push", None))
     words = []
     for name, value in table.items():
         if name in WHOLE:
             raise InvalidArgument(f"{name} is for the whole manifest: say smn train-many --{name}")
-        words += _words(name, _placed(value, folder) if name in PATHS else value)
+        words += _write_words(name, _resolve(value, folder) if name in PATHS else value)
     request, threads = parse(words)
     if push is not None and request.out.suffix != ".smn":
         raise InvalidArgument(f"push: {request.out.name} is no mask")
     return Job(replace(request, command=["smn", "train", *words]), push, threads)
 
 
-def _words(name: str, value: Any) -> list[str]:
-    """A setting as `smn train` is told it."""
+def _write_words(name: str, value: Any) -> list[str]:
+    """A setting as words of the command line of `smn train`."""
     if isinstance(value, bool):
         return [f"--{name}"] if value else []
     if name in LISTS:
@@ -116,14 +116,14 @@ def _words(name: str, value: Any) -> list[str]:
     return [f"--{name}={value}"]
 
 
-def _placed(value: Any, folder: Path) -> Any:
-    """A path from the manifest's folder, absolute: runs start in other folders, on other nodes."""
+def _resolve(value: Any, folder: Path) -> Any:
+    """An absolute path, from one relative to the manifest: runs start in other folders and on other nodes."""
     if not isinstance(value, str) or value.startswith("torchvision:"):
         return value
     return os.path.normpath(folder.absolute() / Path(value).expanduser())
 
 
-def _push(table: Any) -> Push | None:
+def _parse_push(table: Any) -> Push | None:
     if table is None:
         return None
     if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
@@ -138,7 +138,7 @@ def _push(table: Any) -> Push | None:
 
 
 def _require_own(job: Job, entries: list[Entry]) -> None:
-    """No two masks are written to one file, or pushed to one name."""
+    """Refuse a job that writes the file, or pushes to the name, of an earlier entry."""
     for entry in entries:
         if entry.job is None:
             continue

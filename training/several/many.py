@@ -1,4 +1,4 @@
-"""Masks of a manifest: all entries are checked first, then the good ones run side by side, whatever the others do."""
+"""Learn the masks of a manifest: check all entries first, then run the good ones side by side."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from smn_core.errors import InvalidArgument, SMNError
 from smn_core.files import write_bytes
 from smn_core.tensorfile import canonical_json, digest_of
 from training.checkpoints import CHECKPOINT, is_finished
-from training.plan import PLAN, Plan, forget, plan_of, require_same
-from training.several.jobs import FanOut, Job, Push, is_pushed, require_server, total_of
+from training.plan import PLAN, Plan, forget, make_plan, require_same
+from training.several.jobs import FanOut, Job, Push, is_pushed, require_server, sum_steps
 from training.several.manifest import Entry
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -23,9 +23,10 @@ TRAINED, PUSHED, SKIPPED, FAILED = "trained", "pushed", "skipped", "failed"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an entry: `state` is trained, pushed (it was trained before), skipped or failed.
+    """What became of an entry.
 
-    `config` is the digest of all that decides the mask, "" where the entry could not be checked.
+    `state` is trained, pushed (the mask was trained before), skipped (nothing was left to do) or failed. `config` is
+    the digest of everything that decides the mask, "" for an entry that could not be checked.
     """
 
     entry: Entry
@@ -44,7 +45,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Checked:
-    """An entry that can run, or ran."""
+    """An entry that can run, or that ran before. `steps` are those of the whole run."""
 
     entry: Entry
     plan: Plan
@@ -66,7 +67,7 @@ def run_many(
     resume: bool,
     overwrite: bool,
 ) -> list[Outcome]:
-    """Check all, run what can run, and tell what became of each, in order.
+    """Check all entries, run those that can run, and return what became of each, in the order of the manifest.
 
     Raises:
         KeyboardInterrupt: ctrl-C; every run that had begun wrote a checkpoint.
@@ -76,8 +77,8 @@ def run_many(
     for checked in ready:
         _begin(checked, overwrite=overwrite)
     total = sum(checked.steps for checked in ready if not checked.job.trained)
-    with bar(f"steps of {len(ready)} masks", total) as progress:
-        failed = fan_out(jobs, total_of(progress), keep_going=True)
+    with bar(f"steps of {len(ready)} masks", total) as advance:
+        failed = fan_out(jobs, sum_steps(advance), keep_going=True)
     for number, checked in enumerate(ready):
         state = FAILED if number in failed else PUSHED if checked.job.trained else TRAINED
         outcomes[checked.entry.number] = Outcome(checked.entry, state, checked.config, failed.get(number, ""))
@@ -87,7 +88,7 @@ def run_many(
 def _check_all(
     entries: Sequence[Entry], say: Callable[[str], None], *, resume: bool, overwrite: bool
 ) -> tuple[list[_Checked], dict[int, Outcome]]:
-    """The entries that have something left to do, and what became already of the others."""
+    """The entries that have something left to do, and the outcomes of the others by number."""
     check = _Check(resume=resume, overwrite=overwrite)
     ready: list[_Checked] = []
     outcomes: dict[int, Outcome] = {}
@@ -106,7 +107,7 @@ def _check_all(
 
 
 def _begin(checked: _Checked, *, overwrite: bool) -> None:
-    """From here on every start of this run resumes: an attempt after a crash as much as `--resume`."""
+    """Write the plan of a run. From then on every start of the run resumes it, after a crash as with `--resume`."""
     request = checked.job.request
     if overwrite:
         forget(request)
@@ -115,7 +116,7 @@ def _begin(checked: _Checked, *, overwrite: bool) -> None:
 
 
 class _Check:
-    """Checks entries one by one; what they share (backbones, servers) is looked at once."""
+    """Checks entries one by one. Each backbone is loaded once, and each server asked once."""
 
     def __init__(self, *, resume: bool, overwrite: bool) -> None:
         self._resume, self._overwrite = resume, overwrite
@@ -123,12 +124,16 @@ class _Check:
         self._servers: dict[tuple[str, str], SMNError | None] = {}
 
     def __call__(self, entry: Entry) -> _Checked:
-        """Raises SMNError: anything about the entry that cannot work."""
+        """Check one entry.
+
+        Raises:
+            SMNError: something about the entry cannot work.
+        """
         if entry.job is None:
             raise InvalidArgument(entry.trouble)
         job = entry.job
         request = replace(job.request, resume=self._resume, overwrite=self._overwrite)
-        plan, steps = plan_of(request, self._backbone(job))
+        plan, steps = make_plan(request, self._backbone(job))
         job = replace(job, request=replace(request, resume=True, overwrite=False))
         file = request.folder / PLAN
         if self._resume and file.exists():
@@ -145,7 +150,7 @@ class _Check:
         return _Checked(entry, plan, steps, job)
 
     def _backbone(self, job: Job) -> Backbone:
-        spec = replace(job.request.spec, device="cpu")  # the GPUs are for the runs, and perhaps on other nodes
+        spec = replace(job.request.spec, device="cpu")  # the GPUs belong to the runs, perhaps on other nodes
         key = repr(spec)
         if key not in self._backbones:
             try:

@@ -1,7 +1,7 @@
-"""The same jobs as tasks of a Ray cluster: Ray places, retries and restarts; a checkpoint on a shared folder goes on.
+"""Run jobs as tasks of a Ray cluster: Ray chooses the nodes, and starts a task again whose worker died.
 
-Every task is told to resume, so a retry after a worker or a node died begins at the last checkpoint, wherever it runs,
-as long as data and outputs lie in a folder that all nodes see under one path.
+Every task resumes what is there of its run. So a task that starts again, on any node, goes on from the last checkpoint,
+if data and outputs lie in a folder that all nodes see under one path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from smn_core.errors import InvalidArgument, SMNError
 from smn_core.verbs.show import note
-from training.several.jobs import Heard, Job, PushFailed, RunFailed, work
+from training.several.jobs import Job, OnJobStep, PushFailed, RunFailed, work
 
 try:
     import ray
@@ -30,7 +30,10 @@ except ImportError as error:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where tasks run and what each asks for. `address` "": RAY_ADDRESS, a Ray that runs here, or one for this run."""
+    """Where tasks run, and the CPUs and GPUs that each asks for.
+
+    `address` "" means RAY_ADDRESS, or a Ray that runs on this machine, or else one that is started for this call.
+    """
 
     address: str = ""
     cpus: float = 1
@@ -39,18 +42,19 @@ class Cluster:
 
 
 class Board:
-    """An actor on which tasks write how far they are; its reader waits for news."""
+    """An actor that collects the steps of all tasks for the driver."""
 
     def __init__(self) -> None:
         self._news: dict[int, int] = {}
         self._some = asyncio.Event()
 
     async def tell(self, number: int, step: int) -> None:
+        """Note the steps that a job has done."""
         self._news[number] = step
         self._some.set()
 
     async def read(self) -> dict[int, int]:
-        """Steps by job, of those that moved since the last call; waits for one."""
+        """Wait for a step, then return the steps done by each job that moved since the last call."""
         await self._some.wait()
         self._some.clear()
         news, self._news = self._news, {}
@@ -58,45 +62,47 @@ class Board:
 
 
 def work_on_ray(
-    jobs: Sequence[Job], heard: Heard, *, cluster: Cluster, threads: int = 0, keep_going: bool = False
+    jobs: Sequence[Job], on_step: OnJobStep, *, cluster: Cluster, threads: int = 0, keep_going: bool = False
 ) -> dict[int, str]:
-    """Do every job as a task; see `FanOut`.
+    """Do every job as a task. It is a `FanOut`.
 
     Args:
-        threads: torch's threads of each job that does not say; 0: as many as CPUs.
+        threads: torch's threads of each job that names no number; 0: as many as the CPUs of a task.
 
     Raises:
         InvalidArgument: there is no Ray at the address.
     """
     if not jobs:
         return {}
-    # Ray tells of a worker's death on stdout, which belongs to results.
-    with redirect_stdout(sys.stderr), _connected(cluster.address):
+    # Ray prints on stdout that a worker died; stdout belongs to results.
+    with redirect_stdout(sys.stderr), _connect(cluster.address):
         _say_if_too_large(cluster)
         task = ray.remote(
-            # Its own process, as a run beside others has: nothing of one run is there for the next.
+            # A worker ends after one task: a run must not find what an earlier run left in its process.
             max_calls=1,
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus,
             max_retries=cluster.retries,
             retry_exceptions=cluster.retries > 0,
-        )(_task)
+        )(_run_task)
         board = ray.remote(num_cpus=0)(Board).remote()
         threads = threads or max(1, int(cluster.cpus))
         numbers = {
-            task.options(name=job.request.out.name).remote(_placed(job), number, job.threads or threads, board): number
+            task.options(name=job.request.out.name).remote(
+                _resolve_paths(job), number, job.threads or threads, board
+            ): number
             for number, job in enumerate(jobs)
         }
         try:
-            return _listen(numbers, board, heard, keep_going=keep_going)
+            return _listen(numbers, board, on_step, keep_going=keep_going)
         except BaseException:
             _stop(list(numbers))
             raise
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[None]:
-    """Ray, for as long as it takes; one that this process uses already is left as it is."""
+def _connect(address: str) -> Iterator[None]:
+    """Connect to Ray for the block, unless this process is connected already."""
     if ray.is_initialized():
         yield
         return
@@ -113,8 +119,8 @@ def _connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _placed(job: Job) -> Job:
-    """Paths in full: a worker may start in another folder."""
+def _resolve_paths(job: Job) -> Job:
+    """The job with absolute paths: a worker may start in another folder."""
     request = job.request
     spec = replace(request.spec, weights=request.spec.weights and request.spec.weights.absolute())
     data = request.data if request.data.startswith("torchvision:") else str(Path(request.data).expanduser().absolute())
@@ -123,7 +129,7 @@ def _placed(job: Job) -> Job:
 
 
 def _say_if_too_large(cluster: Cluster) -> None:
-    """Ray waits without an end for a node that has what a task asks for: an autoscaler may bring one."""
+    """Warn where no node has what a task asks for: Ray then waits for ever, since an autoscaler may add a node."""
     has = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= cluster.cpus and node.get("GPU", 0) >= cluster.gpus for node in has):
         note(
@@ -132,36 +138,36 @@ def _say_if_too_large(cluster: Cluster) -> None:
         )
 
 
-def _listen(numbers: dict[Any, int], board: Any, heard: Heard, *, keep_going: bool) -> dict[int, str]:
-    """Until all tasks ended: hand on what the board says, and collect why some failed."""
+def _listen(numbers: dict[Any, int], board: Any, on_step: OnJobStep, *, keep_going: bool) -> dict[int, str]:
+    """Wait for all tasks, report their steps, and return why some failed, by number."""
     waiting, news = list(numbers), board.read.remote()
     failed = dict[int, str]()
     while waiting:
         ready, _ = ray.wait([*waiting, *([news] if news is not None else [])], num_returns=1)
         if ready[0] is news:
-            news = _pass_on(news, board, heard)
+            news = _pass_on(news, board, on_step)
             continue
         waiting.remove(ready[0])
         number = numbers[ready[0]]
-        if (trouble := _outcome(ready[0])) is not None:
+        if (trouble := _read_outcome(ready[0])) is not None:
             failed[number] = trouble
             if not keep_going:
                 raise RunFailed(f"run {number + 1}: {trouble}")
     return failed
 
 
-def _pass_on(news: Any, board: Any, heard: Heard) -> Any:
-    """What to wait for next; None where the board is gone with its node: the runs go on without."""
+def _pass_on(news: Any, board: Any, on_step: OnJobStep) -> Any:
+    """Report new steps, and return the next call to wait for; None if the board died: runs go on without it."""
     try:
         for number, step in ray.get(news).items():
-            heard(number, step)
+            on_step(number, step)
     except ray.exceptions.RayError:
         return None
     return board.read.remote()
 
 
-def _outcome(ref: Any) -> str | None:
-    """Why a task that ended failed, or None."""
+def _read_outcome(ref: Any) -> str | None:
+    """Why a task failed that has ended; None if it did not fail."""
     try:
         found: str | None = ray.get(ref)
     except ray.exceptions.RayTaskError as error:
@@ -172,14 +178,17 @@ def _outcome(ref: Any) -> str | None:
 
 
 def _stop(refs: list[Any]) -> None:
-    """Ctrl-C in every task, and wait for their checkpoints."""
+    """Interrupt every task, and wait until each has written a checkpoint."""
     for ref in refs:
         ray.cancel(ref)
     ray.wait(refs, num_returns=len(refs))
 
 
-def _task(job: Job, number: int, threads: int, board: Any) -> str | None:
-    """In a worker: do the job. What no other attempt would mend is returned; all else is raised, for Ray to retry."""
+def _run_task(job: Job, number: int, threads: int, board: Any) -> str | None:
+    """Do the job, in a worker.
+
+    Returns the text of an error that another attempt would meet again. Every other error is raised: Ray then retries.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray's own processes ignore it, and cancel sends it
     torch.set_num_threads(threads)
     try:

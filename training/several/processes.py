@@ -1,4 +1,4 @@
-"""Several jobs of training side by side: one process each, up to as many at once as there are devices or cores."""
+"""Run jobs side by side on this machine, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from smn_core.errors import InvalidArgument, SMNError
-from training.several.jobs import Heard, Job, PushFailed, RunFailed, work
+from training.several.jobs import Job, OnJobStep, PushFailed, RunFailed, work
 
 OVERDUE_S = 5.0
-"""From when a run is asked to stop to when its next step is made to."""
+"""A run that was asked to stop has so much time. After that its next step raises KeyboardInterrupt itself."""
 
 
 @dataclass
 class _Child:
+    """A process and the job in it. `may_retry`: another attempt may succeed where this one failed."""
+
     number: int
     process: BaseProcess
     pipe: Connection
@@ -32,26 +34,25 @@ class _Child:
     done: bool = False
     trouble: str = ""
     may_retry: bool = True
-    """Whether another attempt may end otherwise."""
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def count_cores() -> int:
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def default_processes(n_runs: int, device: str) -> int:
-    """Runs at once: one a GPU, or one a core."""
+def choose_processes(n_runs: int, device: str) -> int:
+    """How many runs go on at once: one for each GPU, or one for each core."""
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    return max(1, min(n_runs, torch.cuda.device_count() if on_gpu else cores()))
+    return max(1, min(n_runs, torch.cuda.device_count() if on_gpu else count_cores()))
 
 
-def work_here(jobs: Sequence[Job], heard: Heard, *, keep_going: bool = False) -> dict[int, str]:
-    """Do the jobs in this process, one after the other; see `FanOut`."""
+def work_here(jobs: Sequence[Job], on_step: OnJobStep, *, keep_going: bool = False) -> dict[int, str]:
+    """Do the jobs in this process, one after the other. It is a `FanOut`."""
     failed = {}
     for number, job in enumerate(jobs):
         try:
-            work(job, lambda step, number=number: heard(number, step))  # type: ignore[misc]
+            work(job, lambda step, number=number: on_step(number, step))  # type: ignore[misc]
         except SMNError as error:
             if not keep_going:
                 raise
@@ -61,26 +62,26 @@ def work_here(jobs: Sequence[Job], heard: Heard, *, keep_going: bool = False) ->
 
 def work_in_processes(
     jobs: Sequence[Job],
-    heard: Heard,
+    on_step: OnJobStep,
     *,
     processes: int,
     threads: int = 0,
     retries: int = 0,
     keep_going: bool = False,
 ) -> dict[int, str]:
-    """Do every job in a process of its own, `processes` at once; see `FanOut`.
+    """Do every job in a process of its own, `processes` of them at once. It is a `FanOut`.
 
     Args:
-        threads: torch's threads of each job that does not say; 0 shares the cores out.
-        retries: how often a job begins again, from its checkpoint, whose process died or whose upload failed.
+        threads: torch's threads of each job that names no number; 0 divides the cores among the processes.
+        retries: how often a job is started again, from its checkpoint, after its process died or its upload failed.
     """
     if processes < 1:
         raise InvalidArgument(f"--processes {processes}: at least 1")
     if not jobs:
         return {}
     processes = min(processes, len(jobs))
-    threads = threads or max(1, cores() // processes)
-    free = _gpus(processes)
+    threads = threads or max(1, count_cores() // processes)
+    free = _share_gpus(processes)
     waiting, running = list(enumerate(jobs)), list[_Child]()
     left, failed = [retries] * len(jobs), dict[int, str]()
     try:
@@ -90,7 +91,7 @@ def work_in_processes(
                 running.append(_start(number, job, free.pop(0), job.threads or threads))
             for pipe in wait([child.pipe for child in running]):
                 child = next(child for child in running if child.pipe is pipe)
-                if _listen(child, heard):
+                if _listen(child, on_step):
                     continue
                 running.remove(child)
                 free.append(child.gpu)
@@ -101,7 +102,7 @@ def work_in_processes(
                     left[child.number] -= 1
                     waiting.insert(0, (child.number, jobs[child.number]))
                     continue
-                failed[child.number] = _trouble(child)
+                failed[child.number] = _explain(child)
                 if not keep_going:
                     raise RunFailed(f"run {child.number + 1}: {failed[child.number]}")
     finally:
@@ -109,21 +110,21 @@ def work_in_processes(
     return failed
 
 
-def _gpus(n: int) -> list[str]:
-    """A GPU for every process, in turn; "" where there is none."""
+def _share_gpus(n: int) -> list[str]:
+    """The device of each of `n` processes: the GPUs in turn, or "" without GPUs."""
     count = torch.cuda.device_count()
     return [f"cuda:{i % count}" if count else "" for i in range(n)]
 
 
 def _start(number: int, job: Job, gpu: str, threads: int) -> _Child:
-    context = multiprocessing.get_context("spawn")  # a fork would take over torch's threads half-way
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
     ours, theirs = context.Pipe()
     spec = job.request.spec
     if gpu and spec.device in ("cuda", "auto"):
         spec = replace(spec, device=gpu)
     job = replace(job, request=replace(job.request, spec=spec), threads=threads)
     process = context.Process(target=_work, args=(theirs, job), name=f"smn-run-{number + 1}")
-    # Ctrl-C while the child still imports would be a traceback of its own: it takes over that the signal waits.
+    # A child inherits blocked signals. Ctrl-C while it still imports would otherwise print a traceback of its own.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
@@ -133,15 +134,15 @@ def _start(number: int, job: Job, gpu: str, threads: int) -> _Child:
     return _Child(number, process, ours, gpu)
 
 
-def _listen(child: _Child, heard: Heard) -> bool:
-    """Take one message; False once the process is gone."""
+def _listen(child: _Child, on_step: OnJobStep) -> bool:
+    """Handle one message of a child, or return False because its process has ended."""
     try:
         word, value = child.pipe.recv()
     except (EOFError, OSError):
         child.process.join()
         return False
     if word == "step":
-        heard(child.number, value)
+        on_step(child.number, value)
     elif word == "done":
         child.done = True
     else:
@@ -149,14 +150,15 @@ def _listen(child: _Child, heard: Heard) -> bool:
     return True
 
 
-def _trouble(child: _Child) -> str:
+def _explain(child: _Child) -> str:
+    """Why a child failed, in words."""
     code = child.process.exitcode or 0
     died = f"it was killed by signal {-code}, perhaps for memory" if code < 0 else f"exit code {code}"
     return child.trouble or died
 
 
 def _stop(running: Sequence[_Child]) -> None:
-    """Ask every process to stop after the step in hand, and wait for their checkpoints."""
+    """Ask every process to stop after its present step, and wait until each has written a checkpoint."""
     for child in running:
         with suppress(OSError):
             child.pipe.send("stop")
@@ -167,9 +169,9 @@ def _stop(running: Sequence[_Child]) -> None:
 
 
 def _work(pipe: Connection, job: Job) -> None:
-    """In the process: do the job, and tell how it goes."""
-    os.setpgrp()  # ctrl-C on the terminal is for the parent, who asks every process to stop once
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what waited is dropped: the parent asks by the pipe
+    """Do the job. This runs in the child, which sends its steps and its end through the pipe."""
+    os.setpgrp()  # ctrl-C on the terminal reaches the parent alone, which then asks every child to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # drops a signal that waited: the parent asks through the pipe
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     overdue = threading.Event()
@@ -184,20 +186,20 @@ def _work(pipe: Connection, job: Job) -> None:
     try:
         work(job, tell)
         pipe.send(("done", None))
-    except (PushFailed, OSError) as error:  # a server or disk that comes back
+    except (PushFailed, OSError) as error:  # the server or the disk may come back
         pipe.send(("died", str(error)))
     except SMNError as error:
         pipe.send(("failed", str(error)))
     except KeyboardInterrupt:
         pipe.send(("failed", "it was stopped"))
-    except Exception:  # what nobody foresaw is told in full, where it can be read
+    except Exception:  # an error that nobody foresaw is reported with its traceback
         pipe.send(("died", traceback.format_exc()))
 
 
 def _stop_when_told(pipe: Connection, overdue: threading.Event) -> None:
-    """A message or the end of the parent, however it died, is ctrl-C here.
+    """Wait for the parent's message or for its death, then raise KeyboardInterrupt in the main thread.
 
-    One that falls into a destructor or callback of a library is lost there; the next step then stands in for it.
+    A library may swallow that exception in a destructor or a callback. Then the next step raises it again.
     """
     with suppress(EOFError, OSError):
         pipe.recv()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from smn_core.errors import InvalidImage
-from smn_core.verbs.offline import batches
+from smn_core.verbs.offline import read_batches
 
 
 def numbered(index: int) -> torch.Tensor:
@@ -22,7 +22,7 @@ def numbered(index: int) -> torch.Tensor:
 )
 def test_every_readable_image_comes_once_and_in_order(n_images, batch_size, workers):
     skipped: list[str] = []
-    found = list(batches(n_images, numbered, batch_size, workers, skipped))
+    found = list(read_batches(n_images, numbered, batch_size, workers, skipped))
     indices = [index for kept, _ in found for index in kept]
     readable = [index for index in range(n_images) if index % 7 != 3]
     assert indices == readable
@@ -32,4 +32,4 @@ def test_every_readable_image_comes_once_and_in_order(n_images, batch_size, work
 
 def test_an_unreadable_image_raises_where_nobody_collects_them():
     with pytest.raises(InvalidImage, match="image 3"):
-        list(batches(10, numbered, 4, 2))
+        list(read_batches(10, numbered, 4, 2))

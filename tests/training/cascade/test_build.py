@@ -21,11 +21,11 @@ from smn_core.cascade.router import route
 from smn_core.engine import Engine, Segment
 from smn_core.images import ImageReader
 from smn_core.maskfile import read_mask
-from tests.training.builders import REPOSITORY, World, config, python, run
+from tests.training.builders import N_TEST, N_TRAIN, REPOSITORY, World, config, python, run
 from training.checkpoints import CHECKPOINT, folder_of, read_checkpoint
-from training.config import config_from
+from training.config import parse_config
 from training.data import open_split
-from training.starts import config_of
+from training.starts import read_config
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def test_the_last_checkpoint_is_the_end_of_the_run(root: Path):
 
 
 def test_a_recipe_comes_back_from_its_checkpoint(root: Path):
-    assert config_of(root) == config(checkpoint_steps=5)
-    assert config_from({"name": "x", "steps": 3}).steps == 3
+    assert read_config(root) == config(checkpoint_steps=5)
+    assert parse_config({"name": "x", "steps": 3}).steps == 3
 
 
 def test_the_folder_has_all_that_the_cascade_needs(made: Path, root: Path):
@@ -92,7 +92,7 @@ def test_every_image_of_the_split_is_in_one_cluster_and_its_expert_saw_no_other(
 
 def test_an_expert_goes_on_from_the_root(world: World, root: Path, tmp_path: Path):
     """With nothing to learn at all it is the root, bit for bit and buffer for buffer."""
-    still = replace(config_of(root), steps=1, lr=0.0, head_lr=0.0, freeze_norm=True)
+    still = replace(read_config(root), steps=1, lr=0.0, head_lr=0.0, freeze_norm=True)
     out = tmp_path / "same.smn"
     run(world, out, still, "test_resnet", start=root, only=tuple(range(40)))
     ours, theirs = read_mask(out), read_mask(root)
@@ -240,10 +240,31 @@ def test_a_root_can_be_whitened_without_experts(world: World, root: Path, smn_ru
 
 
 def test_the_random_control_keeps_the_router(world: World, root: Path, made: Path, smn_run, tmp_path):
-    ran = smn_run(*words(world, root, tmp_path / "r", "--split", "random", "--fusion", "concat", "--json"))
+    ran = smn_run(*words(world, root, tmp_path / "r", "--clusters", "random", "--fusion", "concat", "--json"))
     assert ran.code == 0, ran.err
     router, mixture = open_folder(tmp_path / "r").cascade.router, open_folder(made).cascade.router
     assert all((router.tensors()[name] == array).all() for name, array in mixture.tensors().items())
+
+
+def test_split_means_a_part_of_the_data_and_in_its_old_sense_says_what_it_is_called_now(
+    world: World, root: Path, smn_run, tmp_path
+):
+    """`--split random` is what `--clusters random` is; a name of a split is the part of the data to learn from."""
+    told, options = {}, {
+        "old": ["--split", "random"],
+        "new": ["--clusters", "random"],
+        "part": ["--split", "test", "--clusters", "random"],
+        "old part": ["--split", "random", "--train-split", "test"],
+    }  # fmt: skip
+    for name, more in options.items():
+        ran = smn_run(*words(world, root, tmp_path / name, *more, "--fusion", "concat", "--json"))
+        assert ran.code == 0, ran.err
+        told[name] = ran.err.splitlines().count("--split random is now --clusters random"), json.loads(ran.out)
+    assert [said for said, _ in told.values()] == [1, 0, 0, 1]
+    assert told["old"][1]["digest"] == told["new"][1]["digest"]
+    assert told["part"][1]["digest"] == told["old part"][1]["digest"]
+    assert sum(told["new"][1]["sizes"]) == N_TRAIN
+    assert sum(told["part"][1]["sizes"]) == N_TEST
 
 
 CANNOT = {
@@ -253,7 +274,9 @@ CANNOT = {
     "a fusion that is none": (["--fusion", "magic"], "unknown fusion 'magic'"),
     "a mode that is none": (["--modes", "sideways"], "unknown mode 'sideways'"),
     "a default that is not fitted": (["--modes", "unconditional", "--mode", "conditional"], "is not among --modes"),
-    "a split that is none": (["--split", "alphabet"], "unknown split 'alphabet'"),
+    "clusters that are none": (["--clusters", "alphabet"], "unknown clusters 'alphabet'"),
+    "a split that is none": (["--split", "alphabet"], "alphabet"),
+    "two splits": (["--split", "test", "--train-split", "train"], "mean the same"),
     "a condition without experts": (["--experts", 0, "--modes", "conditional"], "no conditional mode"),
     "a setting that is none": (["--set", "nothing=1"], "no setting 'nothing'"),
     "data that is not there": (["--data", "none.npz"], "none.npz"),

@@ -1,4 +1,4 @@
-"""kNN and linear probe are METHOD.md's protocol."""
+"""kNN and linear probe follow docs/method.md, "Evaluation protocol"."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_knn_does_not_see_lengths(rng):
 
 @pytest.mark.parametrize(("n_bank", "k"), [(5, 5), (20, 20), (4999, 20), (5000, 200)])
 def test_k_is_200_and_less_where_the_bank_is_small(n_bank, k):
-    assert probes.neighbours_for(n_bank) == k
+    assert probes.choose_k(n_bank) == k
 
 
 def test_the_probe_is_perfect_where_classes_can_be_parted(rng):

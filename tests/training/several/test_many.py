@@ -20,7 +20,9 @@ from training.several import jobs, processes
 def trained(monkeypatch) -> list[str]:
     """Names of the outputs whose training began, in order."""
     found, plain = [], jobs.train
-    monkeypatch.setattr(jobs, "train", lambda request, heard: found.append(request.out.name) or plain(request, heard))
+    monkeypatch.setattr(
+        jobs, "train", lambda request, on_step: found.append(request.out.name) or plain(request, on_step)
+    )
     return found
 
 
@@ -89,9 +91,9 @@ def test_a_run_whose_process_is_killed_goes_on_from_its_checkpoint(world: World,
     """Without a retry it failed, and `--resume` goes on; with one nobody notices. The mask is that of `smn train`."""
     plain, kill_at = processes.work_in_processes, [4, 6]
 
-    def kill(jobs: Any, heard: Callable[[int, int], None], **options: Any) -> dict[int, str]:
+    def kill(jobs: Any, on_step: Callable[[int, int], None], **options: Any) -> dict[int, str]:
         def hear(number: int, step: int) -> None:
-            heard(number, step)
+            on_step(number, step)
             if kill_at and step == kill_at[0]:
                 (child,) = multiprocessing.active_children()
                 os.kill(child.pid, signal.SIGKILL)

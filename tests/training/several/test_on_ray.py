@@ -78,9 +78,9 @@ def at_step(monkeypatch):
     def set_up(wanted: int, do: Callable[[], None]) -> None:
         plain, done = on_ray.work_on_ray, []
 
-        def work(jobs: Any, heard: Callable[[int, int], None], **options: Any) -> dict[int, str]:
+        def work(jobs: Any, on_step: Callable[[int, int], None], **options: Any) -> dict[int, str]:
             def hear(number: int, step: int) -> None:
-                heard(number, step)
+                on_step(number, step)
                 if number == 0 and wanted <= step and not done:
                     done.append(step)
                     do()

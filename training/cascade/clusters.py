@@ -1,6 +1,6 @@
-"""Split images into clusters by their root embeddings: 20 whitened principal components and a Gaussian mixture.
+"""Sort images into clusters of root embeddings: 20 whitened principal components, then a Gaussian mixture.
 
-Source: docs/method.md, "Split".
+Source: docs/method.md, "Cascade".
 """
 
 from __future__ import annotations
@@ -19,35 +19,36 @@ from sklearn.mixture import GaussianMixture
 from smn_core.cascade.router import Router, route, unit
 from smn_core.errors import InvalidArgument, InvalidData
 
-SPLITS = ("mixture", "random")
+KINDS = ("mixture", "random")
 ROUTER_COMPONENTS = 20
-# A direction with less than this part of the largest variance is rounding noise. Whitening would amplify it.
+# A direction with less than this part of the largest variance holds rounding errors, which whitening would amplify.
 VARIANCE_FLOOR = 1e-9
 
 
 @dataclass(frozen=True)
-class Split:
-    """The router, and the cluster of every image, from 0."""
+class Clusters:
+    """A router, and for each image the number of its cluster, counted from 0."""
 
     router: Router
-    clusters: Int64[ndarray, "n"]
+    of_each: Int64[ndarray, "n"]
 
     @property
     def sizes(self) -> list[int]:
-        return np.bincount(self.clusters, minlength=self.router.n_experts).tolist()
+        return np.bincount(self.of_each, minlength=self.router.n_experts).tolist()
 
 
-def split(root: Float32[ndarray, "n d"], n_experts: int, by: str = "mixture", seed: int = 0) -> Split:
-    """Cluster images by their root embeddings. The router, rounded as it is stored, picks the cluster of every image.
+def cluster(root: Float32[ndarray, "n d"], n_experts: int, by: str = "mixture", seed: int = 0) -> Clusters:
+    """Cluster images by their root embeddings: fit a router, and ask it, in the precision of its file, for every image.
 
-    `by="random"` is the control: it deals the same cluster sizes out at random. The router stays the mixture's.
+    `by="random"` is the control: images are dealt out at random to clusters of the same sizes. The router stays the
+    mixture's.
 
     Raises:
-        InvalidArgument: an unknown way to split.
-        InvalidData: there are too few images, or a cluster is empty.
+        InvalidArgument: an unknown kind of clusters.
+        InvalidData: fewer images than components, or an empty cluster.
     """
-    if by not in SPLITS:
-        raise InvalidArgument(f"unknown split {by!r}: choose {', '.join(SPLITS)}")
+    if by not in KINDS:
+        raise InvalidArgument(f"unknown clusters {by!r}: choose {', '.join(KINDS)}")
     n, d = root.shape
     n_reduced = min(ROUTER_COMPONENTS, d)
     if n <= max(n_reduced, n_experts):
@@ -56,7 +57,7 @@ def split(root: Float32[ndarray, "n d"], n_experts: int, by: str = "mixture", se
     clusters = route(router, root)
     if by == "random":
         clusters = np.random.default_rng(seed).permutation(clusters)
-    found = Split(router, clusters)
+    found = Clusters(router, clusters)
     if empty := [j + 1 for j, size in enumerate(found.sizes) if size == 0]:
         raise InvalidData(f"cluster {empty[0]} is empty (sizes {found.sizes}): take fewer --experts, or another --seed")
     return found
@@ -68,7 +69,7 @@ def _fit(root: Float32[ndarray, "n d"], n_experts: int, n_reduced: int, seed: in
     scale = 1 / np.sqrt(variance)
     mixture = GaussianMixture(n_experts, covariance_type="full", random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it may stop after 100 iterations
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 100 iterations are enough: further ones move few images
         mixture.fit(((unit(root) - pca.mean_) @ pca.components_.T) * scale)
     return Router(
         mean=pca.mean_.astype(np.float32),
@@ -80,8 +81,8 @@ def _fit(root: Float32[ndarray, "n d"], n_experts: int, n_reduced: int, seed: in
     )
 
 
-def purity(clusters: Int64[ndarray, "n"], labels: Int64[ndarray, "n"], n_clusters: int) -> dict[str, Any]:
-    """Share of images whose label is the commonest of their cluster: of all images, and of each cluster's."""
+def measure_purity(clusters: Int64[ndarray, "n"], labels: Int64[ndarray, "n"], n_clusters: int) -> dict[str, Any]:
+    """The share of images with the commonest label of their cluster, over all images and for each cluster."""
     most = [np.bincount(labels[clusters == j]).max(initial=0) for j in range(n_clusters)]
     sizes = np.bincount(clusters, minlength=n_clusters)
     return {

@@ -16,7 +16,7 @@ COPY pyproject.toml constraints.txt ./
 RUN uv pip install --python /opt/smn/bin/python --constraint constraints.txt \
     $([ "${DEVICE}" = cuda ] || echo --torch-backend "${DEVICE}") \
     -r pyproject.toml $(echo ",${EXTRAS}" | sed "s/,/ --extra /g")
-COPY README.md smn.py ./
+COPY README.md LICENSE smn.py ./
 COPY smn_core smn_core
 COPY service service
 COPY training training

@@ -53,7 +53,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InvalidArgument("plots need matplotlib: install smn[bench]") from error
+        raise InvalidArgument("plots need matplotlib: uv pip install '.[bench]'") from error
     for picture in PICTURES:
         if found := picture.rows(rows):
             with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):

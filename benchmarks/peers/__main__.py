@@ -156,7 +156,7 @@ def started(tasks: Tasks, wanted: Sequence[str], budget_bytes: int) -> Iterator[
         for name in wanted:
             peer = PEERS[name]
             if absent(name):
-                note(f"peer {name}: left out, needs {peer.needs}: install smn[bench]")
+                note(f"peer {name}: left out, needs {peer.needs}: uv pip install '.[bench]'")
                 continue
             port = free_port()
             words = [sys.executable, "-m", f"benchmarks.peers.{peer.module}", "--model", tasks.model]

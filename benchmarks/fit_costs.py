@@ -20,8 +20,7 @@ from benchmarks.rows import row
 from smn_core.engine.apply import applier_for, put_back, take_out
 from smn_core.engine.compact import CompactMask, make_compact
 from smn_core.engine.costs import Costs
-from smn_core.engine.kernels.costs import KernelCosts
-from smn_core.engine.kernels.mask import KernelLayout
+from smn_core.engine.kernelmask import KernelCosts, KernelLayout
 from smn_core.engine.kernels.table import Table
 from smn_core.engine.mixed.correction import Corrector
 from smn_core.engine.mixed.lists import Lists
@@ -53,7 +52,7 @@ def fit(turns: int, out: Path | None) -> Costs:
 
 
 def fit_kernels(device: torch.device, dtype: torch.dtype, turns: int, out: Path | None) -> KernelCosts:
-    """The same for Triton's kernels (smn_core/engine/kernels/costs.py), on a GPU, by its own clock."""
+    """The same for Triton's kernels (smn_core/engine/kernelmask.py), on a GPU, by its own clock."""
     from triton.testing import do_bench_cudagraph
 
     from smn_core.engine.kernels.linear import TILE_ROWS, Layer, from_bits, shared_base

@@ -1,7 +1,7 @@
 """What masks cost on a GPU, against what has no masks, in turn. Checks its embeddings first; exit code 2 without CUDA.
 
     .venv/bin/python -m benchmarks.gpu [--quick] [--model NAME] [--dtype float16] [--out benchmarks/results/gpu.jsonl]
-    .venv/bin/python -m benchmarks.gpu --fit      # the constants of smn_core/engine/kernels/costs.py, measured here
+    .venv/bin/python -m benchmarks.gpu --fit      # the constants of smn_core/engine/kernelmask.py, measured here
 
 Questions: swap (theta' of a mask into a slot, against a copy on the device), hot (a mask in a slot through its captured
 graph, against plain captured timm), mixed (64 images with 64 masks, against 64 with one, and against one by one with a

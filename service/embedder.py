@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float32, Int64
 from numpy import ndarray
@@ -38,6 +38,7 @@ class Done:
     chosen: Int64[ndarray, "n"] | None = None
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """Embeds decoded images. `backbone` describes the model, which may be in another process."""
 

@@ -47,7 +47,7 @@ class SettingsCommand(TyperCommand):
         return ctx.invoke(self.callback)
 
 
-def said(ctx: typer.Context) -> dict[str, Any]:
+def said(ctx: Any) -> dict[str, Any]:
     """The settings that flags gave; the others come from variables or defaults."""
     # A repeated flag that was not given has an empty list.
     return {name: value for name, value in ctx.params.items() if value not in (None, [], ())}

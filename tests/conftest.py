@@ -1,25 +1,18 @@
-"""Small backbones and masks that every folder of tests shares; shapes in smn_core's signatures are checked here."""
+"""Small backbones and masks that every folder of tests shares; the signatures of all packages are checked here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
+import signatures
 import timm
 import torch
 
-CORE = Path(__file__).parent.parent / "smn_core"
-# numba compiles the functions themselves, not the wrappers that check them.
-UNCHECKED = {"compiled"}
-
-jaxtyping.install_import_hook(
-    [f"smn_core.{file.stem}" for file in CORE.glob("*.py") if file.stem not in UNCHECKED], "beartype.beartype"
-)
+signatures.install()
 
 from smn_core import bits, maskfile, tensorfile  # noqa: E402 - the hook must come first
 from smn_core.backbone import Backbone, wrap  # noqa: E402

@@ -181,7 +181,7 @@ def cascade(
         typer.Option(min=0, max=MAX_SEED - MAX_EXPERTS, help="Of the clusters; expert j has the seed after it by j."),
     ] = 0,
     split: Annotated[str, typer.Option(help="Split of the data to learn from. Default: train.")] = "",
-    train_split: Annotated[str, typer.Option(help="The same: what --split was called before.")] = "",
+    train_split: Annotated[str, typer.Option(help="The earlier name of --split.")] = "",
     processes: Annotated[int, typer.Option(min=0, help="Experts at once; 0: one a core or GPU.")] = 0,
     threads: ThreadsOfEach = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes of each expert that decode and augment.")] = 0,

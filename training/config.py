@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 
@@ -17,8 +17,7 @@ from training.objective import Objective
 from training.supervised import SupervisedObjective
 from training.swav import SwavConfig, SwavObjective, require_scale
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-PRECISIONS: dict[Precision, torch.dtype] = {
+PRECISIONS: dict[str, torch.dtype] = {
     "32-true": torch.float32,
     "bf16-mixed": torch.bfloat16,
     "16-mixed": torch.float16,
@@ -56,7 +55,7 @@ class Config:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     freeze_norm: bool = False
     recentre_norm: bool = False
-    precision: Precision = "32-true"
+    precision: str = "32-true"
     fused_attention: bool = True
     checkpoint_steps: int = 50
 

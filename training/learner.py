@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -147,7 +148,8 @@ class Learner(pl.LightningModule):
             {"params": self.head_parameters(), "lr": config.head_lr, "weight_decay": config.head_weight_decay},
         ]
         optimiser = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, [self._schedule, self._head_schedule])
+        factors = (self._schedule, self._head_schedule)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, [_as_function(f) for f in factors])
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _schedule(self, step: int) -> float:
@@ -188,3 +190,8 @@ def warmup_cosine(step: int, total: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _as_function(factor: Callable[[int], float]) -> Callable[[int], float]:
+    """A plain function: of any other callable, a method too, a schedule keeps the attributes in the checkpoint."""
+    return lambda step: factor(step)  # noqa: PLW0108 - the point is that it is not `factor` itself

@@ -64,7 +64,7 @@ def make_trainer(
         num_nodes=world // devices,
         # Every process keeps its own buffers: the queue is of its rows; the norms synchronise themselves on GPUs.
         strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
-        precision=learner.config.precision,
+        precision=learner.config.precision,  # type: ignore[arg-type] # `Config` takes no other than Lightning's names
         max_steps=learner.total_steps,
         max_epochs=1,
         use_distributed_sampler=False,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha1
 from threading import Event, Lock, Thread
 from time import gmtime, monotonic, strftime
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from redis import exceptions
 
@@ -183,7 +183,7 @@ class RedisRegistry:
                 self._clients[timeout_s] = self._connect(timeout_s)  # a cluster connects here, the others do not
             return self._clients[timeout_s]
 
-    def _run(self, script: str, *arguments: object, digest: str | None = None, client: Client = None) -> list[bytes]:
+    def _run(self, script: str, *arguments: object, digest: str | None = None, client: Client = None) -> list[Any]:
         keys = [self._prefix + key for key in (*KEYS, *([f"blob:{digest}"] if digest else []))]
         with unavailable(self._where):
             client = client or self._client()
@@ -238,7 +238,7 @@ class RedisRegistry:
         """Read everything; returns the id of the last change in it."""
         self._table.begin()
         at, masks, cascades = self._run(scripts.SNAPSHOT, client=self._following)
-        kinds: tuple[tuple[Kind, Sequence[bytes]], ...] = (("masks", masks), ("cascades", cascades))  # type: ignore[assignment]
+        kinds: tuple[tuple[Kind, Sequence[bytes]], ...] = (("masks", masks), ("cascades", cascades))
         rows = [
             (kind, entry)
             for kind, flat in kinds

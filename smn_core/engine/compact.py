@@ -17,7 +17,7 @@ from torch import Tensor
 
 from smn_core import bits
 from smn_core.engine.device.transfer import to_device
-from smn_core.engine.kernels.mask import KernelLayout, KernelMask
+from smn_core.engine.kernelmask import KernelLayout, KernelMask
 from smn_core.mask import TaskMask
 
 # From this density on, zeroing listed positions after one scaling pass is faster than unpacking bits

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from smn_core.backbone import Backbone
 from smn_core.engine.apply import Applier, applier_for
+from smn_core.engine.kernelmask import KernelLayout
 from smn_core.engine.kernels.choice import load_kernels
-from smn_core.engine.kernels.mask import KernelLayout
 from smn_core.engine.sites import Weights, sites_of
 from smn_core.layout import Layout
 

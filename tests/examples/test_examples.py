@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from redis_server import free_port
 
+from benchmarks.redis_server import free_port
 from smn_core.maskfile import read_mask
 
 ROOT = Path(__file__).parents[2]

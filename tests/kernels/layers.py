@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from smn_core.engine.apply import apply_slowly
-from smn_core.engine.kernels.costs import CUDA, KernelCosts
-from smn_core.engine.kernels.mask import KernelLayout
+from smn_core.engine.kernelmask import CUDA, KernelCosts, KernelLayout
 from smn_core.layout import Layout, MaskableTensor
 from smn_core.mask import TaskMask
 

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smn_core.engine.compact import CompactMask, make_compact
+from smn_core.engine.kernelmask import KernelCosts, KernelLayout
 from smn_core.engine.kernels import linear
-from smn_core.engine.kernels.costs import KernelCosts
 from smn_core.engine.kernels.linear import Layer, from_bits, shared_base
-from smn_core.engine.kernels.mask import KernelLayout
 from smn_core.engine.kernels.table import Table
 from smn_core.mask import TaskMask
 from tests.kernels.layers import CPU, LISTS, NO_LISTS, kernel_layout_of, layout_of_shapes, masked

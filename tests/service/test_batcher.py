@@ -10,12 +10,14 @@ import torch
 from served import eventually, inputs, photo
 
 from service.batcher import Batcher, EngineFailed
-from smn_core.engine import Embedded
+from smn_core.engine import Embedded, MaskEngine
 from smn_core.errors import NotReady
 
 
-class NotingEngine:
+class NotingEngine(MaskEngine):
     """z[i] = (the pixel of row i, the number in its mask's name); waits at `gate` before every batch."""
+
+    capacity = backbone = None
 
     def __init__(self, capacity=4):
         self.capacity, self.backbone = capacity, SimpleNamespace(n_features=2)

@@ -8,12 +8,12 @@ import pytest
 from served import inputs
 
 from service.library import Library
-from service.registry.base import Resolved
+from service.registry.base import Registry, Resolved
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidMask, NotFound, Unavailable
 
 
-class HeldRegistry:
+class HeldRegistry(Registry):
     """Blobs by digest; counts fetches, waits at `gate`, raises what it is told to."""
 
     def __init__(self, masks):

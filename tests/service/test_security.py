@@ -8,6 +8,7 @@ from fastapi.routing import iter_route_contexts
 from served import photo
 
 from service.app import create_app
+from service.registry.directory import DirectoryRegistry
 from service.security import Name, Reader, own_name, own_name_to_change
 from service.settings import Settings
 from smn_core.errors import InvalidArgument
@@ -118,8 +119,10 @@ def test_without_any_key_loopback_serves_everyone(client, theta):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org"])
 def test_another_address_than_loopback_wants_an_admin_key_or_a_word(theta, tmp_path, host):
+    registry = DirectoryRegistry(tmp_path, theta.backbone().fingerprint)
+
     def create(**settings):
-        return create_app(Settings(host=host, **settings), theta.backbone(), object())
+        return create_app(Settings(host=host, **settings), theta.backbone(), registry)
 
     with pytest.raises(InvalidArgument, match="SMN_ADMIN_KEYS"):
         create()

@@ -79,16 +79,17 @@ def test_a_run_whose_steps_are_all_the_heads_is_refused(world: World, tmp_path):
 
 def test_a_learning_rate_per_tensor_gives_every_tensor_first_steps_of_one_size(world: World, tmp_path):
     learner = Learner(world.backbone(), config(lr_per_tensor=True), 8)
+    optimizer = learner.configure_optimizers()["optimizer"]
     generator = torch.Generator().manual_seed(0)
     for scale, parameter in enumerate(learner.learned(), 1):
         parameter.grad = torch.randn(parameter.shape, generator=generator) * 10.0**-scale
-    learner.on_before_optimizer_step(None)
+    learner.on_before_optimizer_step(optimizer)
     for parameter in learner.learned():
         assert parameter.grad.square().mean().sqrt().item() == pytest.approx(1, rel=1e-4)
     first = learner.gradient_scales.clone()
     for parameter in learner.learned():
         parameter.grad = torch.ones_like(parameter)
-    learner.on_before_optimizer_step(None)
+    learner.on_before_optimizer_step(optimizer)
     assert torch.equal(learner.gradient_scales, first)
 
 

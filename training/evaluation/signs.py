@@ -23,7 +23,7 @@ def view_agreement(a: Float32[ndarray, "n d"], b: Float32[ndarray, "n d"]) -> fl
     return float((nearest == np.arange(len(a))).mean())
 
 
-def neighbours_kept(a: Float32[ndarray, "n d"], b: Float32[ndarray, "n d"], k: int = 10) -> float:
+def neighbours_kept(a: Float32[ndarray, "n d"], b: Float32[ndarray, "n e"], k: int = 10) -> float:
     """Mean fraction of an image's k nearest neighbours in one space that are among the k nearest in the other."""
     k = min(k, len(a) - 1)
     kept = [len(np.intersect1d(x, y)) for x, y in zip(neighbours(a, k), neighbours(b, k), strict=True)]

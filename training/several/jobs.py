@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from smn_core.errors import InvalidArgument, SMNError
 from smn_core.files import write_bytes
@@ -70,6 +70,7 @@ def sum_steps(advance: Callable[[int], None]) -> OnJobStep:
     return on_step
 
 
+@runtime_checkable
 class FanOut(Protocol):
     """Runs jobs, perhaps side by side, and returns the reason of each job that failed, by the job's number.
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from smn_core.engine.apply import Applier, TorchApplier
 from smn_core.engine.compact import make_compact
-from smn_core.engine.kernels.costs import CUDA
-from smn_core.engine.kernels.mask import KernelLayout
+from smn_core.engine.kernelmask import CUDA, KernelLayout
 from smn_core.engine.kernels.table import Table
 from smn_core.engine.sample import half_mask
 from smn_core.errors import InvalidArgument

@@ -18,7 +18,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from smn_core.engine.kernels.mask import TILE_OUT, KernelLayout
+from smn_core.engine.kernelmask import TILE_OUT, KernelLayout
 from smn_core.engine.kernels.table import WIDTH, Table
 
 TILE_ROWS = 64

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from smn_core.engine.kernels.mask import KernelMask
+from smn_core.engine.kernelmask import KernelMask
 
 # A row: the span's first image, and the addresses of its mask's packed bits, scales, off and cuts; 0 for the root.
 WIDTH = 5

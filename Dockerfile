@@ -1,6 +1,6 @@
 # docker build -t smn .                                      torch's default build: CUDA, and it runs on processors too
 # docker build -t smn --build-arg DEVICE=cpu .               without CUDA, gigabytes smaller
-# docker build -t smn --build-arg PRELOAD=resnet50 .         with timm's pretrained weights inside
+# docker build -t smn --build-arg PRELOAD=vit_tiny_patch16_224 .  with timm's pretrained weights inside
 # docker build -t smn:training --build-arg EXTRAS=service,training .
 ARG PYTHON=3.11
 

@@ -20,7 +20,9 @@ setup: .venv/.installed  ## .venv with the `smn` command in it
 demo: setup  ## train on digits, show the gain, serve: about two minutes
 	$(BIN)/smn demo
 
-test: lint types imports pytest  ## lint, types, import rules and all tests
+# All parts, even when one fails.
+test: setup  ## lint, types, import rules and all tests
+	$(MAKE) --keep-going --no-print-directory lint types imports pytest
 
 lint: setup
 	$(BIN)/ruff check .
@@ -37,8 +39,10 @@ JOBS ?= 2
 RAY_TESTS := tests/service/on_ray tests/training/several/test_on_ray.py
 
 pytest: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile $(RAY_TESTS:%=--ignore=%)
-	for tests in $(RAY_TESTS); do OMP_NUM_THREADS=1 $(BIN)/pytest $$tests || exit 1; done
+	failed=0; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile $(RAY_TESTS:%=--ignore=%) || failed=1; \
+	for tests in $(RAY_TESTS); do OMP_NUM_THREADS=1 $(BIN)/pytest $$tests || failed=1; done; \
+	exit $$failed
 
 docs: setup  ## renew what pages and files say of the settings
 	$(BIN)/python -m service.describe

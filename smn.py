@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,10 @@ from training.__main__ import app as training_verbs
 
 MALLOC_TUNED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
 """Variables by which a user tunes glibc's malloc himself."""
+# click's UsageError: typer's versions keep it in different places.
+USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
+EXTRAS = {"service": "service", "training": "training", "demo": "service,training"}
+"""The extras that each package needs beyond the core, and the verb that needs both."""
 
 
 class Verbs(TyperGroup):
@@ -31,7 +36,7 @@ class Verbs(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         with formatter.section("Verbs"):
-            formatter.write_dl([(name, verb.help or "") for name, verb in self.commands.items()])
+            formatter.write_dl([(name, (verb.help or "").split("\n\n")[0]) for name, verb in self.commands.items()])
         with formatter.indentation():
             formatter.write("\nsmn VERB --help shows its options.\n")
 
@@ -85,9 +90,12 @@ def demo(
     registry = registry_of(settings, backbone)
     for name, path in made.masks.items():
         registry.publish("masks", name, path.read_bytes())
-    note(f"\nserving on http://127.0.0.1:{port}, stop with ctrl-C; in another shell:\n")
-    note(f"  curl -F image=@{made.sample} 'http://127.0.0.1:{port}/embed?mask=inverted'\n")
-    run(create_app(settings, backbone, registry), settings.host, port, settings.drain_s)
+
+    def say_serving(port: int) -> None:
+        note(f"\nserving on http://127.0.0.1:{port}, stop with ctrl-C; in another shell:\n")
+        note(f"  curl -F image=@{made.sample} 'http://127.0.0.1:{port}/embed?mask=inverted'\n")
+
+    run(create_app(settings, backbone, registry), settings.host, port, settings.drain_s, say_serving)
 
 
 @app.command()
@@ -124,7 +132,14 @@ def main() -> None:
     if not any(name in os.environ for name in MALLOC_TUNED):
         keep_freed_memory()
     try:
-        app()
+        # Not standalone: typer would say a wrong call in a box of six lines.
+        code = app(prog_name="smn", standalone_mode=False)
+    except USAGE_ERROR as error:
+        _refuse_call(error)
+    except typer.Abort:
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        _fail(_say_extra(error))
     except SMNError as error:
         _fail(str(error))
     except OSError as error:
@@ -132,6 +147,34 @@ def main() -> None:
         _fail(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_call(error: Any) -> None:
+    """One line on what is wrong with a command line. `smn` alone has asked for nothing, and gets the list of verbs."""
+    context = error.ctx
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(context.get_help())
+        sys.exit(0)
+    message = " ".join(error.format_message().split()).rstrip(".")
+    _fail(f"{message}; try {context.command_path if context else 'smn'} --help")
+
+
+def _say_extra(error: ModuleNotFoundError) -> str:
+    """The extra that brings what a verb could not import.
+
+    Raises:
+        ModuleNotFoundError: the same, where no extra does: something of ours is broken.
+    """
+    missing, verb = (error.name or "").split(".")[0], sys.argv[1] if len(sys.argv) > 1 else ""
+    frames = traceback.walk_tb(error.__traceback__)
+    packages = {str(frame.f_globals.get("__name__")).split(".")[0] for frame, _ in frames}
+    extra = EXTRAS.get(verb) or next((EXTRAS[name] for name in ("training", "service") if name in packages), None)
+    if extra is None or missing in ("smn_core", "service", "training"):
+        raise error
+    plural = "s" if "," in extra else ""
+    return f"{verb} needs {missing}, of the extra{plural} {extra}: uv pip install '.[{extra}]' in a clone"
 
 
 def _fail(message: str) -> None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.flags import SettingsCommand, said
+from service.flags import SettingsCommand, files_of, said
 from smn_core.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from service.client import Client, Kind
+    from service.offer import Offer
     from service.settings import Settings
+    from smn_core.backbone import Backbone
 
 app = typer.Typer()
 
 Server = Annotated[str, typer.Option(metavar="URL", envvar="SMN_SERVER", help="The server.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 KeyOption = Annotated[
     str | None, typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME is the variable NAME's.")
 ]
@@ -29,8 +33,13 @@ LOCAL = "http://127.0.0.1:8000"
 
 @app.command(cls=SettingsCommand)
 def serve(ctx: typer.Context) -> None:
-    """Serve a backbone and a registry's masks over HTTP. Options are variables too: --max-images, SMN_MAX_IMAGES."""
-    settings = _settings(said(ctx))
+    """Serve a backbone and a registry's masks over HTTP. `smn serve photos.smn` serves what train or adapt wrote.
+
+    Options are variables too: --max-images, SMN_MAX_IMAGES. Without --registry masks are kept in ./registry.
+    """
+    given, files = said(ctx), files_of(ctx)
+    offers = _read_offers(files) if files else []
+    settings = _settle(given, offers) if offers else _settings(given)
 
     from service.telemetry import configure_logs
     from smn_core.verbs.show import note
@@ -38,15 +47,24 @@ def serve(ctx: typer.Context) -> None:
     configure_logs(settings.log_format)
     note(f"loading {settings.spec().name}")
     if settings.on == "ray":
-        _serve_on_ray(settings)
+        _serve_on_ray(settings, offers)
         return
 
-    from service.app import create_app
+    from service.app import create_app, registry_of
     from service.listen import run
+    from service.offer import put_in
+    from service.security import guard_of
+    from smn_core.backbone import load_backbone
 
-    application = create_app(settings)
-    note(f"serving on http://{settings.host}:{settings.port} (docs at /docs, stop with ctrl-C)")
-    run(application, settings.host, settings.port, settings.drain_s)
+    backbone = registry = None
+    if offers:
+        guard_of(settings)  # before anything is loaded or written
+        backbone = load_backbone(settings.spec())
+        registry = registry_of(settings, backbone)
+        for line in put_in(registry, backbone, offers):
+            note(line)
+    application = create_app(settings, backbone, registry)
+    run(application, settings.host, settings.port, settings.drain_s, lambda port: _say_serving(settings, port, offers))
 
 
 @app.command()
@@ -64,6 +82,7 @@ def push(
         push = client.push_cascade if file.is_dir() else client.push
         done = push(name, file, if_match=if_match, if_absent=if_absent)
     _written(done, as_json=as_json)
+    _say_next(server, f"{'cascade' if file.is_dir() else 'mask'}={done['name']}", keyed=key is not None)
 
 
 @app.command()
@@ -74,24 +93,30 @@ def pull(
     ] = None,
     server: Server = LOCAL,
     key: KeyOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Over a file or folder that exists.")] = False,
 ) -> None:
     """Download a mask file, or a cascade with its masks."""
+    from service.registry.base import parse_reference
     from smn_core.files import write_bytes
     from smn_core.verbs.show import note
 
     kind, name = _kind_of(reference)
-    name, _, version = name.partition("@")
-    if version and (kind == "cascades" or not version.isdigit()):
+    try:
+        name, version = parse_reference(name)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{error}; pull takes name, name@version, or cascade:name") from error
+    if isinstance(version, str) or (kind == "cascades" and version is not None):
         raise InvalidArgument(f"{reference!r}: pull takes name, name@version, or cascade:name")
+    path = out or Path(name if kind == "cascades" else f"{name}.smn")
+    if path.exists() and not overwrite:
+        raise InvalidArgument(f"{path} exists: give --overwrite, or another --out")
     if kind == "cascades":
-        folder = out or Path(name)
         with _client(server, key) as client:
-            client.pull_cascade(name, folder)
-        note(f"cascade {name} in {folder}")
+            client.pull_cascade(name, path, overwrite=overwrite)
+        note(f"cascade {name} in {path}")
         return
     with _client(server, key) as client:
-        data = client.pull(name, int(version) if version else None)
-    path = out or Path(f"{name}.smn")
+        data = client.pull(name, version)
     write_bytes(path, data)
     note(f"{len(data):,} bytes in {path}")
 
@@ -136,11 +161,21 @@ def delete(
     version: Annotated[int | None, typer.Option(help="Only this version.")] = None,
     server: Server = LOCAL,
     key: KeyOption = None,
+    yes: Yes = False,
 ) -> None:
-    """Delete a mask or cascade, or one of its versions. A cascade's masks stay."""
+    """Delete a mask or cascade, or one of its versions. A cascade's masks stay. Asks first."""
+    from service.calls import hide_user
+    from smn_core.names import check_name
+    from smn_core.verbs.show import note
+
     kind, name = _kind_of(name)
+    check_name(name)
+    part = "with all its versions" if version is None else f"version {version}"
+    what = f"{kind[:-1]} {name}, {part}, on {hide_user(server)}"
+    _agree(what, yes=yes)
     with _client(server, key) as client:
         client.delete(name, version, kind)
+    note(f"deleted {what}")
 
 
 @app.command()
@@ -153,11 +188,15 @@ def gc(
         float, typer.Option(min=0, help="Leave blobs that are younger, or lost their last version later.")
     ] = 3600.0,
     as_json: Json = False,
+    yes: Yes = False,
 ) -> None:
-    """Delete what no version of a registry refers to any more."""
-    from service.registry.open import open_registry
+    """Delete what no version of a registry refers to any more. Asks first."""
+    from service.calls import hide_user
+    from service.registry.open import open_registry, require_there
     from smn_core.verbs import show
 
+    require_there(registry, fingerprint)
+    _agree(f"what no version refers to for {grace_s:g} s, in registry {hide_user(registry)}", yes=yes)
     opened = open_registry(registry, fingerprint)
     try:
         gone = list(opened.collect(grace_s))
@@ -169,7 +208,30 @@ def gc(
         show.note(f"{len(gone)} blobs deleted")
 
 
-def _serve_on_ray(settings: Settings) -> None:
+def _read_offers(files: list[Path]) -> list[Offer]:
+    from service.offer import read_offers
+
+    return read_offers(files)
+
+
+def _settle(given: dict[str, Any], offers: list[Offer]) -> Settings:
+    from service.offer import settle
+
+    return settle(given, offers, _settings)
+
+
+def _say_serving(settings: Settings, port: int, offers: list[Offer]) -> None:
+    """The first lines of a server that answers."""
+    from service.hints import say_try, url_of
+    from smn_core.verbs.show import note
+
+    note(f"serving on {url_of(settings.host, port)} (docs at /docs, stop with ctrl-C)")
+    if offers:
+        keyed = bool(settings.api_keys or settings.admin_keys)
+        note(f"try: {say_try(url_of(settings.host, port), f'mask={offers[0].name}', keyed=keyed)}")
+
+
+def _serve_on_ray(settings: Settings, offers: list[Offer]) -> None:
     from importlib.util import find_spec
 
     from smn_core.verbs.show import note
@@ -177,9 +239,38 @@ def _serve_on_ray(settings: Settings) -> None:
     if find_spec("ray") is None or find_spec("ray.serve") is None:
         raise InvalidArgument("--on ray needs the extra ray: uv pip install '.[ray]'")
 
+    from service.offer import put_in
     from service.on_ray.application import run
+    from service.registry.open import open_registry
 
-    run(settings, lambda: note(f"serving on http://{settings.host}:{settings.port} (docs at /docs, stop with ctrl-C)"))
+    def push_first(backbone: Backbone) -> None:
+        """Every replica finds the masks in the registry, which is all that they share with this machine."""
+        if not offers:
+            return
+        registry = open_registry(settings.registry, backbone.fingerprint)
+        try:
+            note("on Ray the files are pushed to the registry first, where every replica finds them")
+            for line in put_in(registry, backbone, offers):
+                note(line)
+        finally:
+            registry.close()
+
+    run(settings, lambda: _say_serving(settings, settings.port, offers), push_first)
+
+
+def _agree(what: str, *, yes: bool) -> None:
+    """Ask whether `what` may be deleted; on a terminal the user, elsewhere only --yes says so.
+
+    Raises:
+        InvalidArgument: nobody can be asked.
+        typer.Exit: the user said no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InvalidArgument(f"this deletes {what}: give --yes")
+    if not typer.confirm(f"Delete {what}?", err=True):
+        raise typer.Exit(1)
 
 
 def _kind_of(reference: str) -> tuple[Kind, str]:
@@ -208,6 +299,13 @@ def _settings(given: dict[str, Any]) -> Settings:
         first = error.errors()[0]
         flag = str(first["loc"][0]).replace("_", "-")
         raise InvalidArgument(f"--{flag} (SMN_{str(first['loc'][0]).upper()}): {first['msg']}") from error
+
+
+def _say_next(server: str, reference: str, *, keyed: bool) -> None:
+    from service.hints import say_try
+    from smn_core.verbs.show import note
+
+    note(f"next: {say_try(server.rstrip('/'), reference, keyed=keyed)}")
 
 
 def _written(done: dict[str, Any], *, as_json: bool) -> None:

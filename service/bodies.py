@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ EPILOGUE_BYTES = 1024
 """Most bytes that may follow the closing boundary of a multipart body."""
 MAX_HEADER_BYTES = 4096
 """Most bytes of the header of an .npy array."""
+MAX_SIDE = 2**63 - 1
+"""Longest side of an .npy array."""
 MAX_SMALL_BYTES = 64 * 1024
 """Most bytes of a JSON body that holds no image."""
 Model = TypeVar("Model", bound=BaseModel)
@@ -109,7 +112,7 @@ async def read_images(request: Request, limit_bytes: int, max_images: int) -> Im
         shape = _npy_header(array)[0]
         n_rows = shape[0] if shape else 0
         require_count(n_rows, max_images)
-        return Images(array=array, n_rows=max(0, n_rows))
+        return Images(array=array, n_rows=n_rows)
     else:
         raise Rejected(415, "unsupported_type", f"content type {kind or 'missing'}: send {MEDIA_TYPES}")
     require_count(len(found), max_images)
@@ -230,6 +233,8 @@ async def _from_multipart(request: Request, limit_bytes: int, max_images: int) -
         if "Too many fields" in error.detail:
             raise Rejected(413, "too_many_parts", f"more than {MAX_FIELDS} parts that are no files") from error
         raise Rejected(400, "invalid_multipart", f"the body is not multipart/form-data: {error.detail}") from error
+    except ValueError as error:  # the charset of the content type is one of Python's codecs that decodes no text
+        raise Rejected(400, "invalid_multipart", f"the body is not multipart/form-data: {error}") from error
     finally:
         request._receive = receive
 
@@ -265,6 +270,9 @@ def _npy_header(data: bytearray) -> tuple[tuple[int, ...], bool, np.dtype[Any], 
         shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
     except Exception as error:  # numpy evaluates the header as a Python literal, which can raise anything
         raise Rejected(422, "invalid_tensor", f"the body is not an .npy array: {error}") from error
+    # numpy takes True for a number, and a length below 0; no answer can be made of such an array.
+    if not all(type(side) is int and 0 <= side <= MAX_SIDE for side in shape):
+        raise Rejected(422, "invalid_tensor", "the array's shape is not made of whole numbers from 0 to 2**63 - 1")
     return shape, fortran, dtype, stream.tell()
 
 
@@ -279,7 +287,7 @@ def _from_npy(data: bytearray, reader: ImageReader) -> Float32[Tensor, "n 3 h w"
             f"the array is {dtype} {list(shape)}{' in Fortran order' if fortran else ''}, "
             f"expected float32 [N, {', '.join(map(str, expected))}] in C order",
         )
-    if len(data) - offset != 4 * int(np.prod(shape, dtype=np.int64)):
+    if len(data) - offset != 4 * math.prod(shape):
         raise Rejected(422, "invalid_tensor", "the array's bytes do not fit its shape")
     x = np.frombuffer(data, "<f4", offset=offset).reshape(shape)
     if not np.isfinite(x).all():

@@ -132,9 +132,10 @@ async def _run(server: Server, record: Record, images: Images, target: Target) -
     mode = target.mode if target.cascade is not None else None
     if not np.isfinite(done.z).all():
         row = int(np.flatnonzero(~np.isfinite(done.z).all(1))[0])
-        raise Rejected(
-            422, "not_finite", f"the embedding of image {row} is not finite: its pixels are far from any photo's"
-        )
+        # The backbone gave a finite vector when it was loaded; through a mask it may overflow a narrow type.
+        cause = "" if used is None else f", or {used.name} is too much for the server's number type"
+        message = f"the embedding of image {row} is not finite: its pixels are far from any photo's{cause}"
+        raise Rejected(422, "not_finite", message)
     return Embedding(done.z, target.mask, done.warnings, target.cascade, mode, done.chosen)
 
 

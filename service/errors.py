@@ -61,7 +61,13 @@ CODES = {404: "no_such_route", 405: "method_not_allowed"}
 
 def error_body(status: int, code: str, message: str, param: str | None = None) -> dict[str, object]:
     """`{"error": {"message", "type", "param", "code"}}`."""
-    return {"error": {"message": message, "type": TYPES.get(status, "server_error"), "param": param, "code": code}}
+    said = {"message": _sayable(message), "type": TYPES.get(status, "server_error")}
+    return {"error": {**said, "param": _sayable(param) if param is not None else None, "code": code}}
+
+
+def _sayable(text: str) -> str:
+    """A text that UTF-8 can write: a message may repeat what a client sent, and an answer must not fail for that."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def status_of(error: errors.SMNError) -> int:

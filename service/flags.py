@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,10 +14,24 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 GIB, MIB = 2**30, 2**20
+FILES = inspect.Parameter(
+    "files",
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    default=None,
+    annotation=Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FILE.smn",
+            help="Masks to put into the registry, under their files' names, and to serve: backbone and pixels as they "
+            "say, weights as --weights or FILE.run/ says.",
+        ),
+    ],
+)
+"""The argument of `smn serve`."""
 
 
 class SettingsCommand(TyperCommand):
-    """A verb with a flag for every setting. Its function takes the context and asks `said` for what the user gave.
+    """A verb with a flag for every setting, and files. Its function asks `said` and `files_of` for what was given.
 
     The flags are made at their first use: importing pydantic would nearly double the time of `smn --help`.
     """
@@ -29,7 +44,7 @@ class SettingsCommand(TyperCommand):
         def command() -> None:
             """Has the signature that typer reads, and is never called."""
 
-        parameters = [_parameter(name, field) for name, field in Settings.model_fields.items()]
+        parameters = [FILES, *(_parameter(name, field) for name, field in Settings.model_fields.items())]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         app = typer.Typer(add_completion=False)
         app.command()(command)
@@ -50,7 +65,13 @@ class SettingsCommand(TyperCommand):
 def said(ctx: Any) -> dict[str, Any]:
     """The settings that flags gave; the others come from variables or defaults."""
     # A repeated flag that was not given has an empty list.
-    return {name: value for name, value in ctx.params.items() if value not in (None, [], ())}
+    given = {name: value for name, value in ctx.params.items() if name != FILES.name}
+    return {name: value for name, value in given.items() if value not in (None, [], ())}
+
+
+def files_of(ctx: Any) -> list[Path]:
+    """The mask files to serve."""
+    return [Path(file) for file in ctx.params[FILES.name] or ()]
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:

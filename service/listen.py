@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import structlog
@@ -13,6 +15,7 @@ from fastapi import FastAPI
 
 from service.connection import BoundedProtocol
 from service.server import Server
+from smn_core.errors import InvalidArgument
 
 STOPPED_S = 0.05
 """Time for requests that the engine has just failed to send their 503."""
@@ -21,9 +24,9 @@ STOPPED_S = 0.05
 class DrainingServer(uvicorn.Server):
     """Answers what is in flight before it closes; a second signal ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float, answers: Callable[[], object]) -> None:
         super().__init__(config)
-        self._app, self._drain_s = app, drain_s
+        self._app, self._drain_s, self._answers = app, drain_s, answers
         self._server: Server = app.state.server
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -32,6 +35,11 @@ class DrainingServer(uvicorn.Server):
         # uvicorn's own lifespan would turn an error of the start into a traceback and exit code 3.
         async with self._app.router.lifespan_context(self._app):
             await super().serve(sockets)  # type: ignore[arg-type]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._answers()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Begin the drain. uvicorn's own handler would close the socket at once and raise the signal again."""
@@ -56,11 +64,14 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def run(app: FastAPI, host: str, port: int, drain_s: float) -> None:
+def run(app: FastAPI, host: str, port: int, drain_s: float, answers: Callable[[int], object] = lambda _: None) -> None:
     """Serve until a signal; returns once everything is answered and closed.
 
+    `answers` is called with the port once requests are answered: it is bound, and what is to be resident is loaded.
+
     Raises:
-        OSError: the address is taken, or not this machine's.
+        InvalidArgument: the port is in use.
+        OSError: the address is not this machine's.
         SMNError: what is to be preloaded cannot be.
     """
     config = uvicorn.Config(
@@ -72,9 +83,21 @@ def run(app: FastAPI, host: str, port: int, drain_s: float) -> None:
         access_log=False,
         server_header=False,
     )
-    server = DrainingServer(config, app, drain_s)
     assert threading.current_thread() is threading.main_thread()
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=config.backlog) as listening:
-        structlog.get_logger("smn.server").info("listening", host=host, port=listening.getsockname()[1])
+    with _listen(host, port, config.backlog) as listening:
+        bound = listening.getsockname()[1]
+        server = DrainingServer(config, app, drain_s, lambda: answers(bound))
+        structlog.get_logger("smn.server").info("listening", host=host, port=bound)
         server.run([listening])
+
+
+def _listen(host: str, port: int, backlog: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=backlog)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise InvalidArgument(
+            f"port {port} of {host} is in use: choose another with --port, 0 for a free one"
+        ) from error

@@ -77,13 +77,14 @@ class CurrentVersion(BaseModel):
 
 
 class MaskInfo(BaseModel):
-    """One mask; `metadata` and `density` (fraction ON by tensor) are the current version's."""
+    """One mask; `metadata`, `density` (fraction ON by tensor) and `warnings` are the current version's."""
 
     name: str
     current: CurrentVersion
     versions: list[VersionInfo]
     metadata: dict[str, Any]
     density: dict[str, float]
+    warnings: list[str]
 
 
 class MaskPlace(BaseModel):

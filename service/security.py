@@ -12,6 +12,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 
 from service.errors import Rejected
+from service.keys import clean_key
 from service.settings import Settings
 from smn_core.errors import InvalidArgument
 from smn_core.names import check_name
@@ -77,7 +78,8 @@ def guard_of(settings: Settings) -> Guard:
     """The guard that the settings describe.
 
     Raises:
-        InvalidArgument: no admin key on an address that others reach, or an empty key.
+        InvalidArgument: no admin key on an address that others reach, or a key that no header can carry. The message
+            never has the key.
     """
     keys = [_key(text, admin=False) for text in settings.api_keys] + [_key(t, admin=True) for t in settings.admin_keys]
     if not settings.insecure and not _is_loopback(settings.host) and not any(key.admin for key in keys):
@@ -145,9 +147,10 @@ async def known_query(request: Request) -> None:
 
 
 def _key(text: str, *, admin: bool) -> Key:
-    secret, bound, prefix = text.partition("=")
+    secret, bound, prefix = (part.strip() for part in text.partition("="))
     if not secret:
         raise InvalidArgument("a key is empty: write key or key=prefix")
+    secret = clean_key(secret, "SMN_ADMIN_KEYS" if admin else "SMN_API_KEYS")
     if bound and not PREFIX.fullmatch(prefix):
         raise InvalidArgument(
             "a key is bound to a prefix that no name can have: a key holds no = of its own, as base64 does "

@@ -6,7 +6,6 @@ what docs/configuration.md, .env.example and docker-compose.yml say of them. Tho
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from smn_core.errors import InvalidArgument
 from smn_core.spec import BackboneSpec
-from smn_core.verbs.options import DEFAULT_BACKBONE, GROUP, OPTIONS, Option, spec_of
+from smn_core.verbs.options import DEFAULT_BACKBONE, GROUP, OPTIONS, Option, spec_of, split_list
 
 MIB = 2**20
 GIB = 2**30
@@ -210,9 +209,12 @@ class Settings(BackboneSettings):
     @field_validator("preload", "pin", "model_arg", "api_keys", "admin_keys", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return json.loads(value) if value.startswith("[") else [part for part in value.split(",") if part]
-        return value
+        """White space around a part means nothing: a Secret that `echo` made ends in a line break."""
+        if not isinstance(value, str) or not value:
+            return value or []
+        kept = [part.strip() if isinstance(part, str) else part for part in split_list(value.lstrip() or value)]
+        # Nothing but white space is no empty list: it would be a server without keys.
+        return [part for part in kept if part != ""] or kept[:1]
 
     @property
     def most_images(self) -> int:
@@ -242,7 +244,7 @@ def secret(text: str | None) -> str | None:
     """
     if text is None or not text.startswith("env:"):
         return text
-    value = os.environ.get(text.removeprefix("env:"), "")
+    value = os.environ.get(text.removeprefix("env:"), "").strip()
     if not value:
         raise InvalidArgument(f"--key {text}: that environment variable is not set")
     return value

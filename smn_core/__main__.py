@@ -109,17 +109,21 @@ def export(
     out: Annotated[Path, typer.Option(metavar="W.safetensors", help="The weights to write.")],
     spec: BackboneSpec,
     head: Annotated[bool, typer.Option("--head", help="The mask's classifier too, under timm's name for it.")] = False,
+    no_map: Annotated[
+        bool, typer.Option("--no-map", help="Leave out the mask's map, else written as a classifier of D classes.")
+    ] = False,
 ) -> None:
     """Write theta' and state as ordinary timm weights, so that anyone can check, or leave."""
     from smn_core.verbs.export import export as write
+    from smn_core.verbs.export import n_classes_of
     from smn_core.verbs.show import note
 
     if spec.weights is not None and out.exists() and out.resolve() == Path(spec.weights).resolve():
         raise InvalidArgument(f"--out {out} is the backbone itself: give another name")
     # theta' is written as it is in the file: float32, whatever a forward would run in.
     backbone, task = _backbone_and_mask(replace(spec, device="cpu", dtype="float32"), file)
-    write(backbone, task, out, with_head=head)
-    args = {"num_classes": len(task.head.classes) if head else 0, **backbone.args}
+    write(backbone, task, out, with_head=head, with_map=not no_map)
+    args = {"num_classes": n_classes_of(task, with_head=head, with_map=not no_map), **backbone.args}
     if hasattr(backbone.model, "set_input_size"):  # its position embeddings are of this size
         args["img_size"] = backbone.preprocess["input_size"][-1]
     called = ", ".join(f"{key}={value!r}" for key, value in args.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from smn_core.errors import InvalidArgument, InvalidMask, UnknownModel, WeightsUnavailable
+from smn_core.errors import InvalidArgument, InvalidMask, InvalidWeights, UnknownModel, WeightsUnavailable
 from smn_core.layout import Layout, layout_of
 from smn_core.precision import slow_on_cpu
 from smn_core.spec import BackboneSpec
-from smn_core.tensorfile import canonical_json
-from smn_core.weights import Unfilled, load_weights
+from smn_core.tensorfile import InvalidTensorFile, canonical_json, parse_json
+from smn_core.weights import Unfilled, load_weights, require_finite
 
 LOG = logging.getLogger("smn.backbone")
 PREPROCESS_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -66,7 +65,8 @@ def load_backbone(spec: BackboneSpec) -> Backbone:
 
     Raises:
         UnknownModel, InvalidArgument: the name, an argument, the device or the image size cannot be used.
-        InvalidWeights, WeightsUnavailable: as `load_weights`, or timm's pretrained weights cannot be fetched.
+        InvalidWeights, WeightsUnavailable: as `load_weights`, or timm's pretrained weights cannot be fetched; or a
+            weight is not finite (the message names its tensor), or the embedding of a first image.
     """
     device, dtype = _device(spec.device), _dtype(spec.dtype)
     if (slow := slow_on_cpu(dtype, device)) is not None:
@@ -91,12 +91,20 @@ def wrap(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Backbone:
-    """The Backbone of a model whose weights are in place, in float32 on the CPU. Takes the model over."""
+    """The Backbone of a model whose weights are in place, in float32 on the CPU. Takes the model over.
+
+    Raises:
+        InvalidArgument, InvalidWeights: as `load_backbone`.
+    """
+    whose = str(spec.weights or f"the weights of {architecture}")
+    require_finite(model, whose)
     fingerprint = fingerprint_of(model, model_json(architecture, spec.args))
     preprocess = _preprocess(model, spec)
     layout = layout_of(model)
     device = device or torch.device("cpu")
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    if dtype == torch.float16:  # the one type with a smaller range than the weights' own
+        require_finite(model, f"{whose}, as float16")
     backbone = Backbone(
         model, architecture, dict(spec.args), fingerprint, layout, preprocess, device, dtype, tuple(ignored or ())
     )
@@ -110,6 +118,7 @@ def _require_embeddings(backbone: Backbone) -> None:
 
     Raises:
         InvalidArgument: the model cannot take images of its size, or gives something else than one vector each.
+        InvalidWeights: the vector is not finite.
     """
     size = backbone.preprocess["input_size"]
     try:
@@ -120,6 +129,12 @@ def _require_embeddings(backbone: Backbone) -> None:
         ) from error
     if not isinstance(z, torch.Tensor) or z.shape != (1, backbone.n_features):
         raise InvalidArgument(f"{backbone.architecture} with {dict(backbone.args)} does not give one vector an image")
+    if not torch.isfinite(z).all():
+        dtype = str(backbone.dtype).removeprefix("torch.")
+        raise InvalidWeights(
+            f"{backbone.architecture} in {dtype} gives a black image an embedding that is not finite: "
+            + ("its weights are no trained network's" if dtype == "float32" else "try --dtype float32")
+        )
 
 
 def model_json(architecture: str, args: Mapping[str, Any]) -> str:
@@ -174,9 +189,11 @@ def parse_model(model_text: str) -> tuple[str, dict[str, Any]]:
         InvalidMask: it is not the canonical JSON of an architecture without a tag, and its arguments.
     """
     try:
-        named = json.loads(model_text)
+        named: Any = parse_json(model_text)
         architecture, args = named["architecture"], named["args"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except InvalidTensorFile as error:
+        raise InvalidMask(f"metadata key 'model' {error}") from error
+    except (TypeError, KeyError) as error:
         raise InvalidMask("metadata key 'model' does not name an architecture and its args") from error
     if not isinstance(architecture, str) or not isinstance(args, dict) or model_json(architecture, args) != model_text:
         raise InvalidMask("metadata key 'model' is not the canonical JSON of an architecture and its args")

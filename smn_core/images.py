@@ -1,37 +1,44 @@
 """Image bytes -> checked decode -> normalised tensor [3,H,W]. The same code serves and evaluates.
 
-Bytes -> EXIF rotation -> first frame -> RGB (alpha over white, CMYK converted, 16-bit scaled to 8) -> timm's
+Bytes -> first frame -> RGB (alpha over white, CMYK converted, 16-bit scaled to 8) -> EXIF rotation -> timm's
 evaluation transform.
 """
 
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from collections.abc import Callable, Mapping
 from math import ceil
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float32
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
+from smn_core.containers import MAX_PIXELS, check_size, examine, unknown
 from smn_core.errors import ImageTooLarge, InvalidImage
+from smn_core.samples import load_rgb
 
-# Containers of still images that Pillow decodes itself; nothing that runs a program (EPS) or nests documents.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
-# The largest phone cameras make 50 megapixels.
-MAX_PIXELS = 51_000_000
 DRAFT_FACTOR = 2
 MAX_ASPECT = 16
 """Longest side over shortest of what is resized: a PNG of 10,000 x 1 px has 110 bytes, and 3 GB once it is 249 high."""
 
 # Pillow warns of damaged EXIF and the like; what matters raises. Set once: catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # _check_size refuses those
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # check_size refuses those
+
+ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageReader:
@@ -85,58 +92,32 @@ def decode(data: bytes, *, draft_px: int | None = None, max_pixels: int = MAX_PI
     With `draft_px` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep `draft_px`.
 
     Raises:
-        ImageTooLarge: more than `max_pixels` pixels by its header; nothing is decoded then.
-        InvalidImage: not an image, truncated, or pixels without a stated range.
+        ImageTooLarge: by its header more pixels than `max_pixels`, or than its format may have; nothing is decoded.
+        InvalidImage: not an image, truncated, or pixels whose meaning is not stated or not read.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, max_pixels)
+        facts = examine(data, max_pixels)
+        with Image.open(io.BytesIO(facts.data), formats=(facts.kind,)) as image:
+            check_size(facts.kind, *image.size, max_pixels)
             if draft_px is not None:
                 image.draft(None, (draft_px, draft_px))
-            image.load()
-            _turn_upright(image)
-            return _to_rgb(image)
+            rgb = load_rgb(image, facts)
+            turn = _TURNS.get(_orientation(image) if facts.orientation is None else facts.orientation)
+        return rgb if turn is None else rgb.transpose(turn)
     except InvalidImage:
         raise
     except UnidentifiedImageError as error:
-        raise InvalidImage(f"the {len(data)} bytes are not an image of a known format") from error
+        raise unknown(data) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageTooLarge(f"the image has too many pixels (at most {max_pixels})") from error
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
         raise InvalidImage(f"the image cannot be decoded: {error}") from error
 
 
-def _turn_upright(image: Image.Image) -> None:
+def _orientation(image: Image.Image) -> int:
+    """How EXIF says that an image is turned, 1 to 8; 1 if it says nothing that can be read."""
     try:
-        ImageOps.exif_transpose(image, in_place=True)
-    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
-        return  # damaged EXIF names no orientation
-
-
-def _check_size(image: ImageFile.ImageFile, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageTooLarge(f"the image is {width} x {height} px, at most {max_pixels} pixels are taken")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        image = _sixteen_to_eight(image)
-    if image.mode == "F":
-        raise InvalidImage("floating-point images have no stated range: convert to 8 or 16 bits")
-    if image.mode == "LAB":
-        raise InvalidImage("LAB images are not taken: convert to RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image.convert("RGB")
-
-
-def _sixteen_to_eight(image: Image.Image) -> Image.Image:
-    """Scale 0..65535 to 0..255, rounding; Pillow's own conversion clips at 255."""
-    values = np.asarray(image).astype(np.int32)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise InvalidImage("32-bit integer images have no stated range: convert to 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        orientation = image.getexif().get(ORIENTATION, 1)
+        return orientation if orientation in _TURNS else 1
+    except Exception:  # damaged metadata raise what they lead Pillow to, and pixels need none of them
+        return 1

@@ -20,8 +20,8 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"}
 )
 MAX_CLASSES = 1_000_000
-MADE = ("last.ckpt", "cascade.safetensors")
-"""What tells the folders of runs and cascades."""
+MADE = ("last.ckpt", "cascade.safetensors", "race.json")
+"""What tells the folders of runs, cascades and races."""
 
 
 @runtime_checkable

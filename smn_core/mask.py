@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from numpy import ndarray
 
 from smn_core import bits
+from smn_core.affine import Affine
 from smn_core.errors import InvalidMask
 from smn_core.layout import Layout
 
@@ -29,9 +30,9 @@ class TaskMask:
     """`theta'[t] = theta[t] * on[t] / alpha[t]` with `alpha[t] = sqrt(mean(on[t]))` for every tensor t of the layout.
 
     Immutable. These invariants are checked on construction: `packed` has the layout's length, its padding is 0, and
-    every tensor has an ON bit. `state` names buffers of the backbone, with their shapes and finite values. `head` is as
-    wide as an embedding. `metadata` are the other texts of the file (objective, dataset, ...). `digest` is the file's
-    (`sha256:...`), or None before it is written.
+    every tensor has an ON bit. `state` names buffers of the backbone, with their shapes and finite values. `head` and
+    `affine`, the map of the embeddings, are as wide as an embedding. `metadata` are the other texts of the file
+    (objective, dataset, ...). `digest` is the file's (`sha256:...`), or None before it is written.
 
     Raises:
         InvalidMask: an invariant is broken; the message says which, and where.
@@ -43,6 +44,7 @@ class TaskMask:
     packed: UInt8[ndarray, "n_bytes"]
     state: Mapping[str, Float32[ndarray, ...]] = field(default_factory=dict)
     head: Head | None = None
+    affine: Affine | None = None
     preprocess: Mapping[str, object] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     digest: str | None = None
@@ -53,6 +55,10 @@ class TaskMask:
         self._check_state()
         if self.head is not None:
             self._check_head(self.head)
+        if self.affine is not None and self.affine.n_features != self.layout.n_features:
+            raise InvalidMask(
+                f"affine.mean has {self.affine.n_features} features, the backbone has {self.layout.n_features}"
+            )
 
     def bits_of(self, name: str) -> Bool[ndarray, "n"]:
         """The ON bits of one tensor, flat, in C order.

@@ -11,16 +11,20 @@ import numpy as np
 from numpy import ndarray
 
 from smn_core import codec, tensorfile
+from smn_core.affine import affine_of
 from smn_core.backbone import Backbone, layout_for, parse_model
 from smn_core.errors import InvalidMask, WrongBackbone
 from smn_core.files import write_bytes
 from smn_core.layout import Layout
 from smn_core.mask import Head, TaskMask
 from smn_core.tensorfile import InvalidTensorFile, TensorFile, canonical_json
+from smn_core.verdict import warn_of_verdict
 
 FORMAT = "smn-mask/1"
 REQUIRED = ("format", "model", "fingerprint", "layout", "codec", "content")
 TEXTS = ("objective", "dataset", "recipe", "metrics", "created")
+MAX_TOLD_CHARS = 80
+"""How much of a value a warning repeats: warnings come with every embedding."""
 MAX_HEAD_CLASSES = 100_000
 """Classes of a head that `max_file_bytes` leaves room for."""
 
@@ -43,6 +47,8 @@ def serialise_mask(mask: TaskMask, codec_name: str = "zstd") -> bytes:
     }
     if mask.preprocess is not None:
         metadata["preprocess"] = canonical_json(mask.preprocess)
+    if mask.affine is not None:
+        tensors |= {f"affine.{name}": np.ascontiguousarray(values) for name, values in mask.affine.tensors().items()}
     if mask.head is not None:
         head = {"head.weight": mask.head.weight, "head.bias": mask.head.bias}
         tensors |= {name: np.ascontiguousarray(values, np.float32) for name, values in head.items()}
@@ -107,14 +113,17 @@ def read_file(path: Path | str, layout: Layout | None = None) -> tuple[bytes, Ta
 
 
 def max_file_bytes(layout: Layout) -> int:
-    """The most bytes that a file of this layout may have: bits, statistics, head, and twice the longest header."""
+    """The most bytes that a file of this layout may have: bits, statistics, map, head, and twice the longest header."""
     state = 4 * sum(int(np.prod(shape)) for shape in layout.buffers.values())
     head = 4 * MAX_HEAD_CLASSES * (layout.n_features + 1)
-    return layout.n_bytes + state + head + 2 * tensorfile.MAX_HEADER_BYTES
+    affine = 4 * layout.n_features * (layout.n_features + 2)
+    return layout.n_bytes + state + affine + head + 2 * tensorfile.MAX_HEADER_BYTES
 
 
 def check_fits(mask: TaskMask, backbone: Backbone) -> list[str]:
-    """Check that embeddings through `mask` mean what they meant in training. Returns warnings.
+    """Check that embeddings through `mask` mean what they meant in training.
+
+    Returns warnings, a verdict of "leave it" among them.
 
     Raises:
         WrongBackbone: another fingerprint, layout, mean or std.
@@ -128,7 +137,7 @@ def check_fits(mask: TaskMask, backbone: Backbone) -> list[str]:
         raise WrongBackbone(f"the mask says it is for {mask.model}, with the fingerprint of {backbone.model_json}")
     if mask.layout.digest != backbone.layout.digest:
         raise WrongBackbone("the mask's layout is not the backbone's")
-    return check_pixels(mask.preprocess or {}, backbone.preprocess)
+    return [*check_pixels(mask.preprocess or {}, backbone.preprocess), *warn_of_verdict(mask.metadata)]
 
 
 def check_pixels(trained: Mapping[str, object], served: Mapping[str, object]) -> list[str]:
@@ -139,13 +148,19 @@ def check_pixels(trained: Mapping[str, object], served: Mapping[str, object]) ->
     """
     for key in ("mean", "std"):
         if key in trained and not _close(trained[key], served[key]):
-            raise WrongBackbone(f"the mask was trained with {key} {trained[key]}, this backbone serves {served[key]}")
+            told = _told(trained[key])
+            raise WrongBackbone(f"the mask was trained with {key} {told}, this backbone serves {served[key]}")
     differing = [k for k in ("input_size", "interpolation", "crop_pct", "crop_mode") if k in trained]
     return [
-        f"trained with {key} {trained[key]}, served with {served[key]}"
+        f"trained with {key} {_told(trained[key])}, served with {served[key]}"
         for key in differing
         if json.loads(json.dumps(trained[key])) != json.loads(json.dumps(served[key]))
     ]
+
+
+def _told(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= MAX_TOLD_CHARS else f"{text[:MAX_TOLD_CHARS]}..."
 
 
 def _close(a: object, b: object) -> bool:
@@ -171,6 +186,7 @@ def _mask_of(file: TensorFile, layout: Layout, digest: str) -> TaskMask:
     tensors = dict(file.tensors)
     state = {n: _float32(n, tensors.pop(n)) for n in list(tensors) if n.startswith("state.")}
     head = _head_of(tensors, file.metadata)
+    affine = {n.removeprefix("affine."): tensors.pop(n) for n in list(tensors) if n.startswith("affine.")}
     known = {*REQUIRED, "preprocess", "classes"}
     return TaskMask(
         layout=layout,
@@ -179,6 +195,7 @@ def _mask_of(file: TensorFile, layout: Layout, digest: str) -> TaskMask:
         packed=codec.decode(tensors, layout, file.metadata["codec"]),
         state={name.removeprefix("state."): values for name, values in state.items()},
         head=head,
+        affine=affine_of(affine),
         preprocess=_preprocess_of(file.metadata),
         metadata={k: v for k, v in file.metadata.items() if k not in known},
         digest=digest,
@@ -218,9 +235,9 @@ def _preprocess_of(metadata: Mapping[str, str]) -> Mapping[str, object] | None:
 
 def _json_of(metadata: Mapping[str, str], key: str) -> object:
     try:
-        return json.loads(metadata[key])
-    except (ValueError, RecursionError) as error:
-        raise InvalidMask(f"metadata key {key!r} is not JSON: {error}") from error
+        return tensorfile.parse_json(metadata[key])
+    except InvalidTensorFile as error:
+        raise InvalidMask(f"metadata key {key!r} {error}") from error
 
 
 def _float32(name: str, values: ndarray) -> ndarray:

@@ -47,7 +47,7 @@ class BackboneSpec:
     after the weights were loaded. `crop_pct` is the share of an image's shorter side that is seen; 1 cuts nothing off.
     """
 
-    name: str = field(metadata=said("backbone", "timm model name", "NAME", "the mask's own, else resnet50"))
+    name: str = field(metadata=said("backbone", "timm model name", "NAME", "the mask's own, else vit_tiny_patch16_224"))
     weights: Path | None = field(
         default=None,
         metadata=said("weights", "safetensors or weights_only checkpoint", "FILE", "timm's pretrained weights"),
@@ -72,3 +72,5 @@ class BackboneSpec:
         default="auto", metadata=said("device", "cpu, cuda, cuda:1; auto takes a GPU where there is one")
     )
     dtype: str = field(default="float32", metadata=said("dtype", "float32, bfloat16 or float16"))
+    by_variable: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Fields that only an `SMN_` variable named: what a mask says of them goes before it."""

@@ -1,14 +1,15 @@
 """Read safetensors files strictly and write them canonically, with the content checksum of docs/formats.md.
 
-The safetensors library reads and checks the tensors. This module adds two things. It refuses duplicate keys in a
-header, which the library accepts. It writes `__metadata__` in sorted order, because the library's order is random and
-equal runs would give different files.
+The safetensors library reads and checks the tensors. This module adds three things. It refuses duplicate keys in a
+header, which the library accepts. It bounds keys and JSON texts, so that whatever an answer says of a file can be said.
+It writes `__metadata__` in sorted order: the library's order is random, and equal runs would give different files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ from numpy import ndarray
 from smn_core.errors import SMNError
 
 MAX_HEADER_BYTES = 16 * 2**20
+MAX_METADATA_BYTES = 4 * 2**20
+"""Most bytes of `__metadata__` as UTF-8, keys and values: a list of 100,000 classes fits."""
+MAX_KEYS, MAX_TENSORS, MAX_KEY_CHARS = 256, 2**16, 512
+MAX_DEPTH = 16
+"""Most tables and lists inside each other, in the header and in a JSON text of the metadata."""
+MAX_INTEGER = 2**63 - 1
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1"}
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 
@@ -41,6 +48,21 @@ class TensorFile:
 def canonical_json(value: object) -> str:
     """The text of a JSON value that digests are made over: equal values give equal texts."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def parse_json(text: str) -> object:
+    """A JSON text of a file's metadata, of which every reader of JSON can be told: a server repeats it in its answers.
+
+    Raises:
+        InvalidTensorFile: not JSON; deeper than MAX_DEPTH; a number that is not finite or an integer of more than 64
+            bits; half a surrogate pair. The message begins with "is" or "has", for a caller that names the key.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidTensorFile(f"is not JSON: {error}") from error
+    _require_sayable(value)
+    return value
 
 
 def digest_of(data: bytes) -> str:
@@ -105,7 +127,7 @@ def parse_tensors(data: bytes) -> TensorFile:
             raise InvalidTensorFile(f"tensor {name} has the unsupported type {entry['dtype']}")
         try:
             tensors[name] = np.frombuffer(bytes(entry["data"]), dtype).reshape(entry["shape"])
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise InvalidTensorFile(f"tensor {name} has the impossible shape {entry['shape']}") from error
     return TensorFile(metadata, tensors)
 
@@ -139,7 +161,52 @@ def _checked_metadata(data: bytes) -> dict[str, str]:
     metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InvalidTensorFile("not a safetensors file: its metadata is not a table of texts")
+    _require_bounded(header, metadata)
     return metadata
+
+
+def _require_bounded(header: Mapping[str, object], metadata: Mapping[str, str]) -> None:
+    """Refuse keys that are too many or too long, and texts that UTF-8 does not have."""
+    for what, table, most in (("tensors", header, MAX_TENSORS), ("metadata keys", metadata, MAX_KEYS)):
+        if len(table) > most:
+            raise InvalidTensorFile(f"the header has {len(table)} {what}, at most {most}")
+        for key in table:
+            if len(key) > MAX_KEY_CHARS:
+                raise InvalidTensorFile(f"the key {key[:32]!r}... has {len(key)} characters, at most {MAX_KEY_CHARS}")
+            if not _is_unicode(key):
+                raise InvalidTensorFile(f"the key {key!r} has half a surrogate pair")
+    size = 0
+    for key, value in metadata.items():
+        if not _is_unicode(value):
+            raise InvalidTensorFile(f"metadata key {key!r} has half a surrogate pair")
+        size += len(key.encode()) + len(value.encode())
+        if size > MAX_METADATA_BYTES:
+            raise InvalidTensorFile(f"the metadata are larger than {MAX_METADATA_BYTES} bytes, from key {key!r} on")
+
+
+def _require_sayable(value: object, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise InvalidTensorFile(f"has more than {MAX_DEPTH} tables and lists inside each other")
+    if isinstance(value, str):
+        if not _is_unicode(value):
+            raise InvalidTensorFile("has half a surrogate pair")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidTensorFile("has a number that is not finite")
+    elif isinstance(value, int):
+        if not -MAX_INTEGER <= value <= MAX_INTEGER:
+            raise InvalidTensorFile("has an integer of more than 64 bits")
+    elif isinstance(value, dict | list):
+        if isinstance(value, dict):
+            for key in value:
+                _require_sayable(key)
+        for part in value.values() if isinstance(value, dict) else value:
+            _require_sayable(part, depth + 1)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write it. JSON's escapes can spell half a surrogate pair, which nothing can write."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

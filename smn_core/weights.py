@@ -1,4 +1,4 @@
-"""A checkpoint on disk -> a state dict that fits a timm model, and what was left out of it."""
+"""A checkpoint on disk -> finite weights in a timm model, and what was left out of it."""
 
 from __future__ import annotations
 
@@ -64,6 +64,18 @@ def load_weights(model: nn.Module, path: Path | str) -> list[str]:
         raise InvalidWeights(f"{path} does not fit {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict({**expected, **{key: found[key] for key in expected if key in found}})
     return ignored
+
+
+def require_finite(model: nn.Module, whose: str) -> None:
+    """Refuse weights and statistics with a NaN or an infinity: every embedding would be NaN.
+
+    Raises:
+        InvalidWeights: it says whose weights they are, and names the first tensor.
+    """
+    for name, tensor in model.state_dict().items():
+        # A sum is not finite where one value is not, and takes a tenth of the time; finite values may overflow in it.
+        if tensor.is_floating_point() and not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            raise InvalidWeights(f"{whose}: {name} has a value that is not finite")
 
 
 def _read(path: Path) -> Mapping[str, object]:

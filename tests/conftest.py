@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 signatures.install()
 
 from smn_core import bits, maskfile, tensorfile  # noqa: E402 - the hook must come first
+from smn_core.affine import DIAGONAL, Affine, in_precision  # noqa: E402
 from smn_core.backbone import Backbone, wrap  # noqa: E402
 from smn_core.mask import Head, TaskMask  # noqa: E402
 from smn_core.spec import BackboneSpec  # noqa: E402
@@ -22,6 +24,14 @@ from smn_core.spec import BackboneSpec  # noqa: E402
 SMALL = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet")
 TINY_VIT = {"depth": 1, "embed_dim": 8, "num_heads": 1}
 TINY_RESNET = {"channels": [8, 8, 8, 8], "stem_width": 8}
+
+
+@pytest.fixture(autouse=True)
+def _no_variables_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell that has SMN_ variables means another backbone than the tests."""
+    for name in [name for name in os.environ if name.startswith("SMN_")]:
+        monkeypatch.delenv(name)
+
 
 MakeBackbone = Callable[..., Backbone]
 MakeMask = Callable[..., TaskMask]
@@ -34,6 +44,15 @@ def build_backbone(name: str, dtype: torch.dtype = torch.float32, seed: int = 0,
     return wrap(model, name, BackboneSpec(name, args=args), dtype=dtype)
 
 
+def build_affine(n_features: int, rng: np.random.Generator | int = 0, kind: str = "float32") -> Affine:
+    """A random map: `kind` is diagonal, or the precision of the matrix."""
+    rng = np.random.default_rng(rng)
+    mean = rng.standard_normal(n_features, np.float32)
+    if kind == DIAGONAL:
+        return Affine(mean, scale=rng.random(n_features, np.float32) + 0.5)
+    return in_precision(Affine(mean, matrix=rng.standard_normal((n_features, n_features), np.float32)), kind)
+
+
 def build_mask(
     backbone: Backbone,
     density: float = 0.9,
@@ -42,6 +61,7 @@ def build_mask(
     with_head: bool = False,
     with_preprocess: bool = False,
     metadata: Mapping[str, str] | None = None,
+    with_affine: str | None = None,
 ) -> TaskMask:
     rng = np.random.default_rng(rng)
     packed = []
@@ -63,6 +83,7 @@ def build_mask(
         head=Head(weight, rng.standard_normal(3, np.float32), ("cat", "dog", "other")) if with_head else None,
         preprocess=backbone.preprocess if with_preprocess else None,
         metadata=metadata or {},
+        affine=build_affine(backbone.n_features, rng, with_affine) if with_affine else None,
     )
     return replace(mask, digest=tensorfile.digest_of(maskfile.serialise_mask(mask, "raw")))
 
@@ -80,9 +101,9 @@ def make_backbone() -> MakeBackbone:
 
 @pytest.fixture(scope="session")
 def make_mask() -> MakeMask:
-    """`make_mask(backbone, density, rng, with_state, with_head, with_preprocess)`: a random TaskMask.
+    """`make_mask(backbone, density, rng, with_state, with_head, with_preprocess, with_affine)`: a random TaskMask.
 
-    Its digest is that of its raw file.
+    `with_affine` is `diagonal`, or the precision of a map's matrix. Its digest is that of its raw file.
     """
     return build_mask
 

@@ -1,4 +1,4 @@
-"""The verbs of learning: train, cascade, evaluate."""
+"""The verbs of learning: train, recipes, train-many, cascade. adapt, evaluate and verdict have files of their own."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import typer
 
 from smn_core.errors import InvalidArgument
 from smn_core.spec import BackboneSpec
-from smn_core.verbs.options import as_trained, model_options
+from smn_core.verbs.options import DEFAULT_BACKBONE, as_trained, for_learning, model_options
+from training.adapt.verb import app as adapt_verb
+from training.evaluation.verb import app as evaluation_verbs
 
 if TYPE_CHECKING:
     from training.request import Request
 
 app = typer.Typer()
+app.add_typer(adapt_verb)
+app.add_typer(evaluation_verbs)
 MAX_SEED, MAX_EXPERTS, MAX_THREADS = 2**32 - 1, 64, 1024  # numpy's seeds have 32 bits
 # click's UsageError: typer's versions keep it in different places.
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
@@ -43,7 +47,7 @@ def train(
     objective: Annotated[
         str, typer.Option(help="swav, supervised, finetune or swav-finetune. Default: the recipe's.")
     ] = "",
-    recipe: Annotated[str, typer.Option(metavar="NAME", help="A function of training/recipes.py.")] = "small-vit",
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="One of `smn recipes`.")] = "small-vit",
     epochs: Annotated[float | None, typer.Option(help="Passes over the data. Default: the recipe's steps.")] = None,
     labels: Annotated[
         str | None,
@@ -71,28 +75,43 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop an earlier run of this name.")] = False,
 ) -> None:
     """Learn a mask from images: SwAV without labels, or cross-entropy with them."""
-    import torch
-
-    from smn_core.verbs.show import note
-    from training.request import make_request
-    from training.run import train as run
+    from training.progress import first_word, say, say_how_to_go_on
 
     if resume and overwrite:
         raise InvalidArgument("--resume and --overwrite exclude each other")
-    request = make_request(
-        spec, data, out, objective=objective, recipe=recipe, epochs=epochs, labels=labels, seed=seed, split=split,
-        stages=stages, share=share, density=density, setting=setting, workers=workers, resume=resume,
-        overwrite=overwrite, start=start, command=["smn", *sys.argv[1:]],
-    )  # fmt: skip
-    if threads:
-        torch.set_num_threads(threads)
-    result = run(request)
-    if result.skipped:
-        note(f"warning: {len(result.skipped)} images could not be read and were skipped:")
-        for name in result.skipped:
-            note(f"  {name}")
-    what = f"density {result.mask.density:.6f}, {result.mask.n_off} OFF, " if result.mask else ""
-    note(f"{out}: {what}last loss {result.final_loss:.4f}, {result.seconds:.0f} s; the run is in {request.folder}")
+    command = ["smn", *sys.argv[1:]]
+    try:
+        with first_word(f"smn train: reading {data} and the backbone {spec.name or DEFAULT_BACKBONE}"):
+            import torch
+
+            from training.command import tell_result
+            from training.request import make_request
+            from training.run import learn, prepare
+
+            request = make_request(
+                spec, data, out, objective=objective, recipe=recipe, epochs=epochs, labels=labels, seed=seed,
+                split=split, stages=stages, share=share, density=density, setting=setting, workers=workers,
+                resume=resume, overwrite=overwrite, start=start, command=command,
+            )  # fmt: skip
+            if threads:
+                torch.set_num_threads(threads)
+            prepared = prepare(request)
+        for remark in prepared.remarks:
+            say(remark)
+        result = learn(prepared)
+    except KeyboardInterrupt as stopped:
+        raise typer.Exit(say_how_to_go_on(command, stopped)) from stopped
+    tell_result(prepared.request, result)
+
+
+@app.command()
+def recipes(
+    as_json: Annotated[bool, typer.Option("--json", help="Print them with their commands as one JSON list.")] = False,
+) -> None:
+    """List the recipes of `smn train`, with when to take which."""
+    from training.command import tell_recipes
+
+    tell_recipes(as_json=as_json)
 
 
 @app.command("train-many")
@@ -143,11 +162,12 @@ def _parse_train(words: list[str]) -> tuple[Request, int]:
 
     command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
     try:
-        given = command.make_context("train", words).params
+        context = command.make_context("train", words)
     except USAGE_ERROR as error:
         raise InvalidArgument(error.format_message()) from error
+    given = dict(context.params)
     threads = given.pop("threads")
-    return model_options(make_request)(**given), threads
+    return model_options(make_request)(context=context, **given), threads
 
 
 @app.command()
@@ -225,7 +245,7 @@ def cascade(
     if on or min(processes, experts) > 1:
         fan_out = choose_fan_out(on, processes, threads, cpus, gpus, retries, experts, spec.device)
     request = CascadeRequest(
-        as_trained(spec, read_mask(root)), data, root, config, out, experts=experts, clusters=clusters,
+        as_trained(for_learning(spec), read_mask(root)), data, root, config, out, experts=experts, clusters=clusters,
         fusion=parse_fusion(fusion, seed), modes=fitted, mode=mode or fitted[0], split=split, seed=seed,
         resume=resume, overwrite=overwrite, workers=workers, fan_out=fan_out, batch_size=batch_size,
         command=["smn", *sys.argv[1:]],
@@ -252,87 +272,3 @@ def _read_clusters_and_split(clusters: str, split: str, train_split: str) -> tup
     if split and train_split and split != train_split:
         raise InvalidArgument(f"--split {split} and --train-split {train_split} mean the same: give one of them")
     return clusters or KINDS[0], split or train_split or "train"
-
-
-@app.command()
-@model_options
-def evaluate(
-    data: Annotated[str, typer.Option(metavar="DATA", help="Image folder, .npz, or torchvision:NAME.")],
-    spec: BackboneSpec,
-    mask: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A mask; may be repeated.")] = None,
-    cascade: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="A cascade, with its controls; may be repeated.")
-    ] = None,
-    fusion: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KIND[:COMPONENTS[:PRECISION[:RANK]]]",
-            help="Another fusion of the cascades, as pca:64:int8, pca::int3 or low-rank::int8:32; may be repeated.",
-        ),
-    ] = None,
-    probe: Annotated[str, typer.Option(help="knn, linear or both; none: signs without labels only.")] = "knn,linear",
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(metavar="AMOUNT", help="Low-shot: a fraction (0.1), or a number per class (1); may be repeated."),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of the few labels.")] = 5,
-    train_split: Annotated[str, typer.Option(help="Bank and probe.")] = "train",
-    test_split: Annotated[str, typer.Option(help="What is scored.")] = "test",
-    folds: Annotated[
-        int, typer.Option(help="Score folds of the train split, to choose settings; the test split stays unopened.")
-    ] = 0,
-    views: Annotated[
-        bool,
-        typer.Option(help="Agreement of two views of every train image: a telling sign, and most of the work."),
-    ] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 32,
-    threads: Threads = 0,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw low-shot accuracy (the paper's figure 3).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
-) -> None:
-    """Compare masks and cascades with the untouched backbone: signs without labels, kNN, linear probe, low-shot."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    from smn_core.backbone import load_backbone
-    from smn_core.cascade.file import open_folder
-    from smn_core.engine import Engine
-    from smn_core.maskfile import read_mask
-    from smn_core.verbs import show
-    from smn_core.verbs.plots import require_plottable
-    from training.cascade.fusion import parse_fusion
-    from training.evaluation.evaluate import EvaluationSettings
-    from training.evaluation.evaluate import evaluate as run
-    from training.evaluation.tables import print_results
-    from training.labels import parse_amount
-
-    settings = EvaluationSettings(
-        data, tuple(p for p in probe.split(",") if p not in ("", "none")), tuple(map(parse_amount, labels or ())),
-        seeds, train_split, test_split, folds, batch_size, views,
-    )  # fmt: skip
-    if threads:
-        torch.set_num_threads(threads)
-        threadpool_limits(threads)  # scikit-learn's and numpy's, which crawl where others want the cores
-    if plot is not None:
-        if not labels:
-            raise InvalidArgument("--plot draws low-shot accuracy: say --labels too")
-        require_plottable(plot)
-    fusions = [parse_fusion(text) for text in fusion or []]
-    if fusions and not cascade:
-        raise InvalidArgument("--fusion is for a --cascade")
-    masks = [(path.stem, read_mask(path)) for path in mask or []]
-    folders = [(path.name, open_folder(path)) for path in cascade or []]
-    first = masks[0][1] if masks else read_mask(folders[0][1].files[0]) if folders else None
-    backbone = load_backbone(as_trained(spec, first))
-    with show.images_progress(None) as on_batch:
-        found = run(Engine(backbone, slots=1), masks, settings, on_batch, folders, fusions)
-    if plot is not None:
-        from training.plots import draw_low_shot
-
-        draw_low_shot(found, plot)
-    if as_json:
-        show.as_json(found)
-    else:
-        print_results(found)

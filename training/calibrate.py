@@ -1,22 +1,28 @@
-"""Measure plain training images for a run: their features for the head, their statistics for the norms."""
+"""Measure training images for a run: the recipe's crops for the head, whole images for the norms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from smn_core.backbone import Backbone
-from smn_core.errors import InvalidData
+from smn_core.errors import InvalidData, InvalidImage
 from smn_core.images import ImageReader, draft_side_px
 from smn_core.imageset import ImageSet
 from training import masking
+from training.data import seeded
 from training.learner import Learner
+from training.progress import Bar, count_silently
 from training.recentre import Recentred
 
-CENTRE_IMAGES = 512
+CENTRE_CROPS = 512
 NORM_IMAGES = 128  # one batch: a norm must meet what the norms before it make of the same images
 
 
@@ -27,28 +33,84 @@ def read_plain_images(backbone: Backbone, images: ImageSet, n_most: int) -> Iter
         InvalidData: the set cannot be read, or fewer than two of the picked images can.
     """
     reader, draft_px = ImageReader(backbone.preprocess), draft_side_px(backbone.preprocess)
-    picked = np.random.default_rng(0).permutation(len(images.names))[:n_most]
+    for _, image in _read(images, _shuffle(images)[:n_most], draft_px, {}):
+        yield reader.tensor(image)
+
+
+def read_crops(learner: Learner, backbone: Backbone, images: ImageSet, n_images: int) -> Iterator[list[Tensor]]:
+    """Yield the crops of up to `n_images` readable images as the run makes them, [3, h, w] each.
+
+    The crops of an image depend on the run's seed and its number. Unreadable images are added to `learner.skipped`.
+
+    Raises:
+        InvalidData: the set cannot be read, or fewer than two of its images can.
+    """
+    make, draft_px = _make_views(learner, backbone), draft_side_px(backbone.preprocess)
+    for index, image in islice(_read(images, _shuffle(images), draft_px, learner.skipped), n_images):
+        with seeded(int(np.random.SeedSequence((learner.seed, index)).generate_state(1)[0])):
+            yield make(image)
+
+
+def _read(
+    images: ImageSet, picked: Sequence[int], draft_px: int, skipped: dict[str, None]
+) -> Iterator[tuple[int, Image.Image]]:
     n_read = 0
     for index in picked:
         try:
-            x = reader.tensor(images.image(int(index), draft_px))
-        except InvalidData:
-            raise
-        except Exception:
+            image = images.image(index, draft_px)
+        except InvalidImage as error:
+            skipped[str(error)] = None
             continue
         n_read += 1
-        yield x
+        yield index, image
     if n_read < 2:
         raise InvalidData(f"{n_read} of {len(picked)} images can be read: at least two are needed")
 
 
+def _shuffle(images: ImageSet) -> list[int]:
+    return [int(index) for index in np.random.default_rng(0).permutation(len(images.names))]
+
+
+def _make_views(learner: Learner, backbone: Backbone) -> Callable[[Image.Image], list[Tensor]]:
+    transform = learner.objective.make_transform(dict(backbone.preprocess))
+
+    def make(image: Image.Image) -> list[Tensor]:
+        views: Any = transform(image)
+        return views if isinstance(views, list) else [views]
+
+    return make
+
+
 @torch.inference_mode()
-def calibrate_head(learner: Learner, backbone: Backbone, images: ImageSet) -> None:
-    """Calibrate the head on the features that the backbone, as it is now, gives some training images."""
+def calibrate_head(learner: Learner, backbone: Backbone, images: ImageSet, bar: Bar = count_silently) -> None:
+    """Calibrate the head on what it will see: up to `CENTRE_CROPS` of the recipe's crops, embedded as it is now.
+
+    Crops of all sizes count alike. They are embedded in batches of the recipe's size.
+
+    Raises:
+        InvalidData: the set cannot be read, or fewer than two of its images can.
+    """
     learner.model.eval()
-    found = read_plain_images(backbone, images, CENTRE_IMAGES)
-    z = torch.cat([learner.model(x[None].to(backbone.device)).float().cpu() for x in found])
-    learner.objective.calibrate(learner.head, z)
+    with seeded(0):
+        n_views = len(_make_views(learner, backbone)(Image.new("RGB", (64, 64))))
+    n_images = min(len(images.names), max(2, CENTRE_CROPS // n_views))
+    embedded: list[Tensor] = []
+    waiting: list[list[Tensor]] = []
+    # The mask is worked out once, not at every forward.
+    with parametrize.cached(), bar("measuring what the head will see, crops", n_images * n_views) as advance:
+
+        def embed() -> None:
+            for crops in zip(*waiting, strict=True):
+                embedded.append(learner.model(torch.stack(crops).to(backbone.device)).float().cpu())
+                advance(len(crops))
+            waiting.clear()
+
+        for views in read_crops(learner, backbone, images, n_images):
+            waiting.append(views)
+            if len(waiting) == learner.config.batch_size:
+                embed()
+        embed()
+    learner.objective.calibrate(learner.head, torch.cat(embedded))
 
 
 def recentre(learner: Learner, backbone: Backbone, images: ImageSet) -> None:

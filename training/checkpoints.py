@@ -10,13 +10,14 @@ from lightning_fabric.plugins import TorchCheckpointIO
 
 from smn_core.errors import InvalidWeights
 from smn_core.files import replacing
+from smn_core.verbs.recorded import run_folder
 
 CHECKPOINT, README = "last.ckpt", "README.md"
 
 
 def folder_of(out: Path) -> Path:
     """The folder of the run that writes `out`, with its checkpoint, curve and plots."""
-    return out.with_name(f"{out.stem}.run")
+    return run_folder(out)
 
 
 def is_finished(out: Path) -> bool:
@@ -24,8 +25,10 @@ def is_finished(out: Path) -> bool:
     return out.exists() and (folder_of(out) / README).exists()
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, mend: str = "") -> dict[str, Any]:
     """Read a checkpoint of `smn train`. Its `smn` identifies the run, `global_step` is the number of steps done.
+
+    `mend` ends the message about a damaged one, with what to do about it.
 
     Raises:
         InvalidWeights: the file is missing or damaged, or not from `smn train`.
@@ -37,7 +40,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InvalidWeights(f"there is no checkpoint {path}") from error
     except Exception as error:  # unpickling damaged bytes raises anything
-        raise InvalidWeights(f"{path} is not a checkpoint of smn train: {str(error).splitlines()[0]}") from error
+        empty = not path.stat().st_size
+        reason = "it is empty" if empty else (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidWeights(f"{path} is not a checkpoint of smn train: {reason}{mend}") from error
     return checkpoint
 
 

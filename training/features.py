@@ -18,7 +18,7 @@ from smn_core.files import replacing
 from smn_core.images import draft_side_px
 from smn_core.imageset import ImageSet
 from smn_core.tensorfile import canonical_json
-from smn_core.verbs.offline import OnBatch, embed_batches, embed_through, make_loader, read_batches, say_nothing
+from smn_core.verbs.offline import OnBatch, embed_through, make_loader, read_batches, say_nothing
 from training.data import Subset, identify, seeded
 from training.supervised import make_crop
 
@@ -48,48 +48,96 @@ def embed(
     Raises:
         InvalidData: no image can be read.
     """
+    return embed_each(engine, [digest], images, batch_size, on_batch)[0]
+
+
+def embed_each(
+    engine: Engine,
+    digests: Sequence[str | None],
+    images: ImageSet,
+    batch_size: int,
+    on_batch: OnBatch = say_nothing,
+) -> list[Features]:
+    """As `embed`, through each of several masks; every image is read once."""
     skipped: list[str] = []
     inputs = read_batches(len(images.names), make_loader(images, engine), batch_size, DECODE_THREADS, skipped)
-    return _collect(engine, digest, images, inputs, skipped, on_batch)
+    return _collect(engine, digests, images, inputs, skipped, on_batch)
+
+
+def sample(images: ImageSet, most_images: int) -> Subset:
+    """Up to so many of the images, in their order; always the same ones."""
+    picked = np.random.default_rng(0).permutation(len(images.names))[:most_images]
+    return Subset(images, np.sort(picked))
 
 
 def embed_view(
-    engine: Engine, digest: str | None, images: ImageSet, seed: int, batch_size: int
+    engine: Engine,
+    digest: str | None,
+    images: ImageSet,
+    seed: int,
+    batch_size: int,
+    *,
+    scale: tuple[float, float] = VIEW_SCALE,
+    most_images: int = VIEW_IMAGES,
 ) -> Float32[ndarray, "n d"]:
-    """Embed one random crop of each of up to `VIEW_IMAGES` images. A crop depends on (seed, image) alone."""
+    """Embeddings of one random crop of every image of a `sample`, flipped half the time.
+
+    Crops depend on (seed, place in the sample) alone. Unreadable images have no row.
+
+    Args:
+        scale: least and largest part of the image's area that a crop has.
+
+    Raises:
+        InvalidData: none can be read.
+    """
+    return embed_view_each(engine, [digest], sample(images, most_images), seed, batch_size, scale=scale)[0].z
+
+
+def embed_view_each(
+    engine: Engine,
+    digests: Sequence[str | None],
+    images: ImageSet,
+    seed: int,
+    batch_size: int,
+    *,
+    scale: tuple[float, float] = VIEW_SCALE,
+    on_batch: OnBatch = say_nothing,
+) -> list[Features]:
+    """The same random crops of all images, embedded through each of several masks; every image is read once."""
     preprocess = dict(engine.backbone.preprocess)
-    transform, draft_px = make_crop(VIEW_SCALE, preprocess), draft_side_px(preprocess)
-    picked = np.random.default_rng(0).permutation(len(images.names))[:VIEW_IMAGES]
-    subset = Subset(images, np.sort(picked))
+    transform, draft_px = make_crop(scale, preprocess), draft_side_px(preprocess)
 
     def load(index: int) -> Tensor:
-        image = subset.image(index, draft_px)
+        image = images.image(index, draft_px)
         with seeded(VIEW_SEEDS * (seed + 1) + index):
             return transform(image)
 
     skipped: list[str] = []
     # One thread: the crops draw from global generators.
-    inputs = read_batches(len(subset.names), load, batch_size, 1, skipped)
-    return _collect(engine, digest, subset, inputs, skipped, say_nothing).z
+    inputs = read_batches(len(images.names), load, batch_size, 1, skipped)
+    return _collect(engine, digests, images, inputs, skipped, on_batch)
 
 
 def _collect(
     engine: Engine,
-    digest: str | None,
+    digests: Sequence[str | None],
     images: ImageSet,
     inputs: Iterator[tuple[list[int], Tensor]],
     skipped: list[str],
     on_batch: OnBatch,
-) -> Features:
+) -> list[Features]:
     kept: list[int] = []
-    rows: list[ndarray] = []
-    for indices, z in embed_batches(embed_through(engine, digest), inputs):
+    rows: list[list[ndarray]] = [[] for _ in digests]
+    through = [embed_through(engine, digest) for digest in digests]
+    for indices, x in inputs:
         kept += indices
-        rows.append(z.numpy())
-        on_batch(len(indices))
-    if not rows:
+        for found, run in zip(rows, through, strict=True):
+            found.append(run(x).numpy())
+            on_batch(len(indices))
+    if not kept:
         raise InvalidData(f"none of the {len(images.names)} images can be read; the first: {skipped[0]}")
-    return _features(np.concatenate(rows), images, np.array(kept, np.int64), tuple(skipped))
+    numbers, bad = np.array(kept, np.int64), tuple(skipped)
+    return [_features(np.concatenate(found), images, numbers, bad) for found in rows]
 
 
 def _features(z: ndarray, images: ImageSet, kept: ndarray, skipped: tuple[str, ...]) -> Features:

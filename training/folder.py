@@ -10,6 +10,7 @@ import torch
 
 from smn_core.files import write_bytes
 from smn_core.verbs.plots import density_plot
+from smn_core.verbs.recorded import write_backbone
 from training.checkpoints import README
 from training.learner import Learner
 from training.plots import draw_curve
@@ -18,8 +19,9 @@ from training.watch import Curve
 
 
 def write_folder(request: Request, learner: Learner, curve: Curve, result: Result) -> None:
-    """Write the curve as CSV and picture, the densities, and last the README with the command."""
+    """Write the curve as CSV and picture, the densities, the backbone, and last the README with the command."""
     folder = request.folder
+    write_backbone(folder, request.spec, learner.fingerprint)
     curve.write(folder / "curve.csv")
     draw_curve(curve.rows, folder / "curve.png", request.out.stem)
     if result.mask is not None:

@@ -77,7 +77,7 @@ class Objective(Protocol[H]):
         ...
 
     def calibrate(self, head: H, z: Float[Tensor, "n d"]) -> None:
-        """Give the head what it wants to know of the embeddings of plain images, before the first step."""
+        """Give the head what it wants to know of the embeddings of views as it will see them, before the first step."""
         ...
 
     def compute_loss(self, head: H, embed: Embed, batch: Batch, progress: float) -> Tensor:

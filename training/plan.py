@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from training.checkpoints import CHECKPOINT, README
 from training.data import Subset, identify, open_split
 from training.labels import pick_labels
 from training.request import Request
+from training.sizing import PROTOTYPES, fit_to
 
 PLAN, PUSHED = "plan.json", "pushed.json"
 Plan = dict[str, Any]
@@ -35,7 +36,7 @@ def make_plan(request: Request, backbone: Backbone) -> tuple[Plan, int]:
     require_float32(backbone)
     if request.config.learns_mask:
         masking.choose_tensors(backbone.layout, request.config.mask)
-    images = choose_images(request)
+    request, images, _ = choose_images(request)
     plan = {
         "fingerprint": backbone.fingerprint,
         "preprocess": dict(backbone.preprocess),
@@ -98,8 +99,11 @@ def require_float32(backbone: Backbone) -> None:
         raise InvalidArgument(f"--dtype {backbone.dtype}: training keeps float32 weights; set precision=bf16-mixed")
 
 
-def choose_images(request: Request) -> ImageSet:
-    """Open the images that a run learns from.
+def choose_images(request: Request) -> tuple[Request, ImageSet, list[str]]:
+    """Open the images that a run learns from, and fit the recipe's sizes to their number where the request allows it.
+
+    Returns:
+        The request with the sizes that fit, the images, and a remark for each size that was lowered.
 
     Raises:
         InvalidData, InvalidArgument: there are none, or too few for the recipe, or its objective lacks labels.
@@ -118,7 +122,12 @@ def choose_images(request: Request) -> ImageSet:
             images = Subset(images, pick_labels(labels, request.labels, request.seed, images.classes))
     elif request.labels is not None:
         raise InvalidArgument(f"--labels is for objectives with labels; {config.objective} uses none")
-    n_images = len(images.names)
+    n_images, remarks = len(images.names), list[str]()
+    if request.fixed is not None:
+        # A run that goes on from another takes over its head with the prototypes.
+        keep = (*request.fixed, *([PROTOTYPES] if request.start is not None else []))
+        config, remarks = fit_to(config, n_images, keep)
+        request, objective = replace(request, config=config), config.make_objective()
     total = config.total_steps(n_images)
     if 0 < total <= config.head_steps and config.learns_mask:
         raise InvalidArgument(
@@ -130,4 +139,4 @@ def choose_images(request: Request) -> ImageSet:
     # A run that goes on from another takes over its head, and needs no more images than a batch.
     if request.start is None:
         objective.require_images(n_images)
-    return images
+    return request, images, remarks

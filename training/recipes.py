@@ -1,4 +1,7 @@
-"""Recipes: each is a function that returns a whole configuration. Its docstring gives command, time and score."""
+"""Recipes: each is a function that returns a whole configuration. Its docstring gives command, time and score.
+
+`register` says when to take it, for `smn recipes`.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,24 @@ from smn_core.errors import InvalidArgument
 from training.config import Config
 from training.swav import Crops, SwavConfig
 
-RECIPES: dict[str, Callable[[], Config]] = {}
+Recipe = Callable[[], Config]
+RECIPES: dict[str, Recipe] = {}
+WHEN: dict[str, str] = {}
+"""When to take which recipe, by its name."""
 
 
-def register(make: Callable[[], Config]) -> Callable[[], Config]:
-    """Register a recipe under its function's name."""
-    RECIPES[make.__name__.replace("_", "-")] = make
-    return make
+def register(when: str) -> Callable[[Recipe], Recipe]:
+    """Register a recipe under its function's name, with the case that it is for."""
+
+    def keep(make: Recipe) -> Recipe:
+        name = make.__name__.replace("_", "-")
+        RECIPES[name], WHEN[name] = make, when
+        return make
+
+    return keep
 
 
-@register
+@register("You have a GPU, a day, a ResNet-50 with SwAV weights and no labels, and want the paper's way.")
 def resnet50_swav() -> Config:
     """The paper's self-supervised mask: ResNet-50 with SwAV weights.
 
@@ -31,7 +42,7 @@ def resnet50_swav() -> Config:
     return Config("resnet50-swav", steps=150 * 50_000 // 64)
 
 
-@register
+@register("The same with a ResNet-18: half a day of a GPU.")
 def resnet18_swav() -> Config:
     """The paper's recipe on the small ResNet, whose head is 512 wide.
 
@@ -42,7 +53,7 @@ def resnet18_swav() -> Config:
     return Config("resnet18-swav", steps=150 * 50_000 // 64)
 
 
-@register
+@register("You have a GPU, a ResNet, and labels of many images.")
 def resnet_supervised() -> Config:
     """The paper's supervised mask of a ResNet: a random classifier whose mask is learned with the backbone's.
 
@@ -60,7 +71,7 @@ def resnet_supervised() -> Config:
     )
 
 
-@register
+@register("You have a GPU, CLIP's ViT-B/32, and labels of many images.")
 def vit_clip_supervised() -> Config:
     """The paper's supervised mask of CLIP's ViT-B/32.
 
@@ -77,7 +88,7 @@ SMALL_CROPS = Crops(n_small=2, big_scale=(0.4, 1.0), small_scale=(0.2, 0.4), jit
 SMALL_SWAV = SwavConfig(crops=SMALL_CROPS, projection=32, prototypes=64, queue=0, frozen_steps=-1, centre=True)
 
 
-@register
+@register("The first to try without labels: a ViT-Tiny, photos at its own resolution, 12 to 20 minutes of one core.")
 def small_vit() -> Config:
     """A ViT-Tiny on a few hundred images or more, at the resolution that serves; cautious.
 
@@ -98,7 +109,7 @@ def small_vit() -> Config:
     )
 
 
-@register
+@register("`small-vit` did harm, or the frozen backbone is good already: fewer and safer changes.")
 def small_vit_gentle() -> Config:
     """Two large, mildly changed crops, and a head that learns for long before the mask: few flips.
 
@@ -119,7 +130,7 @@ def small_vit_gentle() -> Config:
     )
 
 
-@register
+@register("The frozen backbone's views agree badly, below .9 in `smn evaluate`. It can do harm: evaluate the mask.")
 def small_vit_64px() -> Config:
     """Crops of 64 and 32 px: three times the images a second, for sets whose views agree badly, like aerial photos.
 
@@ -140,7 +151,7 @@ def small_vit_64px() -> Config:
     )
 
 
-@register
+@register("As `small-vit-64px`, for pictures without a top: from above, microscopes, textures.")
 def small_vit_aerial() -> Config:
     """`small-vit-64px` with half of the crops upside down: pictures from above have no top.
 
@@ -154,7 +165,7 @@ def small_vit_aerial() -> Config:
     return dataclasses.replace(plain, name="small-vit-aerial", swav=dataclasses.replace(plain.swav, crops=crops))
 
 
-@register
+@register("You have labels: the mask keeps the classifier too.")
 def small_vit_supervised() -> Config:
     """The supervised mask that `small-vit` is compared with: as many images a step, an ordinary head.
 
@@ -176,7 +187,7 @@ def small_vit_supervised() -> Config:
     )
 
 
-@register
+@register("You have labels and may change all weights: what a mask is compared with. Writes weights, no mask.")
 def small_vit_finetune() -> Config:
     """Full fine-tuning with labels, the upper reference of `small-vit-supervised`.
 
@@ -190,7 +201,7 @@ def small_vit_finetune() -> Config:
     )
 
 
-@register
+@register("A first look in seconds, with a tiny model and images of 32 px.")
 def tiny() -> Config:
     """Digits-sized images and a model of a few hundred thousand weights: seconds. For tests and for a first look.
 
@@ -210,3 +221,12 @@ def find_recipe(name: str) -> Config:
     if name not in RECIPES:
         raise InvalidArgument(f"unknown recipe {name!r}: choose {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def describe_recipes() -> list[dict[str, str]]:
+    """Every recipe: `name`, `when` to take it, `what` it is, and the `command`; the last two are its docstring's."""
+    rows = []
+    for name, make in RECIPES.items():
+        what, command, *_ = (" ".join(part.split()) for part in (make.__doc__ or "").split("\n\n"))
+        rows.append({"name": name, "when": WHEN[name], "what": what, "command": command})
+    return rows

@@ -11,7 +11,7 @@ from smn_core.errors import InvalidArgument
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
-from smn_core.verbs.options import as_trained
+from smn_core.verbs.options import as_trained, for_learning
 from training.checkpoints import folder_of
 from training.config import MASKS, OBJECTIVES, Config, override
 from training.labels import parse_amount
@@ -24,7 +24,8 @@ class Request:
 
     `labels` is a fraction, or a number for each class, or None for all. `start` is a mask file with its run beside it:
     the new run starts from the end of that run instead of from the untouched backbone. `only` are the numbers of the
-    images of the split to learn from; None means all.
+    images of the split to learn from; None means all. `fixed` are the names of settings that the user chose himself:
+    the others are lowered where the images are too few for them (`training/sizing.py`). None means all are fixed.
     """
 
     spec: BackboneSpec
@@ -40,6 +41,7 @@ class Request:
     command: Sequence[str] = ()
     start: Path | None = None
     only: tuple[int, ...] | None = None
+    fixed: tuple[str, ...] | None = None
 
     @property
     def folder(self) -> Path:
@@ -96,8 +98,9 @@ def make_request(
     amount = parse_amount(labels) if labels is not None else None
     made_by = read_mask(start) if start is not None else None
     return Request(
-        as_trained(spec, made_by), data, config, out, split=split, seed=seed, labels=amount, resume=resume,
-        overwrite=overwrite, workers=workers, command=command, start=start,
+        as_trained(for_learning(spec), made_by), data, config, out, split=split, seed=seed, labels=amount,
+        resume=resume, overwrite=overwrite, workers=workers, command=command, start=start,
+        fixed=tuple(text.partition("=")[0] for text in setting or ()),
     )  # fmt: skip
 
 
@@ -112,7 +115,8 @@ def _require_start(start: Path, config: Config, out: Path) -> None:
 class Result:
     """What a run returns. `mask` is None after fine-tuning and in processes other than 0.
 
-    `skipped` are the names of images that could not be read, `warning` is the objective's.
+    `skipped` are the names of images that could not be read. `warning` is the objective's, or that of a mask that
+    switches nothing off.
     """
 
     out: Path

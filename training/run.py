@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,22 +31,33 @@ from training.data import StepLoader, StepSampler, Views, collate, identify
 from training.folder import write_folder
 from training.learner import Learner
 from training.plan import choose_images, forget, require_float32, require_output
+from training.progress import Bar, count, count_silently
 from training.request import Request, Result
 from training.trainer import find_process, make_trainer, quieten, run_trainer
-from training.watch import Curve, OnStep, TellSteps, Warn
+from training.watch import EARLY_STEPS, Curve, LogSteps, OnStep, SaveEarly, StopCleanly, TellSteps, Warn
+
+NOTHING_OFF = (
+    "the mask switches nothing off: it is the untouched backbone. Try more steps (--epochs, or --set steps=...), a "
+    "higher rate (--set lr=...), or fewer steps that are for the head alone (--set head_steps=...)"
+)
 
 
 def train(request: Request, on_step: OnStep | None = None) -> Result:
     """Run, or resume, and write the result. Under torchrun every process calls it; process 0 writes.
 
-    `on_step` takes the place of the progress bar.
+    `on_step` takes the place of the progress bar, or of the lines in a log.
 
     Raises:
         SMNError: anything about the request that cannot work, before the first step.
-        KeyboardInterrupt: ctrl-C; a checkpoint was written.
+        Stopped: ctrl-C or SIGTERM; a checkpoint was written.
     """
-    prepared = prepare(request)
-    learner, first_step = build_learner(prepared)
+    return learn(prepare(request), on_step)
+
+
+def learn(prepared: Prepared, on_step: OnStep | None = None) -> Result:
+    """Run, or resume, what `prepare` checked, and write the result. As `train`."""
+    shows = on_step is None and prepared.rank == 0
+    learner, first_step = build_learner(prepared, count if shows else count_silently)
     fitted = fit(prepared, learner, first_step, on_step)
     mask = export_learned(prepared, learner, fitted.curve) if prepared.rank == 0 else None
     return finish(prepared, learner, fitted, mask)
@@ -55,7 +67,8 @@ def train(request: Request, on_step: OnStep | None = None) -> Result:
 class Prepared:
     """A request that can work, and what it needs, loaded.
 
-    `rank` of `world` is this process, `checkpoint` what to resume from, `root_state` the untouched running statistics.
+    `remarks` are the settings of the recipe that were lowered for a small set, `rank` of `world` is this process,
+    `checkpoint` what to resume from, `root_state` the untouched running statistics.
     """
 
     request: Request
@@ -65,6 +78,7 @@ class Prepared:
     images: ImageSet
     backbone: Backbone
     root_state: dict[str, torch.Tensor]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,19 +101,19 @@ def prepare(request: Request) -> Prepared:
     require_output(request)
     last = request.folder / CHECKPOINT
     checkpoint = last if request.resume and last.exists() else None
-    images = choose_images(request)
+    request, images, remarks = choose_images(request)
+    set_fused_attn(request.config.fused_attention)  # attention asks for it when it is built
     backbone = load_backbone(request.spec)
     require_float32(backbone)
     slow = slow_on_cpu(PRECISIONS[request.config.precision], backbone.device)
     if slow and rank == 0:
         note(f"warning: precision={request.config.precision}: {slow}")
     root_state = export.copy_statistics(backbone)
-    set_fused_attn(request.config.fused_attention)
     pl.seed_everything(request.seed, verbose=False)
-    return Prepared(request, rank, world, checkpoint, images, backbone, root_state)
+    return Prepared(request, rank, world, checkpoint, images, backbone, root_state, tuple(remarks))
 
 
-def build_learner(prepared: Prepared) -> tuple[Learner, int]:
+def build_learner(prepared: Prepared, bar: Bar = count_silently) -> tuple[Learner, int]:
     """The learner in the state that the first step finds, and the number of that step, counted from 0.
 
     A checkpoint's weights are not in it yet: Lightning loads them.
@@ -118,28 +132,36 @@ def build_learner(prepared: Prepared) -> tuple[Learner, int]:
     if request.start is not None:
         starts.load(learner, backbone, request.start, prepared.root_state)
     elif learner.objective.needs_calibration:
-        calibrate.calibrate_head(learner, backbone, images)
+        calibrate.calibrate_head(learner, backbone, images, bar)
     return learner, 0
 
 
 def fit(prepared: Prepared, learner: Learner, first_step: int, on_step: OnStep | None) -> Fitted:
-    """Take the steps that are left. Without `on_step` a bar is drawn on a terminal.
+    """Take the steps that are left. Without `on_step` a bar is drawn on a terminal, and lines are written elsewhere.
 
     Raises:
-        KeyboardInterrupt: ctrl-C; a checkpoint was written.
+        Stopped: ctrl-C or SIGTERM; a checkpoint was written.
     """
     request, backbone, images = prepared.request, prepared.backbone, prepared.images
     loader = make_loader(prepared, learner, first_step)
     if not request.resume:
         forget(request)  # an earlier run goes only once this one can begin
     request.folder.mkdir(parents=True, exist_ok=True)
-    curve, warn = Curve(), Warn(learner.objective.make_watch())
-    watchers: list[pl.Callback] = [curve, warn, *([TellSteps(on_step)] if on_step is not None else [])]
+    last = request.folder / CHECKPOINT
+    curve, warn, stop = Curve(), Warn(learner.objective.make_watch()), StopCleanly(last)
+    watchers: list[pl.Callback] = [curve, warn]
     shows = on_step is None
+    if on_step is not None:
+        watchers.append(TellSteps(on_step))
+    elif prepared.rank == 0 and not sys.stderr.isatty():
+        watchers.append(LogSteps())
+    if learner.config.checkpoint_steps > EARLY_STEPS:
+        watchers.append(SaveEarly(last))
+    watchers.append(stop)
     trainer = make_trainer(learner, request.folder, backbone.device, prepared.world, watchers, shows=shows)
     settle = partial(calibrate.settle, learner, backbone, images) if learner.recentred is not None else None
     began = time.perf_counter()
-    run_trainer(trainer, learner, loader, prepared.checkpoint, request.folder / CHECKPOINT, settle)
+    run_trainer(trainer, learner, loader, prepared.checkpoint, last, settle, stop)
     return Fitted(curve, time.perf_counter() - began, warn.message)
 
 
@@ -168,7 +190,9 @@ def finish(prepared: Prepared, learner: Learner, fitted: Fitted, mask: TaskMask 
     rows = fitted.curve.rows
     last_loss = rows[-1]["loss"] if rows else float("nan")
     request = prepared.request
-    result = Result(request.out, mask, fitted.seconds, last_loss, tuple(learner.skipped), fitted.warning)
+    nothing_off = NOTHING_OFF if mask is not None and not mask.n_off else None
+    warning = "\n\n".join(text for text in (fitted.warning, nothing_off) if text) or None
+    result = Result(request.out, mask, fitted.seconds, last_loss, tuple(learner.skipped), warning)
     if prepared.rank == 0:
         write_folder(request, learner, fitted.curve, result)
     return result
@@ -233,7 +257,7 @@ def _require_same_run(path: Path, learner: Learner) -> int:
     Raises:
         InvalidWeights: it is damaged, or of another backbone, recipe, length, seed or set of images.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, mend="; say --overwrite to begin anew")
     theirs, step = checkpoint["smn"], int(checkpoint["global_step"])
     for key, ours in learner.identity().items():
         if theirs.get(key) != ours:

@@ -26,8 +26,11 @@ MAX_JITTER = 2.5
 """torchvision turns hues by .5 at most, and lightly turns them by .2 times the jitter."""
 
 STUCK_AFTER_STEPS = 30
-STUCK_WITHIN = 0.01
-"""Part of ln(K) that a loss may be away from it and still count as stuck."""
+STUCK_ABOVE = 0.99
+"""Part of ln(K) above which a loss has learned nothing. A collapse may as well lie above ln(K), and stay there."""
+
+FALLING_BY = 0.003
+"""A head that learns for the first time comes from above: while a loss falls by this part, it is not stuck."""
 
 
 @dataclass(frozen=True)
@@ -188,26 +191,33 @@ class Swav(nn.Module):
 
 
 class StuckAtUniform:
-    """Says once, in words, when the loss stays at ln(K): every image then goes to every prototype alike."""
+    """Says once, in words, when the loss stays at ln(K) or above: no crop then tells the prototype of another one."""
 
     def __init__(self, prototypes: int) -> None:
         self._uniform = math.log(prototypes)
-        self._near = 0
+        self._above: list[float] = []
         self._said = False
 
     def __call__(self, loss: float) -> str | None:
         """Take the loss of the next step; the warning, at the step from which it holds."""
-        near = abs(loss - self._uniform) < STUCK_WITHIN * self._uniform
-        self._near = self._near + 1 if near else 0
-        if self._said or self._near < STUCK_AFTER_STEPS:
+        if self._said:
+            return None
+        self._above = [*self._above, loss][-STUCK_AFTER_STEPS:] if loss > STUCK_ABOVE * self._uniform else []
+        if len(self._above) < STUCK_AFTER_STEPS or self._is_falling():
             return None
         self._said = True
         return (
-            f"the loss has been at ln(K) = {self._uniform:.3f} for {self._near} steps: every image is assigned to "
-            "every prototype alike and nothing is learned. Try --set swav.epsilon=0.03, gentler crops "
+            f"the loss has stayed at {loss:.3f}, not below ln(K) = {self._uniform:.3f}, for {STUCK_AFTER_STEPS} steps: "
+            "the views of an image go to no prototype more than to another and nothing is learned. "
+            "Try --set swav.epsilon=0.03, gentler crops "
             "(--set swav.crops.big_scale=[0.4,1.0]), --set swav.centre=true, prototypes frozen for longer "
             "(--set swav.frozen_steps=-1), a shorter queue or a lower learning rate. The run goes on."
         )
+
+    def _is_falling(self) -> bool:
+        third = max(1, len(self._above) // 3)
+        first, last = sum(self._above[:third]), sum(self._above[-third:])
+        return last < (1 - FALLING_BY) * first
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Lightning's part of a run: its processes, its trainer with checkpoints and bar, and what it does on ctrl-C."""
+"""Lightning's part of a run: its processes, its trainer with checkpoints and bar, and what it does on a stop."""
 
 from __future__ import annotations
 
@@ -71,10 +71,8 @@ def make_trainer(
         plugins=[WholeCheckpoints()],
         callbacks=[
             *watchers,
-            # Without a terminal the bar's last state would stand before an error's one line.
             *([RichProgressBar(console_kwargs={"stderr": True})] if shows else []),
             saver,
-            StopCleanly(folder / CHECKPOINT),
         ],
         logger=False,
         enable_model_summary=False,
@@ -90,6 +88,7 @@ def run_trainer(
     checkpoint: Path | None,
     last: Path,
     at_end: Callable[[], None] | None,
+    stop: StopCleanly,
 ) -> None:
     """Take all steps that are left, and leave the learner on the CPU.
 
@@ -97,9 +96,10 @@ def run_trainer(
         checkpoint: where to go on from; None begins anew.
         last: where the checkpoint of the run's end is kept: what goes on from this run reads it.
         at_end: called after the last step; it may change the learner, which is then saved once more.
+        stop: one of the trainer's callbacks.
 
     Raises:
-        KeyboardInterrupt: ctrl-C; a checkpoint was written.
+        Stopped: ctrl-C or SIGTERM; a checkpoint was written.
     """
     try:
         trainer.fit(learner, loader, ckpt_path=checkpoint, weights_only=True)
@@ -108,7 +108,7 @@ def run_trainer(
         if at_end is not None or learner.total_steps % learner.config.checkpoint_steps:
             trainer.save_checkpoint(last)
     except SystemExit as stopped:  # Lightning turns ctrl-C into exit code 1
-        raise KeyboardInterrupt from stopped
+        raise stop.stopped() from stopped
     finally:
         # Lightning moved the model; what follows (export) reads it on the CPU.
         learner.cpu()

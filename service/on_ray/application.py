@@ -117,16 +117,21 @@ def _where(settings: Settings) -> dict[str, Any]:
     return {"num_replicas": settings.ingresses, "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 0}}
 
 
-def run(settings: Settings, started: Callable[[], None]) -> None:
+def run(
+    settings: Settings, started: Callable[[], None], described: Callable[[Backbone], object] = lambda _: None
+) -> None:
     """Serve on the Ray cluster of this machine or of RAY_ADDRESS, or on one started here, until SIGTERM or ctrl-C.
 
     Args:
         started: called once it answers.
+        described: called with what `describe` says, before anything starts.
 
     Raises:
         SMNError: as `describe`; Unavailable, the replicas did not start.
     """
-    built = build(settings, describe(settings))
+    backbone = describe(settings)
+    described(backbone)
+    built = build(settings, backbone)
     stopping = threading.Event()
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     for number in (signal.SIGTERM, signal.SIGINT):  # only now: Ray sets a handler of its own, which aborts at SIGTERM

@@ -87,6 +87,11 @@ class DirectoryRegistry:
         except OSError as error:
             raise self._away(error) from error
 
+    @staticmethod
+    def is_at(root: Path, fingerprint: str) -> bool:
+        """Whether a registry of this backbone has been made there."""
+        return (root / fingerprint[:16] / "blobs").is_dir()
+
     def resolve(self, kind: Kind, reference: str) -> Resolved:
         """Costs one `stat` where nothing has changed."""
         name, pin = parse_reference(reference)

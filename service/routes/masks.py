@@ -62,9 +62,11 @@ async def read(name: OwnName, server: TheServer) -> dict[str, Any]:
             "model": mask.model,
             "fingerprint": mask.fingerprint,
             "preprocess": mask.preprocess,
+            "affine": mask.affine.describe() if mask.affine else None,
             "classes": list(mask.head.classes) if mask.head else None,
         },
         "density": mask.densities,
+        "warnings": check_fits(mask, server.backbone),
     }
 
 

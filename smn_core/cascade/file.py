@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -179,9 +178,9 @@ def _cascade_of(file: TensorFile) -> Cascade:
 
 def _experts_of(text: str) -> tuple[str, ...]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidCascade(f"metadata key 'experts' is not JSON: {error}") from error
+        value = tensorfile.parse_json(text)
+    except InvalidTensorFile as error:
+        raise InvalidCascade(f"metadata key 'experts' {error}") from error
     if not isinstance(value, list):
         raise InvalidCascade("metadata key 'experts' is not a list of digests")
     return tuple(_digest(digest, "experts") for digest in value)

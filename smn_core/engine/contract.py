@@ -1,6 +1,7 @@
 """The contract of the engine: all that anything above it may know.
 
     z[s.start:s.stop] = model(x[s.start:s.stop]; theta * on[s.mask] / alpha[s.mask])     for every segment s
+    z[s.start:s.stop] = map[s.mask](z[s.start:s.stop])                                   where the mask has a map
 
 `embed` runs on one thread at a time, because choosing the weights and running the forward are one critical section.
 Everything else here may be called from any thread.
@@ -40,7 +41,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Memory:
-    """What an engine holds, in bytes: theta, the prepared masks, and the weights that were made of them (`slots`).
+    """What an engine holds, in bytes: theta, prepared masks with their maps, and the weights made of them (`slots`).
 
     A slot is an array for the weights of one mask. There are at most `n_slots`; `resident_masks` masks are in one, of
     the `prepared_masks` that are ready.
@@ -90,8 +91,11 @@ class MaskEngine(MaskHolder, Protocol):
     def capacity(self) -> int:
         """The most masks that one batch may mix."""
 
+    def has_map(self, digest: str) -> bool:
+        """Whether embeddings through a prepared mask are mapped; False for one that is not prepared."""
+
     def embed(self, x: Float32[Tensor, "n 3 h w"], segments: Sequence[Segment]) -> Embedded:
-        """Pooled, unnormalised features of every row through its segment's mask.
+        """Pooled, unnormalised features of every row through its segment's mask and that mask's map.
 
         Args:
             x: normalised images.

@@ -21,6 +21,7 @@ from smn_core.engine.costs import costs_for, mixing_pays
 from smn_core.engine.device.graphs import graphs_for
 from smn_core.engine.device.transfer import Batch, Staging, current
 from smn_core.engine.device.ways import Ways, find_ways
+from smn_core.engine.maps import PreparedMap, apply_maps, prepare_map
 from smn_core.engine.mixed.correction import Corrector
 from smn_core.engine.mixed.mixed import Mixed, Unsplittable
 from smn_core.engine.patch import Patch
@@ -87,6 +88,7 @@ class Engine:
         self._wardrobe = Wardrobe(theta, self._slots, self._patch)
         self._mixes = self._splittable and mixing_pays(theta.sites, theta.layout)
         self._prepared: dict[str, WearableMask] = {}
+        self._maps: dict[str, PreparedMap] = {}
         self._lock = threading.Lock()
         self._released: list[str] = []
 
@@ -101,32 +103,40 @@ class Engine:
         warnings = check_fits(mask, self.backbone)
         if not self.ready(mask.digest):
             prepared = make_wearable(mask, self._theta, self._costs)
+            mapped = None if mask.affine is None else prepare_map(mask.affine)
             with self._lock:
                 self._prepared[mask.digest] = prepared
+                if mapped is not None:
+                    self._maps[mask.digest] = mapped
         return warnings
 
     def ready(self, digest: str) -> bool:
         """Whether `embed` takes segments with this mask."""
         return digest in self._prepared
 
+    def has_map(self, digest: str) -> bool:
+        """Whether embeddings through a prepared mask are mapped; False for one that is not prepared."""
+        return digest in self._maps
+
     def release(self, digest: str) -> None:
         """Forget a mask; an `embed` that is running finishes with it."""
         with self._lock:
+            self._maps.pop(digest, None)
             if self._prepared.pop(digest, None) is not None:
                 self._released.append(digest)
 
     def bytes_of(self, digest: str) -> int:
         """Bytes that a prepared mask keeps, outside of slots; 0 for one that is not prepared."""
-        mask = self._prepared.get(digest)
-        return 0 if mask is None else mask.nbytes
+        mask, mapped = self._prepared.get(digest), self._maps.get(digest)
+        return (0 if mask is None else mask.nbytes) + (0 if mapped is None else mapped.nbytes)
 
     def memory(self) -> Memory:
         """What the engine holds now. Safe on any thread."""
         with self._lock:
-            prepared = list(self._prepared.values())
+            prepared, maps = list(self._prepared.values()), list(self._maps.values())
         return Memory(
             theta=self._theta.flat.nbytes,
-            masks=sum(mask.nbytes for mask in prepared),
+            masks=sum(mask.nbytes for mask in prepared) + sum(mapped.nbytes for mapped in maps),
             slots=self._slots.nbytes + self._patch.nbytes,
             n_slots=self._slots.capacity,
             resident_masks=self._slots.resident_masks,
@@ -135,12 +145,12 @@ class Engine:
 
     @torch.inference_mode()
     def embed(self, x: Float32[Tensor, "n 3 h w"], segments: Sequence[Segment]) -> Embedded:
-        """Pooled, unnormalised features of every row of normalised images, through its segment's mask.
+        """Pooled, unnormalised features of every row of normalised images, through its segment's mask and its map.
 
         Raises:
             InvalidArgument, NotReady, OverCapacity: see `MaskEngine`.
         """
-        masks = self._find_masks(x.shape[0], segments)
+        masks, maps = self._find_masks(x.shape[0], segments)
         with torch.inference_mode(False):  # an ordinary tensor: probes train on it
             out = torch.empty(x.shape[0], self.backbone.n_features)
         spans = spans_of(segments, masks)
@@ -153,6 +163,8 @@ class Engine:
         except BaseException:
             self._wardrobe.reset()
             raise
+        if maps:
+            apply_maps(out, segments, maps)
         return Embedded(out, swaps, swap_s, time.perf_counter() - began - swap_s)
 
     def _run(self, batch: Batch, out: Float32[Tensor, "n d"], spans: Sequence[Span]) -> tuple[int, float]:
@@ -206,8 +218,10 @@ class Engine:
             return self._theta.views
         return None if mask.patched else self._slots.views_of(mask)
 
-    def _find_masks(self, n_rows: int, segments: Sequence[Segment]) -> dict[str, WearableMask]:
-        """The prepared masks of a batch, taken once: a release from now on does not touch it."""
+    def _find_masks(
+        self, n_rows: int, segments: Sequence[Segment]
+    ) -> tuple[dict[str, WearableMask], dict[str, PreparedMap]]:
+        """The prepared masks of a batch and their maps, taken once: a release from now on does not touch it."""
         edges = [0, *(s.stop for s in segments)]
         if edges[-1] != n_rows or any(s.start != e or s.stop <= s.start for s, e in zip(segments, edges, strict=False)):
             raise InvalidArgument(f"the segments are not consecutive parts of {n_rows} rows: {list(segments)}")
@@ -218,8 +232,9 @@ class Engine:
             released, self._released = self._released, []
             missing = [digest for digest in wanted if digest not in self._prepared]
             masks = {digest: self._prepared[digest] for digest in wanted if digest not in missing}
+            maps = {digest: self._maps[digest] for digest in wanted if digest in self._maps} if self._maps else {}
         for digest in released:
             self._slots.drop(digest)
         if missing:
             raise NotReady(f"mask {missing[0]} is not prepared")
-        return masks
+        return masks, maps

@@ -101,9 +101,17 @@ def keep_first(embed: Embed, dimensions: int | None, width: int) -> tuple[Embed,
 def embed_batches(
     embed: Embed, inputs: Iterator[tuple[list[int], Tensor]]
 ) -> Iterator[tuple[list[int], Float32[Tensor, "n d"]]]:
-    """Embed batches: yield the indices and embeddings of each."""
+    """Embed batches: yield the indices and embeddings of each.
+
+    Raises:
+        InvalidImage: an embedding is not finite; the message has the number of the image.
+    """
     for indices, x in inputs:
-        yield indices, embed(x)
+        z = embed(x)
+        if not torch.isfinite(z).all():
+            row = int((~torch.isfinite(z).all(1)).nonzero()[0])
+            raise InvalidImage(f"image {indices[row]}: its embedding is not finite")
+        yield indices, z
 
 
 def _line(name: str) -> str:

@@ -1,4 +1,7 @@
-"""The options that every verb with a model shares, `--backbone, --weights, ...`: one a field of `BackboneSpec`."""
+"""The options that every verb with a model shares, `--backbone, --weights, ...`: one a field of `BackboneSpec`.
+
+Each is an `SMN_` variable too. A flag counts first, then what the mask says, then the variable, then the default.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 GROUP = "Backbone"
-DEFAULT_BACKBONE = "resnet50"
+DEFAULT_BACKBONE = "vit_tiny_patch16_224"
+OF_MASKS = ("name", "args", "image_size", "mean", "std", "crop_pct")
+"""Fields of a spec that a mask says something of."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,14 @@ def _as_typed(value: Any) -> Any:
 def model_options(command: Callable[..., Made]) -> Callable[..., Made]:
     """Give a command the shared options; it receives them together as `spec: BackboneSpec`."""
     own = inspect.signature(command, eval_str=True)
-    parameters = [p for p in own.parameters.values() if p.name != "spec"] + [_parameter(option) for option in OPTIONS]
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    parameters = [context, *(p for p in own.parameters.values() if p.name != "spec"), *map(_parameter, OPTIONS)]
 
     def wrapped(**given: Any) -> Made:
-        spec = spec_of({option.name: given.pop(option.name) for option in OPTIONS})
-        return command(spec=spec, **given)
+        context = given.pop("context")
+        typed = {option.name: given.pop(option.name) for option in OPTIONS}
+        variables = {name: typed.pop(name) for name in list(typed) if _is_variable(context, name)}
+        return command(spec=_said(typed, variables), **given)
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     wrapped.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -79,15 +87,41 @@ def model_options(command: Callable[..., Made]) -> Callable[..., Made]:
 def _parameter(option: Option) -> inspect.Parameter:
     """The option as a parameter that typer reads."""
     otherwise = f" Default: {option.said.otherwise}." if option.said.otherwise else ""
-    shown = typer.Option(metavar=option.said.metavar, help=f"{option.said.help}.{otherwise}", rich_help_panel=GROUP)
+    shown = typer.Option(
+        metavar=option.said.metavar,
+        help=f"{option.said.help}.{otherwise}",
+        rich_help_panel=GROUP,
+        envvar=f"SMN_{option.name.upper()}",
+    )
     kind = option.type if option.default is not None else option.type | None
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=Annotated[kind, shown]
     )
 
 
+def _is_variable(context: Any, name: str) -> bool:
+    # The context is of typer's own copy of click, which is not the class that typer has one annotate.
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "ENVIRONMENT"
+
+
+def _said(typed: Mapping[str, Any], variables: Mapping[str, Any]) -> BackboneSpec:
+    """The spec of flags; a variable is noted in it, and stands in it at once where no mask can say otherwise."""
+    if "model_arg" in variables:  # typer splits a variable at spaces
+        variables = {**variables, "model_arg": split_list(" ".join(variables["model_arg"]))}
+    defaults = {option.name: option.default for option in OPTIONS}
+    by_variable = {o.field: o.read(variables[o.name]) for o in OPTIONS if o.name in variables}
+    at_once = {field: value for field, value in by_variable.items() if field not in OF_MASKS}
+    return replace(spec_of({**defaults, **typed}), **at_once, by_variable=by_variable)
+
+
+def split_list(text: str) -> list[str]:
+    """The parts of a list as a variable has it: `a,b`, or `["a,b", "c"]` where a part has commas itself."""
+    return json.loads(text) if text.startswith("[") else [part for part in text.split(",") if part]
+
+
 def spec_of(typed: Mapping[str, Any]) -> BackboneSpec:
-    """The backbone that options name: `{"backbone": "resnet50", "model_arg": ["depth=3"], ...}`, all of `OPTIONS`.
+    """The backbone that options name: `{"backbone": "test_vit", "model_arg": ["depth=3"], ...}`, all of `OPTIONS`.
 
     Raises:
         InvalidArgument: a model argument, mean or std that cannot be read.
@@ -96,13 +130,29 @@ def spec_of(typed: Mapping[str, Any]) -> BackboneSpec:
 
 
 def as_trained(spec: BackboneSpec, mask: TaskMask | None) -> BackboneSpec:
-    """What the user did not say is as the mask has it: architecture, arguments, image size, crop, normalisation."""
-    if mask is None:
-        return spec if spec.name else replace(spec, name=DEFAULT_BACKBONE)
-    if not spec.name:
-        model = json.loads(mask.model)
-        spec = replace(spec, name=model["architecture"], args=spec.args or model["args"])
-    pixels: Mapping[str, Any] = mask.preprocess or {}
+    """What no flag said is as the mask has it: architecture, arguments, image size, crop, normalisation.
+
+    What neither says is as an `SMN_` variable has it, or else the default.
+    """
+    otherwise: Mapping[str, Any] = {key: value for key, value in spec.by_variable.items() if key in OF_MASKS}
+    spec = replace(spec, by_variable={})
+    if mask is not None:
+        if not spec.name:
+            model = json.loads(mask.model)
+            spec = replace(spec, name=model["architecture"], args=spec.args or model["args"])
+            otherwise = {key: value for key, value in otherwise.items() if key != "args"}
+        spec = _with_pixels(spec, mask.preprocess or {})
+    left = {key: value for key, value in otherwise.items() if getattr(spec, key) in ("", None, {})}
+    spec = replace(spec, **left)
+    return spec if spec.name else replace(spec, name=DEFAULT_BACKBONE)
+
+
+def for_learning(spec: BackboneSpec) -> BackboneSpec:
+    """The spec of a run: it learns in float32, whatever SMN_DTYPE says for the servers that share the environment."""
+    return replace(spec, dtype="float32") if "dtype" in spec.by_variable else spec
+
+
+def _with_pixels(spec: BackboneSpec, pixels: Mapping[str, Any]) -> BackboneSpec:
     size, seen = pixels.get("input_size"), pixels.get("crop_pct")
     return replace(
         spec,
@@ -138,5 +188,5 @@ def numbers(name: str, text: str | None) -> tuple[float, ...] | None:
 
 
 _TYPES = get_type_hints(BackboneSpec)
-OPTIONS = tuple(_option(field, _TYPES[field.name]) for field in fields(BackboneSpec))
+OPTIONS = tuple(_option(field, _TYPES[field.name]) for field in fields(BackboneSpec) if "said" in field.metadata)
 """All of them, in the order of the spec's fields."""

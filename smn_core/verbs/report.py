@@ -44,6 +44,7 @@ def describe(path: Path) -> dict[str, Any]:
         "stages": stages(mask),
         "sizes": sizes(data, mask),
         "state": {name: list(values.shape) for name, values in mask.state.items()},
+        "affine": mask.affine.describe() if mask.affine else None,
         "classes": list(mask.head.classes) if mask.head else None,
         "preprocess": mask.preprocess,
         "metadata": dict(mask.metadata),
@@ -63,10 +64,10 @@ def stages(mask: TaskMask) -> list[dict[str, Any]]:
 def sizes(data: bytes, mask: TaskMask) -> dict[str, Any]:
     """Every byte of a mask's file, and what it replaces: a copy of the maskable weights."""
     file = tensorfile.parse_tensors(data)
-    in_parts = {"bits": 0, "state": 0, "head": 0}
+    in_parts = {"bits": 0, "state": 0, "affine": 0, "head": 0}
     for name, values in file.tensors.items():
         part = name.split(".")[0]
-        in_parts[part if part in ("state", "head") else "bits"] += values.nbytes
+        in_parts[part if part in in_parts else "bits"] += values.nbytes
     n_weights = mask.layout.n_weights
     return {
         "codec": file.metadata["codec"],

@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+PIPED_WIDTH = 10_000
+"""Characters of a line that no terminal shows: a digest, a name or a path stays whole for what reads it."""
+
 
 def as_json(value: object) -> None:
     """One JSON object on stdout."""
@@ -24,8 +27,9 @@ def note(text: str) -> None:
 
 
 def _console() -> Console:
-    """stdout; text of files is shown as it is, never taken for markup."""
-    return Console(markup=False, emoji=False)
+    """stdout; text of files is shown as it is, never taken for markup. Only a terminal has an edge to fold lines at."""
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(markup=False, emoji=False, width=PIPED_WIDTH)
 
 
 def images_progress(total: int | None) -> AbstractContextManager[Callable[[int], None]]:
@@ -70,7 +74,8 @@ def mask(found: dict[str, Any]) -> None:
             "bytes",
             {
                 "file": f"{sizes['file_bytes']:,} ({sizes['codec']}): bits {sizes['bits_bytes']:,}, "
-                f"state {sizes['state_bytes']:,}, head {sizes['head_bytes']:,}, header {sizes['header_bytes']:,}",
+                f"state {sizes['state_bytes']:,}, map {sizes['affine_bytes']:,}, head {sizes['head_bytes']:,}, "
+                f"header {sizes['header_bytes']:,}",
                 "bits per weight": f"{sizes['bits_per_weight']:.5f} (whole file; 1 uncoded)",
                 "compression": f"{sizes['smaller_than_32_bit']:,.0f}x against 32-bit weights, "
                 f"{sizes['smaller_than_16_bit']:,.0f}x against 16-bit",
@@ -108,6 +113,7 @@ def _identity(found: dict[str, Any]) -> dict[str, str]:
         "layout": found["layout"],
         "density": f"{found['density']:.6f} ({found['off']:,} of {found['weights']:,} OFF)",
         "state": f"{len(found['state'])} buffers" if found["state"] else "none",
+        "map": "{form}, {precision}, {bytes:,} bytes".format(**found["affine"]) if found["affine"] else "none",
         "head": f"{len(found['classes'])} classes" if found["classes"] else "none",
         "preprocess": json.dumps(found["preprocess"]) if found["preprocess"] else "not stated",
     }

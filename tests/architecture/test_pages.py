@@ -23,6 +23,7 @@ QUESTIONS = (
     "bytes become a tensor",
     "may change a mask",
     "evicts a mask",
+    "`smn adapt` do",
     "writes a cascade",
     "a new option",
     "a new objective",

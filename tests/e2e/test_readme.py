@@ -14,18 +14,13 @@ import pytest
 from served import ROOT, ServerProcess, photo, relative_error
 
 README = (ROOT / "README.md").read_text()
-SMALL = {"vit_tiny_patch16_224": "test_vit", "small-vit": "tiny"}
+SMALL = ["--backbone", "test_vit", "--recipe", "tiny"]
+"""In place of the defaults, which take a backbone's weights from elsewhere, and minutes."""
 
 
 def block(begins):
     """The fenced block that begins with these words."""
     return re.search(rf"^```\w*\n({re.escape(begins)}.*?)^```$", README, re.DOTALL | re.MULTILINE)[1]
-
-
-def words_of(line, flags):
-    """A README line as words for the small model; `flags` where it names a backbone."""
-    words = [SMALL.get(word, word) for word in shlex.split(line, comments=True)]
-    return [*words, *flags] if "--backbone" in words else words
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +39,8 @@ def walked(tmp_path_factory):
         (folder / "photos" / f"{i}.png").write_bytes(photo(i))
     (folder / "cat.jpg").write_bytes(photo(100, (80, 60), "JPEG"))
     (folder / "dog.png").write_bytes(photo(101))
-    train, serve, push, curl = block("smn train").splitlines()
+    train, serve, curl = block("smn train").splitlines()
+    (push,) = re.findall(r"`(smn push photos[^`]*)`", README)
     plain = {key: value for key, value in os.environ.items() if not key.startswith("SMN_")}
     bin_folder = str(Path(sys.executable).parent)
     environment = {**plain, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
@@ -54,9 +50,10 @@ def walked(tmp_path_factory):
             words, cwd=folder, env={**environment, **more}, capture_output=True, text=True, check=True, timeout=240
         ).stdout
 
-    run([*words_of(train, flags), "--set", "steps=3", "--set", "head_steps=1", "--workers", "0"])
-    with ServerProcess(words_of(serve, flags)[2:], folder) as server:
-        pushed = run(words_of(push, flags), SMN_SERVER=server.url)
+    short = ["--set", "steps=3", "--set", "head_steps=1", "--workers", "0"]
+    run([*shlex.split(train), *SMALL, *flags, *short])
+    with ServerProcess(shlex.split(serve, comments=True)[2:], folder) as server:
+        pushed = run(shlex.split(push), SMN_SERVER=server.url)
         got = run([*shlex.split(curl.replace("http://127.0.0.1:8000", server.url)), "-sS", "--fail-with-body"])
         yield {"folder": folder, "server": server, "run": run, "pushed": pushed, "got": json.loads(got), "flags": flags}
 

@@ -108,6 +108,7 @@ def write(
     *,
     codec: str = "raw",
     state: Tensors | None = None,
+    affine: Tensors | None = None,
     head: tuple[np.ndarray, np.ndarray] | None = None,
     **texts: str,
 ) -> bytes:
@@ -115,6 +116,7 @@ def write(
     shapes = layout(model)
     tensors = bit_tensors(((name, pack(bits[name])) for name in shapes), codec)
     tensors |= {f"state.{name}": value for name, value in (state or {}).items()}
+    tensors |= {f"affine.{name}": value for name, value in (affine or {}).items()}
     if head is not None:
         tensors |= {"head.weight": head[0], "head.bias": head[1]}
     metadata = {
@@ -140,7 +142,7 @@ def parse(data: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
 
 
 def read(data: bytes, model: torch.nn.Module) -> dict[str, dict]:
-    """{"metadata": texts, "bits": booleans in the shapes of the weights, "state": ..., "head": ...} of a sound file."""
+    """{"metadata": texts, "bits": booleans in the shapes of the weights, "affine": ..., "state", "head" likewise}."""
     metadata, tensors = parse(data)
     assert metadata["format"] == "smn-mask/1" and metadata["content"] == content(metadata, tensors)
     shapes = layout(model)
@@ -159,9 +161,15 @@ def read(data: bytes, model: torch.nn.Module) -> dict[str, dict]:
     }
     part = {
         prefix: {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
-        for prefix in ("state.", "head.")
+        for prefix in ("state.", "affine.", "head.")
     }
-    return {"metadata": metadata, "bits": bits, "state": part["state."], "head": part["head."]}
+    return {
+        "metadata": metadata,
+        "bits": bits,
+        "state": part["state."],
+        "affine": part["affine."],
+        "head": part["head."],
+    }
 
 
 def hand_masked_state_dict(model: torch.nn.Module, bits: Tensors, state: Tensors) -> dict[str, torch.Tensor]:
@@ -173,6 +181,19 @@ def hand_masked_state_dict(model: torch.nn.Module, bits: Tensors, state: Tensors
     for name, value in state.items():
         weights[name] = torch.from_numpy(value.copy())
     return weights
+
+
+def apply_affine(affine: Tensors, z: np.ndarray) -> np.ndarray:
+    """Embeddings through the map of these tensors, in float64; without any they stay as they are."""
+    if not affine:
+        return z
+    centred = z.astype(np.float64) - affine["mean"].astype(np.float64)
+    if "scale" in affine:
+        return centred * affine["scale"].astype(np.float64)
+    matrix = affine["matrix"].astype(np.float64)
+    if "matrix_scale" in affine:
+        matrix = matrix * affine["matrix_scale"].astype(np.float64)[:, None]
+    return np.einsum("ij,nj->ni", matrix, centred)
 
 
 def write_cascade(

@@ -60,6 +60,18 @@ def head(model: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
     return weight, np.array([-1.0, 0.0, 1.0], np.float32)
 
 
+def affine(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """An int8 map: `matrix[i, j] = (3 i + j) mod 255 - 127`, and row i is multiplied by `(1 + i) / 1024`."""
+    width = model.num_features
+    matrix = (3 * np.arange(width)[:, None] + np.arange(width)) % 255 - 127
+    mean, scale = np.arange(width) / 8, (1 + np.arange(width)) / 1024
+    return {
+        "mean": mean.astype(np.float32),
+        "matrix": matrix.astype(np.int8),
+        "matrix_scale": scale.astype(np.float32),
+    }
+
+
 def cascade(theta: torch.nn.Module, root: bytes, expert: bytes) -> bytes:
     """Two experts, both modes: int8 components in one, float16 in the other; numbers without any meaning."""
     rng = np.random.Generator(np.random.PCG64(2410))
@@ -101,7 +113,7 @@ def cascade(theta: torch.nn.Module, root: bytes, expert: bytes) -> bytes:
 
 
 def files() -> dict[str, bytes]:
-    """Every golden file by name: the same bits under both codecs, what is optional in one of them alone."""
+    """Every golden file by name: the same bits under both codecs, what is optional in one of them alone, and a map."""
     theta = model()
     on = bits(independent.layout(theta))
     texts = {
@@ -116,7 +128,8 @@ def files() -> dict[str, bytes]:
     zstd = independent.write(theta, MODEL_JSON, on, codec="zstd")
     kept = HERE / "zstd.smn"
     beside = cascade(theta, raw, kept.read_bytes() if kept.exists() else zstd)
-    return {"raw.smn": raw, "zstd.smn": zstd, "cascade.safetensors": beside}
+    mapped = independent.write(theta, MODEL_JSON, on, codec="raw", affine=affine(theta))
+    return {"raw.smn": raw, "zstd.smn": zstd, "affine.smn": mapped, "cascade.safetensors": beside}
 
 
 if __name__ == "__main__":

@@ -36,11 +36,23 @@ class CascadeFile:
 
 
 def build(
-    theta, seed=0, n_experts=K, fusion="pca", modes=("unconditional", "conditional"), mode="unconditional", **texts
+    theta,
+    seed=0,
+    n_experts=K,
+    fusion="pca",
+    modes=("unconditional", "conditional"),
+    mode="unconditional",
+    maps=(None,),
+    **texts,
 ):
-    """A cascade fitted by scikit-learn on random inputs; masks sparse enough that experts differ."""
+    """A cascade fitted by scikit-learn on random inputs; masks sparse enough that experts differ.
+
+    `maps` are `with_affine` of the root and the experts, in turn.
+    """
     rng = np.random.default_rng(seed)
-    masks = [theta.mask(seed=100 * seed + i, density=0.7) for i in range(n_experts + 1)]
+    masks = [
+        theta.mask(seed=100 * seed + i, density=0.7, with_affine=maps[i % len(maps)]) for i in range(n_experts + 1)
+    ]
     x = inputs(60, seed=7)
     parts = [theta.embed(x, mask) for mask in masks]
     unit = parts[0] / np.linalg.norm(parts[0], axis=1, keepdims=True)

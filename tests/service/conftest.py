@@ -18,14 +18,10 @@ from service.settings import Settings
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch):
-    """A shell that has SMN_ variables serves other things than the tests expect."""
-    import os
-
-    for name in [name for name in os.environ if name.startswith("SMN_")]:
-        monkeypatch.delenv(name)
+def _no_logs_after_a_test():
+    """`smn serve` in this process sends its logs to a stdout that pytest closes."""
     yield
-    structlog.reset_defaults()  # `smn serve` in this process sent the logs to a stdout that pytest closes
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

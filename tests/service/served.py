@@ -34,10 +34,11 @@ ERROR_KEYS = {"message", "type", "param", "code"}
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask file and the theta' it stands for, worked out by hand."""
+    """A mask file, the theta' it stands for, worked out by hand, and the tensors of its map, if any."""
 
     data: bytes
     weights: dict
+    affine: dict
 
     @property
     def digest(self):
@@ -61,8 +62,11 @@ class Theta:
     def backbone(self):
         return wrap(self._model(self.weights, SIZE_PX, resized=False), self.name, self.spec)
 
-    def mask(self, seed=1, density=0.9, codec="zstd", with_state=False, **texts):
-        """A random mask; with `with_state` other running statistics too."""
+    def mask(self, seed=1, density=0.9, codec="zstd", with_state=False, with_affine=None, affine=None, **texts):
+        """A random mask; with other running statistics; with a map: `diagonal`, or the precision of its matrix.
+
+        `affine` are the tensors of a map, sound or not, in its place.
+        """
         rng = np.random.default_rng(seed)
         shapes = independent.layout(self.plain)
         bits = {name: rng.random(shape) < density for name, shape in shapes.items()}
@@ -75,13 +79,15 @@ class Theta:
                 for name, tensor in self.plain.state_dict().items()
                 if name.endswith(("running_mean", "running_var"))
             }
-        data = independent.write(self.plain, self.model_json, bits, codec=codec, state=state, **texts)
-        return MaskFile(data, independent.hand_masked_state_dict(self.plain, bits, state))
+        affine = self._affine(rng, with_affine) if with_affine else affine or {}
+        data = independent.write(self.plain, self.model_json, bits, codec=codec, state=state, affine=affine, **texts)
+        return MaskFile(data, independent.hand_masked_state_dict(self.plain, bits, state), affine)
 
     @torch.inference_mode()
     def embed(self, x, mask=None):
         """Plain timm's embeddings of normalised inputs."""
-        return self._model(mask.weights if mask else self.weights)(torch.from_numpy(x)).numpy()
+        z = self._model(mask.weights if mask else self.weights)(torch.from_numpy(x)).numpy()
+        return independent.apply_affine(mask.affine, z) if mask else z
 
     def pixels(self, data):
         """The model input of an RGB image file of any size, by timm's own transform."""
@@ -96,6 +102,16 @@ class Theta:
         save_file(self.weights, path)
         args = [word for key, value in self.args.items() for word in ("--model-arg", f"{key}={value}".replace(" ", ""))]
         return ["--backbone", self.name, "--weights", str(path), "--image-size", str(SIZE_PX), *args]
+
+    def _affine(self, rng, kind):
+        d = self.plain.num_features
+        mean = rng.standard_normal(d, np.float32)
+        if kind == "diagonal":
+            return {"mean": mean, "scale": rng.random(d, np.float32) + np.float32(0.5)}
+        if kind == "int8":
+            matrix = rng.integers(-127, 128, (d, d)).astype(np.int8)
+            return {"mean": mean, "matrix": matrix, "matrix_scale": (rng.random(d) / 100 + 0.001).astype(np.float32)}
+        return {"mean": mean, "matrix": rng.standard_normal((d, d)).astype(kind)}
 
     def _model(self, weights, size_px=SIZE_PX, resized=True):
         model = timm.create_model(self.name, num_classes=0, **self.args).eval()

@@ -59,6 +59,19 @@ def test_the_served_embedding_is_what_timm_scikit_learn_and_numpy_give(serve, ca
     assert len(set(chosen.tolist())) > 1
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("maps", [("float32",), ("diagonal", None), (None, "int8", "float16")], ids=str)
+def test_a_cascade_routes_and_fuses_mapped_embeddings(serve, theta, maps, mode):
+    """Root and experts with maps, and only some of them: by timm, scikit-learn and numpy on what the maps give."""
+    client, x = serve(), inputs(9, seed=3)
+    mapped = build(theta, seed=2, maps=maps)
+    put_all(client, "c", mapped)
+    body, (wanted, chosen) = embed(client, x, cascade="c", mode=mode).json(), mapped.embed(x, mode)
+    assert relative_error(np.array(body["embeddings"]), wanted) < 1e-4
+    assert body["cascade"]["experts"] == ((chosen + 1).tolist() if mode == "conditional" else None)
+    assert len(set(chosen.tolist())) > 1
+
+
 def test_in_mixed_traffic_with_plain_masks_every_answer_is_its_own(serve, theta, cascade):
     """Four threads at once on cascades in both modes, plain masks and the root, with too few slots for all of them."""
     client = serve(slots=3, batch_size=16)
@@ -438,7 +451,7 @@ def test_push_list_pull_rollback_and_delete_work_on_cascades(smn, theta, tmp_pat
     names = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "flowers").iterdir()}
     assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "back").iterdir()} == names
     assert smn("rollback", "cascade:flowers", 1).exit_code == 0
-    assert smn("delete", "cascade:flowers").exit_code == 0
+    assert smn("delete", "cascade:flowers", "--yes").exit_code == 0
     assert "flowers" not in [item["name"] for item in json.loads(smn("list", "--cascades", "--json").stdout)]
 
 

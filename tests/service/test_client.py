@@ -1,13 +1,18 @@
 """`service/client.py` and the verbs that talk to a server, against a real one."""
 
 import asyncio
+import http.server
+import io
 import itertools
 import json
 import sys
+import threading
 import urllib.request
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from served import ServerProcess, inputs, photo, relative_error
 
 import smn
@@ -106,8 +111,6 @@ def test_a_client_tells_a_server_that_is_away_from_one_that_refuses(keyed):
 
 
 def test_a_client_waits_as_long_as_it_is_told_and_tries_again():
-    import http.server
-    import threading
     import time
 
     times = []
@@ -149,9 +152,9 @@ def test_the_verbs_push_list_roll_back_pull_and_delete(run, theta, mask, tmp_pat
     assert run("pull", "v")[0] == 0 and (tmp_path / "v.smn").read_bytes() == mask.data
     assert run("pull", "v@2", "--out", "second.smn")[0] == 0
     assert (tmp_path / "second.smn").read_bytes() == theta.mask(33).data
-    assert run("delete", "v", "--version", "2")[0] == 0
-    assert run("delete", "v")[0] == 0
-    assert run("pull", "v")[0] == 2
+    assert run("delete", "v", "--version", "2", "--yes")[0] == 0
+    assert run("delete", "v", "--yes")[0] == 0
+    assert run("pull", "v", "--overwrite")[0] == 2
 
 
 BAD_COMMANDS = {
@@ -164,9 +167,9 @@ BAD_COMMANDS = {
     "a name outside of the rule": (["push", "a.smn", "--name", "Upper"], "name"),
     "a name that is taken": (["push", "a.smn", "--name", "taken", "--if-absent"], ""),
     "an unknown mask": (["rollback", "nowhere", "1"], "nowhere"),
-    "an unknown mask to delete": (["delete", "nowhere"], "nowhere"),
+    "an unknown mask to delete": (["delete", "nowhere", "--yes"], "nowhere"),
     "a pull by digest": (["pull", "m@sha256:00"], "name@version"),
-    "a registry that is none": (["gc", "--registry", "ftp://x", "--fingerprint", "0" * 64], "registry"),
+    "a registry that is none": (["gc", "--registry", "ftp://x", "--fingerprint", "0" * 64, "--yes"], "registry"),
 }
 
 
@@ -181,6 +184,196 @@ def test_what_cannot_be_done_exits_with_2_and_one_line(run, client, mask, tmp_pa
     assert err.startswith("smn: error: ") and err.count("\n") == 1 and words in err
 
 
+BAD_NAMES = [
+    "photos#1",
+    "photos?",
+    "x/../photos",
+    "photos/file",
+    "../photos",
+    "Photos",
+    "",
+    ".",
+    "photos ",
+    "photos%23",
+    "ä",
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_what_is_no_name_never_becomes_a_url(run, client, mask, tmp_path, name):
+    """Every one of these would have reached another mask, or none, once it was part of a URL."""
+    client.push("photos", mask.data)
+    for call in (
+        lambda: client.push(name, mask.data),
+        lambda: client.pull(name),
+        lambda: client.pull_cascade(name, tmp_path / "folder"),
+        lambda: client.mask(name),
+        lambda: client.cascade(name),
+        lambda: client.rollback(name, 1),
+        lambda: client.delete(name),
+        lambda: client.delete(name, kind="cascades"),
+        lambda: client.embed(inputs(), mask=name),
+        lambda: client.embed(inputs(), cascade=name),
+    ):
+        with pytest.raises(InvalidArgument, match="not a name"):
+            call()
+    for arguments in (
+        ("push", "a.smn", "--name", name),
+        ("pull", name),
+        ("pull", f"cascade:{name}"),
+        ("rollback", name, "1"),
+        ("delete", name, "--yes"),
+        ("delete", f"cascade:{name}", "--yes"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 2 and "not a name" in err and err.count("\n") == 1
+    assert len(client.mask("photos")["versions"]) == 1
+    client.delete("photos")
+
+
+def test_numbers_and_digests_are_checked_before_they_are_sent(client, mask):
+    for call in (
+        lambda: client.pull("m", 0),
+        lambda: client.delete("m", -1),
+        lambda: client.rollback("m", 10**20),
+        lambda: client.push("m", mask.data, if_match="§"),
+        lambda: client.embed(inputs(), mask="m@²"),
+    ):
+        with pytest.raises(InvalidArgument):
+            call()
+
+
+class Terminal(io.StringIO):
+    """A user's answers."""
+
+    def isatty(self):
+        return True
+
+
+def test_delete_asks_on_a_terminal_and_wants_yes_elsewhere(run, client, mask, monkeypatch):
+    client.push("asked", mask.data)
+    code, out, err = run("delete", "asked")
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert "mask asked, with all its versions, on http" in err and "--yes" in err
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    code, out, err = run("delete", "asked", "--version", "1")
+    assert code == 1 and out.strip() == "" and "Delete mask asked, version 1, on http" in err
+    assert client.mask("asked")["current"]["version"] == 1
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    code, _, err = run("delete", "asked")
+    assert code == 0 and "deleted mask asked" in err
+    assert "asked" not in [entry["name"] for entry in client.masks()]
+
+
+def test_gc_asks_before_it_opens_the_registry(run, tmp_path):
+    DirectoryRegistry(tmp_path / "masks", "0" * 64).close()
+    before = sorted(path.name for path in (tmp_path / "masks").rglob("*"))
+    code, _, err = run("gc", "--registry", tmp_path / "masks", "--fingerprint", "0" * 64)
+    assert code == 2 and "no version refers to" in err and "--yes" in err
+    assert sorted(path.name for path in (tmp_path / "masks").rglob("*")) == before
+    assert run("gc", "--registry", tmp_path / "none", "--fingerprint", "0" * 64)[0] == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_pull_overwrites_only_where_it_is_told(run, client, mask, tmp_path):
+    client.push("kept", mask.data)
+    (tmp_path / "kept.smn").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    code, _, err = run("pull", "kept")
+    assert code == 2 and "kept.smn exists" in err and "--overwrite" in err
+    assert (tmp_path / "kept.smn").read_text() == "mine"
+    assert "exists" in run("pull", "cascade:kept", "--out", tmp_path / "folder")[2]
+    with pytest.raises(InvalidArgument, match="exists"):
+        client.pull_cascade("kept", tmp_path / "folder")
+    assert run("pull", "kept", "--overwrite")[0] == 0
+    assert (tmp_path / "kept.smn").read_bytes() == mask.data
+
+
+VERBS = {
+    "list": ["list"],
+    "push": ["push", "a.smn", "--name", "n"],
+    "pull": ["pull", "n"],
+    "rollback": ["rollback", "n", "1"],
+    "delete": ["delete", "n", "--yes"],
+}
+OUTSIDE = {
+    "a key that is not ASCII": ({"SMN_KEY": "schlüssel"}, "HTTP header"),
+    "a key with a line break inside": ({"SMN_KEY": "sec\nret"}, "HTTP header"),
+    "an address that is cut short": ({"SMN_SERVER": "http://[::1"}, "not an http://"),
+    "a port in letters": ({"SMN_SERVER": "http://127.0.0.1:abc"}, "not an http://"),
+    "a port that is too large": ({"SMN_SERVER": "http://127.0.0.1:99999"}, "not an http://"),
+    "an address without a host": ({"SMN_SERVER": "http://"}, "not an http://"),
+    "an address with a query": ({"SMN_SERVER": "http://127.0.0.1/?a"}, "not an http://"),
+    "a SOCKS proxy": ({"SMN_SERVER": "http://smn.invalid", "ALL_PROXY": "socks5://u:pass@127.0.0.1:1"}, "proxy"),
+    "a malformed proxy": ({"SMN_SERVER": "http://smn.invalid", "http_proxy": "http://u:pass@[::1"}, "proxy"),
+    "a proxy of no scheme": ({"SMN_SERVER": "http://smn.invalid", "http_proxy": "nope://u:pass@h"}, "proxy"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("which", OUTSIDE)
+def test_texts_from_outside_are_one_clear_line_in_every_verb(run, mask, monkeypatch, which, verb):
+    variables, words = OUTSIDE[which]
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = run(*VERBS[verb])
+    assert code == 2 and out == "" and err.startswith("smn: error: ") and err.count("\n") == 1
+    assert words in err and "schl" not in err and "ret" not in err.replace("secret", "") and "pass" not in err
+
+
+def test_a_proxy_that_the_server_does_not_need_is_no_matter(run, keyed, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
+    assert run("list")[0] == 0
+
+
+def test_white_space_around_a_key_is_nothing(run, monkeypatch):
+    monkeypatch.setenv("SMN_KEY", " writer\n")
+    assert run("list")[0] == 0
+    monkeypatch.setenv("OF_MINE", "writer\n")
+    assert run("list", "--key", "env:OF_MINE")[0] == 0
+
+
+STRANGE = {
+    "HTML": b"<html>Bearer writer</html>",
+    "no object": b"[]",
+    "an object of another kind": b'{"version": "\xc2\xb2"}',
+    "entries of another kind": b'{"data": [{"name": 1}], "next": null}',
+    "nesting": b"[" * 100_000,
+    "not UTF-8": b"\xff\x1b[2J",
+}
+
+
+@pytest.mark.parametrize("status", [200, 404, 503])
+@pytest.mark.parametrize("which", STRANGE)
+def test_a_server_that_is_no_smn_is_one_clear_line(run, mask, which, status):
+    """Odd bodies, statuses and Retry-After; the answer may repeat the key, the error does not."""
+
+    class Strange(http.server.BaseHTTPRequestHandler):
+        def answer(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(STRANGE[which])))
+            self.send_header("Retry-After", "\xb2" if status == 404 else "0")
+            self.end_headers()
+            self.wfile.write(STRANGE[which])
+
+        do_GET = do_PUT = do_POST = answer
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Strange) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        for verb in ("list", "push", "rollback"):
+            code, out, err = run(*VERBS[verb], "--server", url)
+            assert code == 2 and out == "" and err.startswith("smn: error: ") and err.count("\n") == 1
+            assert "writer" not in err and "\x1b" not in err
+        with Client(url, "writer") as client, pytest.raises(ServerError):
+            client.embed(inputs())
+        server.shutdown()
+
+
 def test_gc_deletes_what_no_version_refers_to(run, theta, tmp_path):
     fingerprint = theta.backbone().fingerprint
     registry = DirectoryRegistry(tmp_path / "registry", fingerprint)
@@ -188,7 +381,7 @@ def test_gc_deletes_what_no_version_refers_to(run, theta, tmp_path):
     registry.publish("masks", "gone", gone.data)
     registry.publish("masks", "kept", kept.data)
     registry.delete("masks", "gone")
-    arguments = ["gc", "--registry", tmp_path / "registry", "--fingerprint", fingerprint, "--json"]
+    arguments = ["gc", "--registry", tmp_path / "registry", "--fingerprint", fingerprint, "--json", "--yes"]
     assert json.loads(run(*arguments)[1]) == []
     code, out, _ = run(*arguments, "--grace-s", "0")
     assert code == 0 and json.loads(out) == [gone.digest]
@@ -201,6 +394,7 @@ START_ERRORS = {
     "a port that is taken": (["--port", "{taken}"], "{taken}"),
     "a port that is none": (["--port", "70000"], "port"),
     "weights that are not there": (["--weights", "none.safetensors"], "none.safetensors"),
+    "weights with a NaN": (["--weights", "nan.safetensors"], "blocks.0.mlp.fc1.weight has a value that is not finite"),
 }
 
 
@@ -209,6 +403,8 @@ def test_a_server_that_cannot_start_exits_with_2_and_one_line(run, theta, keyed,
     arguments, words = START_ERRORS[which]
     given = [word.format(taken=keyed.port) for word in arguments]
     base = [*theta.save(tmp_path), "--registry", tmp_path / "registry", "--port", free_port()]
+    nan = torch.full_like(theta.weights["blocks.0.mlp.fc1.weight"], float("nan"))
+    save_file({**theta.weights, "blocks.0.mlp.fc1.weight": nan}, tmp_path / "nan.safetensors")
     code, _, err = run("serve", *base, *given)
     assert code == 2
     errors = [line for line in err.splitlines() if line.startswith("smn: error: ")]

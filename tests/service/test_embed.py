@@ -6,6 +6,8 @@ import json
 import struct
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +69,37 @@ def test_a_resnet_mask_brings_its_running_statistics(serve):
     put(client, "m", mask)
     assert relative_error(vectors(embed(client, as_npy(x), NPY, mask="m")), theta.embed(x, mask)) < 1e-4
     assert relative_error(vectors(embed(client, as_npy(x), NPY)), theta.embed(x)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "float32", "float16", "int8"])
+def test_a_mask_with_a_map_serves_mapped_embeddings_in_every_form(client, theta, kind):
+    mask, files = theta.mask(21, with_affine=kind), [photo(1), photo(2, (50, 64))]
+    put(client, "m", mask)
+    x = np.concatenate([theta.pixels(file) for file in files])
+    wanted = theta.embed(x, mask)
+    bare = theta.embed(x, replace(mask, affine={}))
+    assert relative_error(wanted, bare) > 0.1
+    for body, content_type in ((as_json(files), "application/json"), as_multipart(files), (as_npy(x), NPY)):
+        for accept in ("application/json", NPY):
+            found = vectors(embed(client, body, content_type, {"Accept": accept}, mask="m"))
+            assert relative_error(found, wanted) < 1e-4
+    cut = wanted[:, :3]
+    found = vectors(embed(client, as_npy(x), NPY, mask="m", dimensions=3, normalize="true"))
+    assert relative_error(found, cut / np.linalg.norm(cut, axis=1, keepdims=True)) < 1e-4
+    assert relative_error(vectors(embed(client, as_npy(x), NPY)), theta.embed(x)) < 1e-4
+
+
+def test_masks_that_share_their_bits_are_told_apart_by_their_maps(serve, theta):
+    """Asked for at the same time, so that they meet in a batch."""
+    client, xs = serve(batch_size=16), [inputs(1 + i % 3, seed=i) for i in range(24)]
+    masks = [theta.mask(3, with_affine=kind) for kind in (None, "diagonal", "float32")]
+    assert len({mask.digest for mask in masks}) == 3
+    for number, mask in enumerate(masks):
+        put(client, f"m{number}", mask)
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda i: vectors(embed(client, as_npy(xs[i]), NPY, mask=f"m{i % 3}")), range(len(xs)))
+        for i, found in enumerate(answers):
+            assert relative_error(found, theta.embed(xs[i], masks[i % 3])) < 1e-4
 
 
 def test_the_answer_says_model_mask_and_dimensions(client, theta):

@@ -72,12 +72,23 @@ def test_one_mask_reads_its_versions_metadata_and_density(client, theta):
     put(client, "m", theta.mask(2))
     put(client, "m", mask)
     body = client.get("/masks/m").json()
-    assert set(body) == {"name", "current", "versions", "metadata", "density"}
+    assert set(body) == {"name", "current", "versions", "metadata", "density", "warnings"}
     assert body["current"] == {"version": 2, "digest": mask.digest}
     assert [set(version) for version in body["versions"]] == [{"version", "digest", "bytes", "uploaded"}] * 2
     assert body["metadata"]["objective"] == "supervised" and body["metadata"]["dataset"] == "digits"
     bits = independent.read(mask.data, theta.plain)["bits"]
     assert body["density"] == pytest.approx({name: on.mean() for name, on in bits.items()})
+
+
+def test_metadata_say_whether_a_mask_has_a_map(client, theta):
+    for kind, shown in (
+        (None, None),
+        ("diagonal", {"form": "diagonal", "precision": "float32", "bytes": 2 * 4 * 8}),
+        ("int8", {"form": "matrix", "precision": "int8", "bytes": 2 * 4 * 8 + 8 * 8}),
+    ):
+        answer = put(client, "m", theta.mask(3, with_affine=kind))
+        assert answer.json()["warnings"] == []
+        assert client.get("/masks/m").json()["metadata"]["affine"] == shown
 
 
 def test_the_file_comes_back_byte_for_byte_with_its_digest_as_etag(client, theta):
@@ -159,6 +170,7 @@ def bad_files(theta):
     seeded = Theta(seed=9).mask().data
     pixels = independent.canonical({"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "input_size": [3, 32, 32]})
     flipped = [bytearray(data), bytearray(data)]
+    no_map = theta.mask(affine={"mean": np.zeros(8, np.float32), "scale": np.zeros(8, np.float32)})
     flipped[0][-1] ^= 1
     flipped[1][data.index(b"fingerprint") + 20] ^= 1
     return {
@@ -172,6 +184,7 @@ def bad_files(theta):
         "empty": (b"", "invalid_mask"),
         "text": (b"not a mask", "invalid_mask"),
         "a pickle": (b"\x80\x04\x95\x0c\x00\x00\x00\x00\x00\x00\x00\x8c\x08builtins\x94.", "invalid_mask"),
+        "a map whose scale is 0": (no_map.data, "invalid_mask"),
         "another mean": (theta.mask(preprocess=pixels).data, "wrong_backbone"),
     }
 
@@ -252,3 +265,19 @@ def test_a_blob_that_is_gone_is_damage_not_an_unknown_mask(serve, theta, require
         assert "upload the file again" in require_error(answer, 503, "unavailable")
     assert fresh.put("/masks/lost", content=mask.data).status_code == 200
     assert fresh.get("/masks/lost").status_code == 200
+
+
+@pytest.mark.parametrize("metrics", ["fast", '{"verdict":{"answer":"adopt","reason":"It helps."}}'])
+def test_a_mask_that_helps_or_says_nothing_of_it_has_no_warning(client, theta, metrics):
+    assert put(client, "m", theta.mask(metrics=metrics)).json()["warnings"] == []
+    assert client.get("/masks/m").json()["warnings"] == []
+
+
+def test_a_verdict_of_leave_it_warns_at_upload_and_wherever_the_mask_is_used(client, theta):
+    metrics = json.dumps({"verdict": {"answer": "leave it", "reason": "Views agree less."}})
+    written = put(client, "m", theta.mask(metrics=metrics))
+    assert written.status_code == 201
+    assert written.json()["warnings"] == ["verdict: leave it. Views agree less."]
+    assert client.get("/masks/m").json()["warnings"] == written.json()["warnings"]
+    answer = client.post("/embed", params={"mask": "m"}, content=photo(), headers={"Content-Type": "image/png"})
+    assert answer.json()["warnings"] == written.json()["warnings"]

@@ -11,7 +11,7 @@ import torch
 
 from smn_core.backbone import layout_for, load_backbone, model_json, wrap
 from smn_core.engine import Engine, Segment
-from smn_core.errors import InvalidArgument, InvalidMask, SMNError, UnknownModel, WeightsUnavailable
+from smn_core.errors import InvalidArgument, InvalidMask, InvalidWeights, SMNError, UnknownModel, WeightsUnavailable
 from smn_core.spec import BackboneSpec
 from tests.smn_core.builders import plain_model
 
@@ -104,6 +104,47 @@ def test_what_cannot_be_used_is_refused_by_name(files, said, named):
     """A wrong size, normalisation, device, type or model argument is InvalidArgument and says which."""
     with pytest.raises(InvalidArgument, match=named):
         load_backbone(BackboneSpec(RESNET, weights=files[RESNET], **{"device": "cpu", **said}))
+
+
+def changed(files, name, tensor, value):
+    """The path of weights with one value of one tensor changed."""
+    weights = torch.load(files[name])
+    weights[tensor].view(-1)[-1] = value
+    path = files[name].with_name(f"{name}-{tensor}-{value}")
+    torch.save(weights, path)
+    return path
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("name", "tensor"), [(RESNET, "layer2.0.conv1.weight"), (RESNET, "bn1.running_var"), (VIT, "cls_token")]
+)
+def test_one_value_that_is_not_finite_is_refused_by_the_name_of_its_tensor(files, name, tensor, value):
+    """A server would be ready, and every embedding NaN."""
+    path = changed(files, name, tensor, value)
+    with pytest.raises(InvalidWeights, match=f"{tensor} has a value that is not finite") as refused:
+        load_backbone(BackboneSpec(name, weights=path, device="cpu"))
+    assert str(path) in str(refused.value)
+
+
+def test_a_weight_that_float16_does_not_hold_is_refused_in_float16_alone(files):
+    path = changed(files, RESNET, "layer2.0.conv1.weight", 1e5)
+    load_backbone(BackboneSpec(RESNET, weights=path, device="cpu"))
+    with pytest.raises(InvalidWeights, match=r"as float16: layer2.0.conv1.weight has a value that is not finite"):
+        load_backbone(BackboneSpec(RESNET, weights=path, device="cpu", dtype="float16"))
+
+
+def test_a_first_embedding_that_float16_does_not_hold_is_refused(files):
+    """Every weight is finite as float16, what they make of an image is not."""
+    weights = torch.load(files[VIT])
+    for name in ("norm.weight", "fc_norm.weight"):
+        if name in weights:
+            weights[name].fill_(6e4)
+    path = files[VIT].with_name("large")
+    torch.save(weights, path)
+    load_backbone(BackboneSpec(VIT, weights=path, device="cpu"))
+    with pytest.raises(InvalidWeights, match=r"float16 gives a black image .* not finite: try --dtype float32"):
+        load_backbone(BackboneSpec(VIT, weights=path, device="cpu", dtype="float16"))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ DIGESTS = {
     "raw": "sha256:6ce75bc25c6d26cbe4f2bcb321bd8340f89c8ede5ddfc0b245cc7d3a23b34a8b",
     "zstd": "sha256:c96c7eda913dfaf92b1bdd9d8a2762230e40ecb4ee287f1ebfe8e8540410f74e",
 }
+AFFINE_DIGEST = "sha256:3732dcaed96131642f695d7fbe4eb29c957aee4e0204561026abc6db896fcadc"
 CONTENT = {
     "raw": "69b27857c79c6d2e7aaca09b6e9b3c1994ffbbdca5645db9dbe19c5f613bbc4a",
     "zstd": "bea6f107224662fc9884bff8e0e4a4e7a37689bf538b486ce63e2769eb19a31d",
@@ -94,6 +95,23 @@ def test_what_is_optional_is_in_the_raw_golden_file_alone():
     assert (dict(zstd.state), zstd.head, zstd.preprocess, dict(zstd.metadata)) == ({}, None, None, {})
 
 
+def test_the_golden_map_reads_and_maps_as_it_was_made():
+    """Beside the bits of the raw file: int8, one scale a row."""
+    data = (make.HERE / "affine.smn").read_bytes()
+    assert tensorfile.digest_of(data) == AFFINE_DIGEST
+    mask = maskfile.parse_mask(data)
+    assert_array_equal(mask.packed, maskfile.parse_mask(golden("raw")).packed)
+    assert mask.affine is not None
+    assert mask.affine.describe() == {"form": "matrix", "precision": "int8", "bytes": 96 * 96 + 2 * 4 * 96}
+    assert mask.affine.matrix[1, :3].tolist() == [-124, -123, -122]
+    # Every feature is 1/8 above the mean but the last, which is 2 above it.
+    z = mask.affine.mean + np.float32(0.125)
+    z[95] += np.float32(1.875)
+    row = (3 * 94 + np.arange(96)) % 255 - 127
+    assert mask.affine.apply(z[None])[0, 94] == pytest.approx((row[:95].sum() / 8 + row[95] * 2) * 95 / 1024, rel=1e-5)
+    assert maskfile.serialise_mask(mask, "raw") == data
+
+
 def test_writing_the_raw_golden_mask_again_gives_the_same_file():
     again = maskfile.serialise_mask(maskfile.parse_mask(golden("raw")), "raw")
     assert tensorfile.parse_tensors(again).metadata["content"] == CONTENT["raw"]
@@ -104,6 +122,7 @@ def test_the_script_beside_the_golden_files_still_makes_them():
     """To the byte where no compressor is between; the zstd frame of another library version may differ."""
     made = make.files()
     assert made["raw.smn"] == golden("raw")
+    assert made["affine.smn"] == (make.HERE / "affine.smn").read_bytes()
     theta = make.model()
     found = [independent.read(data, theta)["bits"] for data in (made["zstd.smn"], golden("zstd"))]
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[1])

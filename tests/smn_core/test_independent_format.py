@@ -18,7 +18,17 @@ CONTENTS = {
     "bits alone": {},
     "state": {"with_state": True},
     "head": {"with_head": True},
-    "everything": {"with_state": True, "with_head": True, "with_preprocess": True, "metadata": TEXTS},
+    "diagonal map": {"with_affine": "diagonal"},
+    "float32 map": {"with_affine": "float32"},
+    "float16 map": {"with_affine": "float16"},
+    "int8 map": {"with_affine": "int8"},
+    "everything": {
+        "with_state": True,
+        "with_head": True,
+        "with_preprocess": True,
+        "metadata": TEXTS,
+        "with_affine": "int8",
+    },
 }
 
 
@@ -35,7 +45,13 @@ def written_independently(backbone, mask, codec):
         texts["classes"] = independent.canonical(list(mask.head.classes))
         head = (mask.head.weight, mask.head.bias)
     on = booleans(mask)
-    return independent.write(backbone.model, backbone.model_json, on, codec=codec, state=mask.state, head=head, **texts)
+    return independent.write(
+        backbone.model, backbone.model_json, on, codec=codec, state=mask.state, affine=map_of(mask), head=head, **texts
+    )
+
+
+def map_of(mask):
+    return mask.affine.tensors() if mask.affine is not None else {}
 
 
 def assert_same_arrays(found, expected):
@@ -75,6 +91,7 @@ def test_the_independent_reader_reads_what_smn_core_writes(small_backbone, make_
     found = independent.read(maskfile.serialise_mask(mask, codec), small_backbone.model)
     assert_same_arrays(found["bits"], booleans(mask))
     assert_same_arrays(found["state"], dict(mask.state))
+    assert_same_arrays(found["affine"], map_of(mask))
     if mask.head is None:
         assert found["head"] == {}
     else:
@@ -92,6 +109,7 @@ def test_smn_core_reads_what_the_independent_writer_writes(small_backbone, make_
     found = maskfile.parse_mask(written_independently(small_backbone, mask, codec), small_backbone.layout)
     assert_array_equal(found.packed, mask.packed, strict=True)
     assert_same_arrays(dict(found.state), dict(mask.state))
+    assert_same_arrays(map_of(found), map_of(mask))
     assert (found.head is None) == (mask.head is None)
     if mask.head is not None:
         assert_same_arrays(vars(found.head), vars(mask.head))
@@ -120,6 +138,16 @@ def test_a_mask_file_is_an_ordinary_safetensors_file(tmp_path, tiny_resnet, make
         assert file.metadata()["format"] == "smn-mask/1"
         first = next(iter(mask.layout))
         assert_array_equal(file.get_tensor(f"mask.{first.name}"), mask.packed[first.bytes])
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "float32", "float16", "int8"])
+def test_both_give_the_same_mapped_embeddings(tiny_resnet, make_mask, rng, kind):
+    """By the formulas of docs/formats.md in float64, and by smn_core."""
+    affine = make_mask(tiny_resnet, with_affine=kind).affine
+    z = rng.standard_normal((9, tiny_resnet.n_features), np.float32)
+    expected = independent.apply_affine(affine.tensors(), z)
+    np.testing.assert_allclose(affine.apply(z), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(affine.apply_slowly(z), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_both_give_the_same_masked_weights(small_backbone, make_mask):

@@ -45,7 +45,14 @@ def at_most(n_bytes):
 @pytest.fixture(scope="session")
 def sound(tiny_resnet, make_mask):
     """Metadata and tensors of a sound raw file with everything in it."""
-    mask = make_mask(tiny_resnet, with_state=True, with_head=True, with_preprocess=True, metadata={"objective": "swav"})
+    mask = make_mask(
+        tiny_resnet,
+        with_state=True,
+        with_head=True,
+        with_preprocess=True,
+        metadata={"objective": "swav"},
+        with_affine="int8",
+    )
     return independent.parse(maskfile.serialise_mask(mask, "raw"))
 
 
@@ -93,6 +100,35 @@ def preprocess(**values):
     return text("preprocess", independent.canonical(values))
 
 
+def diagonal(scale):
+    """The edit that puts a map of the diagonal form in the place of the file's."""
+
+    def edit(_, tensors):
+        tensors.pop("affine.matrix")
+        tensors.pop("affine.matrix_scale")
+        tensors["affine.scale"] = scale
+
+    return edit
+
+
+def floats(matrix):
+    """The edit that puts a matrix without a scale in the place of the int8 one."""
+
+    def edit(_, tensors):
+        tensors.pop("affine.matrix_scale")
+        tensors["affine.matrix"] = matrix
+
+    return edit
+
+
+def narrow(_, tensors):
+    """The edit to a map that is sound, of 7 features."""
+    for name in ("mean", "matrix_scale"):
+        tensors[f"affine.{name}"] = tensors[f"affine.{name}"][:7].copy()
+    tensors["affine.matrix"] = tensors["affine.matrix"][:7, :7].copy()
+
+
+ONES = np.ones(8, np.float32)
 STATE = "state.bn1.running_mean"
 REFUSED = {
     "unknown format": (text("format", "smn-mask/2"), r"format is 'smn-mask/2'"),
@@ -130,6 +166,34 @@ REFUSED = {
     "head is one row": (changed("head.weight", lambda a: a[0].copy()), r"not \[C,D\]"),
     "head is not finite": (change("head.weight", (0, 0), np.inf), r"head has a value that is not finite"),
     "head in float64": (changed("head.bias", lambda a: a.astype(np.float64)), r"head\.bias is float64"),
+    "no affine.mean": (without_tensor("affine.mean"), r"affine\.mean is missing"),
+    "a map of neither form": (without_tensor("affine.matrix", "affine.matrix_scale"), r"either affine\.scale or"),
+    "a map of both forms": (tensor("affine.scale", ONES), r"either affine\.scale or affine\.matrix"),
+    "affine.mean is NaN": (change("affine.mean", 2, np.nan), r"affine\.mean has a value that is not finite"),
+    "affine.matrix_scale is infinite": (
+        change("affine.matrix_scale", 0, np.inf),
+        r"affine\.matrix_scale .* not finite",
+    ),
+    "affine.matrix_scale is 0": (change("affine.matrix_scale", 7, 0.0), r"affine\.matrix_scale .* not above 0"),
+    "affine.scale is 0": (diagonal(np.zeros(8, np.float32)), r"affine\.scale has a value that is not above 0"),
+    "affine.scale is negative": (diagonal(-ONES), r"affine\.scale has a value that is not above 0"),
+    "affine.scale too short": (diagonal(ONES[:7]), r"affine\.scale is \[7\], expected \[8\]"),
+    "an int8 matrix without its scale": (
+        without_tensor("affine.matrix_scale"),
+        r"affine\.matrix_scale belongs to an int8",
+    ),
+    "a float matrix with a scale": (
+        changed("affine.matrix", lambda a: a.astype(np.float16)),
+        r"affine\.matrix_scale belongs to an int8",
+    ),
+    "affine.matrix is not square": (changed("affine.matrix", lambda a: a[:5].copy()), r"affine\.matrix is \[5, 8\]"),
+    "a matrix of uint8": (floats(np.eye(8, dtype=np.uint8)), r"affine\.matrix is uint8"),
+    "a matrix of float64": (floats(np.eye(8)), r"affine\.matrix is float64"),
+    "a matrix that is infinite": (floats(np.full((8, 8), np.inf, np.float16)), r"affine\.matrix .* not finite"),
+    "affine.mean in float64": (changed("affine.mean", lambda a: a.astype(np.float64)), r"affine\.mean is float64"),
+    "affine.mean is a matrix": (tensor("affine.mean", np.eye(8, dtype=np.float32)), r"affine\.mean is \[8, 8\]"),
+    "a map of another width": (narrow, r"affine\.mean has 7 features, the backbone has 8"),
+    "extra affine tensor": (tensor("affine.bias", ONES), r"affine\.bias is not a tensor of a map"),
     "preprocess is no JSON": (text("preprocess", "mean=0"), r"'preprocess' is not JSON"),
     "preprocess is a list": (text("preprocess", "[]"), r"'preprocess' is not a table"),
     "mean of two numbers": (preprocess(mean=[0.5, 0.5]), r"three numbers"),
@@ -148,9 +212,15 @@ def test_the_file_that_the_refused_ones_were_made_of_is_accepted(crafted, tiny_r
     assert maskfile.check_fits(mask, tiny_resnet) == []
 
 
-@pytest.mark.parametrize("key", ["zero-variance", "future-key"])
+@pytest.mark.parametrize("key", ["zero-variance", "future-key", "diagonal", "float16", "no map"])
 def test_what_no_rule_forbids_is_accepted(crafted, tiny_resnet, key):
-    edit = {"zero-variance": change("state.bn1.running_var", 0, 0.0), "future-key": text("author", "someone")}[key]
+    edit = {
+        "zero-variance": change("state.bn1.running_var", 0, 0.0),
+        "future-key": text("author", "someone"),
+        "diagonal": diagonal(ONES),
+        "float16": floats(np.eye(8, dtype=np.float16)),
+        "no map": without_tensor("affine.mean", "affine.matrix", "affine.matrix_scale"),
+    }[key]
     maskfile.parse_mask(crafted(edit), tiny_resnet.layout)
 
 
@@ -250,7 +320,7 @@ def test_other_pixels_are_refused(tiny_resnet, make_mask, key):
 @pytest.mark.parametrize("number", ["1" + "0" * 400, "NaN", "Infinity"])
 def test_a_mean_that_is_no_float_is_refused(crafted, tiny_resnet, number):
     data = crafted(text("preprocess", f'{{"mean":[{number},0,0]}}'))
-    with pytest.raises(InvalidMask, match=r"mean"):
+    with pytest.raises(InvalidMask, match="'preprocess' has a"):
         maskfile.check_fits(maskfile.parse_mask(data, tiny_resnet.layout), tiny_resnet)
 
 
@@ -464,7 +534,7 @@ def test_a_refusal_names_the_file(tmp_path, tiny_resnet):
 @pytest.fixture(scope="session")
 def small_files(tiny_vit, make_mask):
     """Two files small enough to damage in every way."""
-    mask = make_mask(tiny_vit, with_head=True, metadata={"objective": "swav"})
+    mask = make_mask(tiny_vit, with_head=True, metadata={"objective": "swav"}, with_affine="int8")
     return {codec: maskfile.serialise_mask(mask, codec) for codec in ("raw", "zstd")}
 
 
@@ -551,11 +621,22 @@ def test_metadata_of_random_texts_never_breaks_the_reader(tiny_resnet, sound, te
     codec=st.sampled_from(["raw", "zstd"]),
     with_state=st.booleans(),
     with_head=st.booleans(),
+    with_affine=st.sampled_from([None, "diagonal", "float32", "float16", "int8"]),
     metadata=st.dictionaries(st.sampled_from(["objective", "dataset", "recipe", "created"]), st.text(max_size=20)),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_mask_reads_as_it_was_written(tiny_resnet, make_mask, seed, density, codec, with_state, with_head, metadata):
-    mask = make_mask(tiny_resnet, density, seed, with_state=with_state, with_head=with_head, metadata=metadata)
+def test_a_mask_reads_as_it_was_written(
+    tiny_resnet, make_mask, seed, density, codec, with_state, with_head, with_affine, metadata
+):
+    mask = make_mask(
+        tiny_resnet,
+        density,
+        seed,
+        with_state=with_state,
+        with_head=with_head,
+        metadata=metadata,
+        with_affine=with_affine,
+    )
     data = maskfile.serialise_mask(mask, codec)
     found = maskfile.parse_mask(data, tiny_resnet.layout)
     assert_array_equal(found.packed, mask.packed, strict=True)
@@ -563,6 +644,12 @@ def test_a_mask_reads_as_it_was_written(tiny_resnet, make_mask, seed, density, c
         name: values.tobytes() for name, values in mask.state.items()
     }
     assert (found.head is None) == (mask.head is None)
+    assert (found.affine is None) == (mask.affine is None)
+    if mask.affine is not None:
+        stored = found.affine.tensors()
+        assert stored.keys() == mask.affine.tensors().keys()
+        for name, values in mask.affine.tensors().items():
+            assert_array_equal(stored[name], values, strict=True)
     assert found.metadata == metadata
     assert found.digest == tensorfile.digest_of(data)
     assert maskfile.serialise_mask(found, codec) == data

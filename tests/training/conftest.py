@@ -27,6 +27,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(autouse=True)
 def undisturbed() -> Iterator[None]:
     """A run seeds torch and chooses an attention; the next test finds neither."""
+    ends = signal.getsignal(signal.SIGTERM)
     handler, environment, fused = signal.getsignal(signal.SIGINT), dict(os.environ), use_fused_attn()
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
@@ -36,6 +37,11 @@ def undisturbed() -> Iterator[None]:
     os.environ.clear()
     os.environ.update(environment)
     assert signal.getsignal(signal.SIGINT) is handler
+    left = signal.getsignal(signal.SIGTERM)
+    if getattr(left, "__module__", "").split(".")[0] == "ray":  # Ray takes the signal where it is started
+        signal.signal(signal.SIGTERM, ends)
+    else:
+        assert left is ends
 
 
 @dataclass

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +21,8 @@ import smn
 from smn_core.maskfile import read_mask
 from tests.training.builders import REPOSITORY, World, digits, python
 from tests.training.builders import train_command as command
+from training import progress
+from training.recipes import RECIPES, WHEN
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +247,9 @@ def test_a_checkpoint_of_another_run_is_not_resumed(finished: Path, world: World
     path = out.with_name("m.run") / "last.ckpt"
     path.write_bytes(b"damaged")
     assert "is not a checkpoint of smn train" in refused(*command(world, out, "--resume"))
+    path.write_bytes(b"")
+    said = refused(*command(world, out, "--resume"))
+    assert said == f"{path} is not a checkpoint of smn train: it is empty; say --overwrite to begin anew"
     assert out.read_bytes() == before
 
 
@@ -257,16 +264,101 @@ def test_an_evaluation_that_cannot_be_is_refused(words, world: World, refused):
     refused("evaluate", "--data", world.data, *world.flags(), *words)
 
 
+def test_a_small_folder_is_learned_from_with_sizes_that_fit(world: World, tmp_path, smn_run):
+    """38 photos, one of them broken, and one epoch: each setting that was lowered is a line, and a resume agrees."""
+    folder, out = tmp_path / "photos", tmp_path / "m.smn"
+    folder.mkdir()
+    for i, pixels in enumerate(digits()["x_train"][:38]):
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    (folder / "07.png").write_bytes(b"no image")
+    words = ["train", "--data", folder, "--out", out, *world.flags(), "--workers", 0, "--threads", 1]
+    words += ["--recipe", "tiny", "--epochs", 1, "--set", "swav.prototypes=16", "--set", "lr=0.5"]
+    ran = smn_run(*words)
+    assert ran.code == 0, ran.err
+    assert "1 step in all: head_steps is 0 instead of 10, so that the mask learns too" in ran.err.splitlines()
+    assert "warning: 1 image could not be read and was left out:" in ran.err
+    assert "07.png" in ran.err
+    recipe = json.loads(read_mask(out).metadata["recipe"])
+    assert (recipe["batch_size"], recipe["head_steps"], recipe["swav"]["prototypes"]) == (32, 0, 16)
+    before = out.read_bytes()
+    assert smn_run(*words, "--resume").code == 0
+    assert out.read_bytes() == before
+    for i in range(29, 38):
+        (folder / f"{i}.png").unlink()
+    ran = smn_run(*words, "--overwrite")
+    assert ran.code == 2
+    assert "29 images are too few to learn from" in ran.err
+
+
+def test_a_mask_that_switches_nothing_off_is_a_warning(world: World, tmp_path, smn_run):
+    ran = smn_run(*command(world, tmp_path / "m.smn", "--set", "lr=0"))
+    assert ran.code == 0
+    assert ran.err.splitlines()[-1].startswith("warning: the mask switches nothing off: it is the untouched backbone.")
+    assert "**Warning:** the mask switches nothing off" in (tmp_path / "m.run/README.md").read_text()
+
+
+def test_evaluate_counts_and_names_what_it_cannot_read_in_every_split(world: World, tmp_path, smn_run):
+    found = digits()
+    for split in ("train", "test"):
+        for i in range(40):
+            path = tmp_path / f"set/{split}/{found[f'y_{split}'][i]}/{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(found[f"x_{split}"][i]).save(path)
+    broken = [next((tmp_path / "set" / split).rglob("7.png")) for split in ("train", "test")]
+    for path in broken:
+        path.write_bytes(b"no image")
+    ran = smn_run("evaluate", "--data", tmp_path / "set", *world.flags(), "--json", "--no-views", "--probe", "knn")
+    assert ran.code == 0, ran.err
+    unreadable = json.loads(ran.out)["unreadable"]
+    for split, path in zip(("train", "test"), broken, strict=True):
+        assert len(unreadable[split]) == 1
+        assert str(path) in unreadable[split][0]
+        assert f"warning: 1 image of the {split} split could not be read and was left out:" in ran.err
+        assert str(path) in ran.err
+
+
+def test_recipes_are_listed_with_when_to_take_which(smn_run):
+    ran = smn_run("recipes")
+    assert ran.code == 0
+    for name, when in WHEN.items():
+        assert name in ran.out
+        assert when in ran.out
+    rows = json.loads(smn_run("recipes", "--json").out)
+    assert [row["name"] for row in rows] == list(RECIPES)
+    assert all(f"smn train --recipe {row['name']} " in row["command"] for row in rows)
+    assert all(row["when"] and row["what"] for row in rows)
+
+
+def test_the_first_word_comes_while_the_slow_part_still_runs(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST_WORD_S", 0.01)
+    said = threading.Event()
+    monkeypatch.setattr(progress, "say", lambda text: (print(text, file=sys.stderr), said.set()))
+    with progress.first_word("smn train: reading"):
+        assert said.wait(30)
+    assert capsys.readouterr().err == "smn train: reading\n"
+    said.clear()
+    monkeypatch.setattr(progress, "FIRST_WORD_S", 30)
+    with progress.first_word("smn train: reading"):
+        pass
+    assert not said.is_set()
+
+
+def test_a_stop_before_the_first_step_names_the_same_command(capsys):
+    words = ["smn", "train", "--data", "my photos", "--overwrite"]
+    assert progress.say_how_to_go_on(words, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "smn train --data 'my photos' --overwrite"
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("workers", [0, 2])
-def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_mask_comes(workers, world: World, tmp_path, smn_run):
-    """Interrupted in the middle of a real process, and of all it started, as a terminal does; resumed in this one."""
+@pytest.mark.parametrize(("workers", "number"), [(0, signal.SIGINT), (2, signal.SIGINT), (1, signal.SIGTERM)])
+def test_a_stop_leaves_a_checkpoint_from_which_the_same_mask_comes(workers, number, world: World, tmp_path, smn_run):
+    """Ctrl-C reaches all that a process started, SIGTERM the process alone. The last line is the command to go on."""
     longer = ["--set", "steps=30", "--seed", 2, "--set", "checkpoint_steps=1000", "--workers", workers]
-    out, whole = tmp_path / "part/m.smn", tmp_path / "whole/m.smn"
+    out, whole = tmp_path / "a part/m.smn", tmp_path / "whole/m.smn"
     out.parent.mkdir()
     whole.parent.mkdir()
     process = subprocess.Popen(
-        python("-c", SLOW, *command(world, out, *longer)),
+        python("-c", SLOW, *command(world, out, *longer, "--overwrite")),
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -276,14 +368,18 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_mask_comes(workers, worl
     )
     while process.poll() is None and not (out.parent / "m.run/began").exists():
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + number, err
     assert "Traceback" not in err
+    lines = err.splitlines()
+    assert lines[-1] == shlex.join(["smn", *command(world, out, *longer), "--resume"])
+    assert lines[-2].startswith("stopped after step ")
+    assert "step 0 of 30; a line follows each 10 s at most" in lines
     (out.parent / "m.run/began").unlink()
     assert [p.name for p in out.parent.iterdir()] == ["m.run"]
     assert [p.name for p in (out.parent / "m.run").iterdir()] == ["last.ckpt"]
-    assert smn_run(*command(world, out, *longer, "--resume")).code == 0
+    assert smn_run(*shlex.split(lines[-1])[1:]).code == 0
     assert smn_run(*command(world, whole, *longer)).code == 0
     assert out.read_bytes() == whole.read_bytes()
 
@@ -321,10 +417,13 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_is_one_line_and_leaves_no_half_mask(small_disk: Path, world: World, refused):
-    """A checkpoint of this run takes more than the disk has."""
-    said = refused(*command(world, small_disk / "m.smn"))
-    assert said == f"{small_disk}/m.run/last.ckpt: No space left on device"
+def test_a_disk_that_is_full_is_one_line_and_leaves_no_half_mask(small_disk: Path, world: World, smn_run):
+    """A checkpoint of this run takes more than the disk has. What a log has of the run comes before that line."""
+    ran = smn_run(*command(world, small_disk / "m.smn"))
+    assert ran.code == 2
+    *before, said = ran.err.splitlines()
+    assert said == f"smn: error: {small_disk}/m.run/last.ckpt: No space left on device"
+    assert [line for line in before if not line.startswith(("measuring ", "step "))] == []
     assert not (small_disk / "m.smn").exists()
     left = [p for p in small_disk.rglob("*") if p.is_file()]
     assert left == []

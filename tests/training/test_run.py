@@ -110,7 +110,7 @@ def test_a_finished_run_folder_tells_the_whole_run(world: World, tmp_path):
     result = run(world, tmp_path / "m.smn", RECIPE, command=words, seed=4)
     folder = tmp_path / "m.run"
     found = {path.name for path in folder.iterdir()}
-    assert found == {CHECKPOINT, "curve.csv", "curve.png", "density.png", "README.md"}
+    assert found == {CHECKPOINT, "backbone.json", "curve.csv", "curve.png", "density.png", "README.md"}
     text = (folder / "README.md").read_text()
     assert "smn train --data 'a folder'" in text
     for fact in (result.mask.digest, "seed: 4", "steps: 8", "skipped images: 0", '"queue": 32'):
@@ -236,7 +236,7 @@ def torchrun(nodes: int, *commands: list[str]) -> list[subprocess.CompletedProce
 @pytest.fixture(scope="module")
 def alone(world: World, tmp_path_factory) -> tuple[list[object], Path]:
     """Options, and the mask that one process learns with them: queue and prototypes take part."""
-    words = ["--seed", 3, "--set", "lr=0.05", "--set", "swav.queue=32", "--set", "swav.queue_from=0.3"]
+    words = ["--seed", 3, "--set", "lr=0.2", "--set", "swav.queue=32", "--set", "swav.queue_from=0.3"]
     out = tmp_path_factory.mktemp("alone") / "one.smn"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["smn", *command(world, out, *words)])

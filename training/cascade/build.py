@@ -38,6 +38,7 @@ from training.data import identify, open_split
 from training.features import EMBEDDINGS, Cache, Features
 from training.plan import PLAN, require_same
 from training.plots import draw_clusters
+from training.progress import name_unreadable
 from training.request import Request
 from training.several.jobs import FanOut, Job, sum_steps
 from training.several.processes import work_here
@@ -104,8 +105,7 @@ def build(request: CascadeRequest, bar: Bar, say: Callable[[str], None]) -> Casc
             return cache.embed(engine, mask.digest, images, request.batch_size, on_batch)
 
     found = embed("root", root)
-    for skipped in found.skipped:
-        say(f"warning: skipped {skipped}")
+    name_unreadable(found.skipped, say=say)
     _require_enough(request, len(found.z), engine.backbone.n_features)
     clusters = _cluster(request, found) if request.experts else None
     if request.root.resolve() != (request.out / "root.smn").resolve():

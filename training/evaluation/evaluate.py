@@ -22,6 +22,7 @@ from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.verbs.offline import OnBatch, say_nothing
+from smn_core.verdict import read_verdict
 from training.cascade.fusion import FusionChoice
 from training.data import has_split, open_split
 from training.evaluation import probes, signs
@@ -74,6 +75,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure everything and return rows as plain data: the untouched backbone, masks, cascades with their controls.
 
+    `unreadable` are the images that were left out, with the reasons, by split.
+
     Raises:
         InvalidData: there is no such split, no image can be read, or only one of the splits has labels.
         WrongBackbone: a mask does not fit.
@@ -83,6 +86,7 @@ def evaluate(
     for _, task in masks:
         engine.prepare(task)
     cache = Cache([folder.folder / EMBEDDINGS for _, folder in cascades])
+    unreadable: dict[str, list[str]] = {}
 
     def embed(digest: str | None, images: ImageSet) -> Features:
         return cache.embed(engine, digest, images, settings.batch_size, on_batch)
@@ -96,6 +100,7 @@ def evaluate(
 
     rows: list[dict[str, Any]] = []
     frozen = embed(None, train)
+    unreadable[settings.train_split] = list(frozen.skipped)
     everything: list[tuple[str, TaskMask | None]] = [("frozen", None), *masks]
     for name, mask in everything:
         digest = mask.digest if mask is not None else None
@@ -103,12 +108,17 @@ def evaluate(
         row: dict[str, Any] = {"name": name, "digest": digest}
         if mask is not None:
             row["density"] = mask.density
+            if (told := read_verdict(mask.metadata)) is not None:
+                row["verdict"] = told
         row["signs"] = {"effective_rank": signs.effective_rank(bank.z)}
         if settings.views:
             views = [embed_view(engine, digest, train, seed, settings.batch_size) for seed in (0, 1)]
             row["signs"]["view_agreement"] = signs.view_agreement(*views)
         row["signs"] |= {"neighbours_kept": signs.neighbours_kept(bank.z, frozen.z), **_read_losses(mask)}
-        rows.append(row | scored(bank, embed(digest, test) if test is not None else None))
+        tested = embed(digest, test) if test is not None else None
+        if tested is not None:
+            unreadable[settings.test_split] = list(tested.skipped)
+        rows.append(row | scored(bank, tested))
     for name, folder in cascades:
         for facts, bank, tested in compare(engine, name, folder, fusions, embed, train, test):
             facts["signs"] = {
@@ -125,6 +135,7 @@ def evaluate(
         "knn_k": probes.choose_k(len(train.names)),
         "seeds": settings.seeds,
         "remarks": remarks,
+        "unreadable": unreadable,
         "rows": rows,
     }
 

@@ -1,13 +1,27 @@
-"""Print the table of `smn evaluate`."""
+"""Print the tables of `smn evaluate` and `smn verdict`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from training.evaluation.paired import AGREEMENT, SIGNS, Change
+from training.evaluation.rule import ALL, Changes
+from training.evaluation.verdict import Verdict
+
 PIPED_COLUMNS = 200
+EVALUATED_LEGEND = (
+    "verdict: what the mask's file carries of `smn verdict`: adopt, leave it (it does harm or nothing), or cannot tell"
+    " (ten labels a class decide)."
+)
+VERDICT_LEGEND = (
+    "agreement: how often the nearest of all other gentle views is the image's own. margin: how much nearer it is than"
+    " the best other one, in deviations. neighbours: the part of the nearest 20 that two strong views share. z: the"
+    " change in standard errors over images."
+)
 
 
 def print_results(found: dict[str, Any]) -> None:
@@ -27,7 +41,9 @@ def print_results(found: dict[str, Any]) -> None:
     for amount in low:
         table.add_column(f"{amount} labels", justify="right")
     counts = any("bytes" in row for row in rows)
-    for heading in ("density", "rank", "agreement", "kept", "loss", *(["bytes"] if counts else [])):
+    judged = any("verdict" in row for row in rows)
+    more = [*(["bytes"] if counts else []), *(["verdict"] if judged else [])]
+    for heading in ("density", "rank", "agreement", "kept", "loss", *more):
         table.add_column(heading, justify="right")
     for row in rows:
         few = [f"{row['low_shot'][a]['mean']:.3f} ± {row['low_shot'][a]['deviation']:.3f}" for a in low]
@@ -42,10 +58,49 @@ def print_results(found: dict[str, Any]) -> None:
             f"{sign['neighbours_kept']:.3f}",
             " -> ".join(f"{sign[name]:.3f}" for name in ("loss_before", "loss_after") if name in sign),
             *([f"{row['bytes']['total']:,}" if "bytes" in row else ""] if counts else []),
+            *([row["verdict"]["answer"] if "verdict" in row else ""] if judged else []),
         )
     console.print(table)
     for remark in found["remarks"]:
         console.print(remark)
-    skipped = max(row["skipped"] for row in rows)
-    if skipped:
-        console.print(f"{skipped} images could not be read and were left out.")
+    if judged:
+        console.print(EVALUATED_LEGEND)
+
+
+def print_verdicts(verdicts: Sequence[Verdict]) -> None:
+    """Print the numbers, the reason and last the answer of each."""
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPED_COLUMNS
+    console.print(VERDICT_LEGEND)
+    for verdict in verdicts:
+        title = f"{verdict.name}: {verdict.n_seen} images, {verdict.n_unseen or 'none'} unseen"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        table.add_column("against", overflow="fold")
+        table.add_column("images")
+        for sign in SIGNS:
+            table.add_column(sign, justify="right")
+            table.add_column("z", justify="right")
+        _add_rows(table, "frozen", verdict.changes)
+        for control in verdict.controls:
+            _add_rows(table, control.name, {sign: {ALL: by[ALL]} for sign, by in control.beaten_by.items()})
+        for name, change in verdict.labels.items():
+            table.add_row(f"labels, {name}", str(change.n), _format_change(change), f"{change.z:+.1f}")
+        console.print(table)
+        if verdict.n_unreadable:
+            console.print(f"{verdict.n_unreadable} images could not be read and were left out.")
+        console.print(verdict.reason)
+        console.print(f"verdict: {verdict.answer}")
+
+
+def _add_rows(table: Table, name: str, changes: Changes) -> None:
+    for part in changes.get(AGREEMENT, {}):
+        cells: list[str] = []
+        for sign in SIGNS:
+            change = changes[sign][part]
+            cells += [_format_change(change), f"{change.z:+.1f}"]
+        table.add_row(name, part, *cells)
+
+
+def _format_change(change: Change) -> str:
+    return f"{change.before:.3f} -> {change.after:.3f} ± {change.error:.3f}"

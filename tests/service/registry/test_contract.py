@@ -507,8 +507,8 @@ def test_processes_that_publish_at_once_lose_no_update(registry, start_peers):
     assert sorted(mine + theirs[0] + theirs[1]) == list(range(1, 37))
     eventually(lambda: numbers(registry, "cats") == list(range(1, 37)))
     digest = registry.resolve("masks", "cats").digest
-    for peer in peers:
-        assert peer.ask("await", "cats", digest)["ok"] == digest
+    assert [peer.ask("await", "cats", digest)["ok"] for peer in peers] == [digest, digest]
+    for peer in peers:  # only now: the first claim moves the name on, and who had not seen the digest never would
         peer.send("claim", "cats", f"{id(peer)}", digest)
     outcomes = [peer.receive() for peer in peers]
     assert sorted(outcome.get("error", "won") for outcome in outcomes) == ["precondition_failed", "won"]

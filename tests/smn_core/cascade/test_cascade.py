@@ -1,6 +1,7 @@
 """Routing and fusing: the fast code, the slow reference, scikit-learn and the independent reader agree."""
 
 import hashlib
+from dataclasses import replace
 
 import independent
 import numpy as np
@@ -22,6 +23,7 @@ from smn_core.cascade.matrices import PRECISIONS, quantise
 from smn_core.cascade.router import Router, route, route_slowly
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidArgument, NotReady
+from tests.smn_core.builders import TINY_RESNET, by_hand, images, lively
 from tests.smn_core.cascade.cascades import D, K, Q, build_cascade, build_fusion, build_router, embeddings
 
 
@@ -188,6 +190,38 @@ def test_running_a_cascade_is_its_masks_and_the_fusion(ran):
     conditional = cascades.embed(engine, cascade, "conditional", x)
     assert (conditional.chosen == route_slowly(cascade.router, parts[0])).all()
     assert close(conditional.embeddings, fuse_slowly(cascade, "conditional", parts, conditional.chosen))
+
+
+@pytest.mark.parametrize("mode", ["unconditional", "conditional"])
+def test_a_cascade_routes_and_fuses_mapped_embeddings(make_mask, mode):
+    """Root and experts have maps, one has none: by a plain model, the maps in float64, and the references."""
+    backbone = lively(TINY_RESNET)
+    kinds = ["float32", "diagonal", None, "int8"]
+    masks = [make_mask(backbone, 0.7, i, with_state=True, with_affine=kind) for i, kind in enumerate(kinds)]
+    engine, x = Engine(backbone, slots=2), images(TINY_RESNET, 12)
+    bare = [z.numpy() for z in by_hand(TINY_RESNET, masks, x)]
+    # The root's map centres: only then do the rows lie apart for the router.
+    masks[0] = replace(masks[0], affine=replace(masks[0].affine, mean=bare[0].mean(0)))
+    for mask in masks:
+        engine.prepare(mask)
+    parts = [
+        independent.apply_affine(mask.affine.tensors() if mask.affine else {}, z).astype(np.float32)
+        for mask, z in zip(masks, bare, strict=True)
+    ]
+    rng, d = np.random.default_rng(0), backbone.n_features
+    cascade = build_cascade(
+        root=masks[0].digest,
+        experts=tuple(mask.digest for mask in masks[1:]),
+        fusion=build_fusion("pca", rng, d=d),
+        router=build_router(rng, d=d),
+    )
+    chosen = route_slowly(cascade.router, parts[0])
+    found = cascades.embed(engine, cascade, mode, x)
+    if mode == "conditional":
+        assert (found.chosen == chosen).all()
+    assert len(set(chosen.tolist())) > 1
+    read = independent.read_cascade(cascadefile.serialise_cascade(cascade))
+    assert close(found.embeddings, independent.fuse(read, mode, parts, chosen))
 
 
 def test_a_cascade_whose_expert_is_not_prepared_does_not_run(ran):

@@ -24,6 +24,7 @@ from smn_core.engine import Engine, Segment
 from smn_core.images import ImageReader
 from smn_core.maskfile import read_mask, write_mask
 from smn_core.spec import BackboneSpec
+from tests.conftest import build_affine
 from tests.smn_core.builders import TINY_VIT, plain_model, write_images
 
 REPOSITORY = Path(smn.__file__).parent
@@ -67,6 +68,12 @@ def refused(ran: Ran) -> str:
     assert len(ran.notes) == 1, ran.err
     assert ran.notes[0].startswith("smn: error: ")
     return ran.notes[0].removeprefix("smn: error: ")
+
+
+def as_it_says(ran: Ran) -> torch.nn.Module:
+    """The plain timm model that the note after an export names."""
+    assert ran.code == 0, ran.err
+    return eval(ran.err[ran.err.index("timm.create_model(") : ran.err.index(" and strict")], {"timm": timm})
 
 
 def spawn(*args: object, **more) -> subprocess.Popen[str]:
@@ -161,6 +168,25 @@ def test_inspect_as_json_is_one_object(world, run):
     assert found["classes"] == ["cat", "dog", "other"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "form", "precision"),
+    [("diagonal", "diagonal", "float32"), ("float32", "matrix", "float32"), ("int8", "matrix", "int8")],
+)
+def test_inspect_shows_the_map(world, run, tmp_path, kind, form, precision):
+    """Its form, precision and bytes, in the table and as JSON; nothing is warned of."""
+    file, task = tmp_path / "mapped.smn", read_mask(world.mask)
+    affine = build_affine(task.layout.n_features, kind=kind)
+    write_mask(replace(task, affine=affine), file)
+    ran = run("inspect", file)
+    assert f"{form}, {precision}, {affine.nbytes:,} bytes" in ran.out
+    assert f"map {affine.nbytes:,}" in ran.out
+    assert ran.err == ""
+    found = json.loads(run("inspect", file, "--json").out)
+    assert found["affine"] == {"form": form, "precision": precision, "bytes": affine.nbytes}
+    assert found["sizes"]["affine_bytes"] == affine.nbytes
+    assert json.loads(run("inspect", world.mask, "--json").out)["affine"] is None
+
+
 def test_inspect_compares_two_masks(world, run):
     """A second file adds how many weights differ, and which way."""
     found = json.loads(run("inspect", world.mask, world.mask_2, "--json").out)["difference"]
@@ -206,6 +232,16 @@ def test_embed_writes_a_row_an_image_in_sorted_order(world, run, out, masked):
     assert found.dtype == np.float32
     expected = by_engine(world, [world.images / name for name in sorted(NAMES)], world.mask if masked else None)
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_embed_writes_mapped_embeddings(world, run, out, tmp_path):
+    """Rows through a mask with a map are the unmapped rows through the map."""
+    task, mapped = read_mask(world.mask), tmp_path / "mapped.smn"
+    affine = build_affine(task.layout.n_features)
+    write_mask(replace(task, affine=affine), mapped)
+    assert run("embed", world.images, "--out", out, "--mask", mapped, *world.model).code == 0
+    bare = by_engine(world, [world.images / name for name in sorted(NAMES)], world.mask)
+    assert np.allclose(np.load(out), affine.apply_slowly(bare), rtol=1e-4, atol=1e-4)
 
 
 def test_embed_takes_the_backbone_of_the_mask(world, run, out):
@@ -284,6 +320,55 @@ def test_an_exported_head_classifies_in_plain_timm(world, run, out):
     assert np.allclose(logits, rows @ head.weight.T + head.bias, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["diagonal", "float32", "float16", "int8"])
+def test_an_exported_map_is_timms_classifier(world, run, out, tmp_path, kind):
+    """The file fits a timm model of D classes, as the note says, and its logits are what the engine serves."""
+    mapped, file = tmp_path / "mapped.smn", out.with_suffix(".safetensors")
+    task = read_mask(world.mask)
+    write_mask(replace(task, affine=build_affine(task.layout.n_features, kind=kind)), mapped)
+    ran = run("export", mapped, "--out", file, *world.model)
+    assert ran.code == 0, ran.err
+    model = as_it_says(ran).eval()
+    model.load_state_dict(load_file(file), strict=True)
+    paths = [world.images / name for name in NAMES]
+    backbone = load_backbone(BackboneSpec("test_resnet", weights=world.weights, image_size=32, device="cpu"))
+    with torch.inference_mode():
+        found = model(torch.stack([ImageReader(backbone.preprocess)(p.read_bytes()) for p in paths])).numpy()
+    assert "num_classes=96" in ran.err
+    served = by_engine(world, paths, mapped)
+    assert np.linalg.norm(found - served) < 1e-5 * np.linalg.norm(served)
+
+
+def test_an_exported_head_acts_on_mapped_embeddings(world, run, out, tmp_path):
+    """With --head, map and head are one classifier."""
+    mapped, file = tmp_path / "mapped.smn", out.with_suffix(".safetensors")
+    task = read_mask(world.mask)
+    write_mask(replace(task, affine=build_affine(task.layout.n_features)), mapped)
+    model = as_it_says(run("export", mapped, "--head", "--out", file, *world.model)).eval()
+    model.load_state_dict(load_file(file), strict=True)
+    paths = [world.images / name for name in NAMES]
+    backbone = load_backbone(BackboneSpec("test_resnet", weights=world.weights, image_size=32, device="cpu"))
+    with torch.inference_mode():
+        logits = model(torch.stack([ImageReader(backbone.preprocess)(p.read_bytes()) for p in paths])).numpy()
+    expected = by_engine(world, paths, mapped) @ task.head.weight.T + task.head.bias
+    assert np.linalg.norm(logits - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+def test_export_leaves_the_map_out_on_request(world, run, out, tmp_path):
+    """--no-map writes what a mask of the same bits without a map gives; a head needs the map."""
+    mapped, file = tmp_path / "mapped.smn", out.with_suffix(".safetensors")
+    task = read_mask(world.mask)
+    write_mask(replace(task, affine=build_affine(task.layout.n_features)), mapped)
+    ran = run("export", mapped, "--no-map", "--out", file, *world.model)
+    assert "num_classes=0" in ran.err
+    plain = out.with_name("plain.safetensors")
+    assert run("export", world.mask, "--out", plain, *world.model).code == 0
+    found, expected = load_file(file), load_file(plain)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert "--no-map" in refused(run("export", mapped, "--no-map", "--head", "--out", file, *world.model))
+
+
 def test_export_is_in_float32_whatever_the_type(world, run, out):
     """--dtype is of a forward, and export has none: the weights are the same."""
     files = [out.with_name(f"{dtype}.safetensors") for dtype in ("float32", "bfloat16")]
@@ -301,8 +386,7 @@ def test_exported_weights_of_a_resampled_vit_load_as_it_says(run, out, tmp_path,
     file = out.with_suffix(".safetensors")
     ran = run("export", tmp_path / "m.smn", "--out", file, "--weights", tmp_path / "vit.pth")
     assert ran.code == 0
-    call = ran.err[ran.err.index("timm.create_model(") : ran.err.index(" and strict")]
-    model = eval(call, {"timm": timm})
+    model = as_it_says(ran)
     model.load_state_dict(load_file(file), strict=True)
 
 
@@ -314,6 +398,9 @@ def errors(world: World, tmp: Path, out: Path) -> dict[str, tuple[list[object], 
     (tmp / "text.smn").write_text("this is no mask")
     (tmp / "empty").mkdir()
     torch.save(plain_model("test_vit", {}).state_dict(), tmp / "vit.pth")
+    weights = torch.load(world.weights)
+    weights["bn1.weight"][0] = float("nan")
+    torch.save(weights, tmp / "nan.pth")
     write_images(tmp / "damaged", ["a.png", "b.png"])
     (tmp / "damaged" / "b.png").write_bytes((tmp / "damaged" / "b.png").read_bytes()[:300])
     embed = ["embed", world.images, "--out", out]
@@ -334,6 +421,7 @@ def errors(world: World, tmp: Path, out: Path) -> dict[str, tuple[list[object], 
         "weights of another": ([*embed, *world.model, "--weights", tmp / "vit.pth"], "vit.pth"),
         "missing weights": ([*embed, *world.model, "--weights", tmp / "nowhere.pth"], "nowhere.pth"),
         "text as weights": ([*embed, *world.model, "--weights", tmp / "text.smn"], "text.smn"),
+        "a weight that is NaN": ([*embed, *world.model, "--weights", tmp / "nan.pth"], "bn1.weight has a value"),
         "missing folder for out": (["embed", world.images, "--out", tmp / "no" / "x.npy", *world.model], "No such"),
         "out is a folder": (["embed", world.images, "--out", folder_named(tmp / "f.npy"), *world.model], "folder"),
         "out is not .npy": (["embed", world.images, "--out", out.with_suffix(".csv"), *world.model], ".npy"),
@@ -357,7 +445,8 @@ CASES = [
     "not a mask", "missing mask", "a folder as mask", "missing second mask", "unknown picture",
     "picture without suffix", "mask of another backbone", "other mean", "empty folder", "missing folder",
     "damaged image", "unknown split", "unknown backbone", "weights of another", "missing weights", "text as weights",
-    "missing folder for out", "out is a folder", "out is not .npy", "argument without value", "mean in words",
+    "a weight that is NaN", "missing folder for out",
+    "out is a folder", "out is not .npy", "argument without value", "mean in words",
     "size beyond the model", "export of another backbone", "export to nowhere",
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from smn_core.errors import InvalidArgument
 from smn_core.spec import BackboneSpec
-from smn_core.verbs.options import as_trained, model_options, parse_model_args
+from smn_core.verbs.options import DEFAULT_BACKBONE, as_trained, for_learning, model_options, parse_model_args
 
 
 @pytest.fixture
@@ -96,3 +96,60 @@ def test_an_argument_needs_a_name(text):
     """Without KEY= there is nothing to pass on."""
     with pytest.raises(InvalidArgument, match="KEY=VALUE"):
         parse_model_args([text])
+
+
+VARIABLES = {
+    "SMN_BACKBONE": "vit", "SMN_WEIGHTS": "w.pth", "SMN_MODEL_ARG": "depth=3,pad_type=same", "SMN_IMAGE_SIZE": "64",
+    "SMN_MEAN": "0.5", "SMN_STD": ".1,.2,.3", "SMN_CROP_PCT": "1", "SMN_DEVICE": "cpu", "SMN_DTYPE": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.fixture
+def spec_with(app):
+    """`spec_with(variables, *words)`: what a verb is told by variables and flags."""
+
+    def call(variables: dict[str, str], *words: str) -> BackboneSpec:
+        verb, called = app
+        done = CliRunner().invoke(verb, ["d", *words], env=variables)
+        assert done.exit_code == 0, done.output
+        return called.pop()[2]
+
+    return call
+
+
+def test_every_variable_counts_in_every_verb_with_a_model(spec_with):
+    """SMN_BACKBONE to SMN_DTYPE are what the flags would be; several arguments have commas; an empty one is none."""
+    spec = BackboneSpec(
+        "vit", Path("w.pth"), {"depth": 3, "pad_type": "same"}, 64, (0.5,), (0.1, 0.2, 0.3), 1.0, "cpu", "bfloat16"
+    )
+    assert as_trained(spec_with(VARIABLES), None) == spec
+    empty = dict.fromkeys(VARIABLES, "")
+    assert as_trained(spec_with(empty), None) == BackboneSpec(DEFAULT_BACKBONE)
+    commas = {"SMN_MODEL_ARG": '["channels=[8, 9]", "stem_width=8"]'}
+    assert as_trained(spec_with(commas), None).args == {"channels": [8, 9], "stem_width": 8}
+
+
+def test_a_flag_goes_before_its_variable_alone(spec_with):
+    """The other variables still count."""
+    spec = as_trained(spec_with(VARIABLES, "--backbone", "other", "--weights", "x.pth", "--dtype", "float32"), None)
+    assert (spec.name, spec.weights, spec.dtype) == ("other", Path("x.pth"), "float32")
+    assert (spec.args, spec.image_size, spec.device) == ({"depth": 3, "pad_type": "same"}, 64, "cpu")
+
+
+def test_a_mask_goes_before_the_variables(spec_with, make_backbone, make_mask):
+    """A mask fits one backbone: what it says of it holds, unless a flag says otherwise. The rest is the variables'."""
+    mask = make_mask(make_backbone("test_vit", depth=1, embed_dim=8, num_heads=1), with_preprocess=True)
+    pixels = mask.preprocess
+    spec = as_trained(spec_with(VARIABLES), mask)
+    assert (spec.name, spec.args) == ("test_vit", {"depth": 1, "embed_dim": 8, "num_heads": 1})
+    assert (spec.image_size, spec.mean, spec.std) == (pixels["input_size"][-1], pixels["mean"], pixels["std"])
+    assert (spec.weights, spec.device, spec.dtype) == (Path("w.pth"), "cpu", "bfloat16")
+    assert as_trained(spec_with(VARIABLES, "--image-size", "96"), mask).image_size == 96
+    silent = as_trained(spec_with(VARIABLES), replace(mask, preprocess=None))
+    assert (silent.image_size, silent.mean, silent.crop_pct) == (64, (0.5,), 1.0)
+
+
+def test_runs_learn_in_float32_whatever_the_servers_variable_says(spec_with):
+    """A trainer shares its environment with servers that may run in bfloat16; a flag is taken at its word."""
+    assert for_learning(spec_with({"SMN_DTYPE": "bfloat16"})).dtype == "float32"
+    assert for_learning(spec_with({"SMN_DTYPE": "bfloat16"}, "--dtype", "float16")).dtype == "float16"

@@ -20,7 +20,8 @@ from smn_core.cascade.file import open_folder
 from smn_core.cascade.router import route
 from smn_core.engine import Engine, Segment
 from smn_core.images import ImageReader
-from smn_core.maskfile import read_mask
+from smn_core.maskfile import read_mask, write_mask
+from tests.conftest import build_affine
 from tests.training.builders import N_TEST, N_TRAIN, REPOSITORY, World, config, python, run
 from training.checkpoints import CHECKPOINT, folder_of, read_checkpoint
 from training.config import parse_config
@@ -101,6 +102,23 @@ def test_an_expert_goes_on_from_the_root(world: World, root: Path, tmp_path: Pat
     assert all((ours.state[name] == values).all() for name, values in theirs.state.items())
     a, b = (read_checkpoint(folder_of(p) / CHECKPOINT)["state_dict"] for p in (out, root))
     assert all(torch.equal(a[name], b[name]) for name in b if not name.startswith("swav.queue"))
+
+
+def test_training_that_goes_on_from_a_mask_sees_no_map(world: World, root: Path, tmp_path: Path):
+    """Training attaches to the model itself: from a root with a map the same bits are learned as without it."""
+    mapped = tmp_path / "mapped.smn"
+    shutil.copytree(folder_of(root), folder_of(mapped))
+    plain = read_mask(root)
+    write_mask(replace(plain, affine=build_affine(plain.layout.n_features)), mapped)
+    short = replace(read_config(root), steps=3, batch_size=8)
+    found = []
+    for start in (root, mapped):
+        out = tmp_path / f"from-{start.stem}.smn"
+        run(world, out, short, "test_resnet", start=start, only=tuple(range(40)))
+        found.append(read_mask(out))
+    assert (found[0].packed == found[1].packed).all()
+    assert all((found[0].state[name] == values).all() for name, values in found[1].state.items())
+    assert found[1].affine is None
 
 
 def test_a_cascade_embeds_offline_as_its_masks_and_its_formulas_say(made: Path, world: World, smn_run, tmp_path):

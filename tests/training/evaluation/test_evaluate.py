@@ -69,6 +69,22 @@ def test_rows_are_the_protocols_scores_the_frozen_backbone_first(world: World, m
     assert few["deviation"] == pytest.approx(np.std(few["all"], ddof=1))
 
 
+def test_a_mask_with_a_map_is_scored_on_mapped_embeddings(world: World, make_mask):
+    """Probes see what the server gives out; the frozen row stays what it was."""
+    backbone = world.backbone()
+    mapped = make_mask(backbone, density=0.8, with_affine="float32")
+    engine = Engine(backbone, slots=1)
+    plan = EvaluationSettings(str(world.data), probes=("knn",), views=False)
+    rows = evaluate(engine, [("mapped", mapped)], plan)["rows"]
+    bare = replace(mapped, affine=None, digest="sha256:bare")
+    engine.prepare(bare)
+    train, test = (embed(engine, bare.digest, open_split(str(world.data), s), 32) for s in ("train", "test"))
+    expected = knn(mapped.affine.apply(train.z), train.labels, mapped.affine.apply(test.z))
+    assert rows[1]["knn"] == accuracy(expected, test.labels)
+    assert rows[1]["knn"] != accuracy(knn(train.z, train.labels, test.z), test.labels)
+    assert rows[0]["knn"] == evaluate(engine, [], plan)["rows"][0]["knn"]
+
+
 def test_low_shot_draws_are_the_same_for_every_mask(world: World, measured: Measured):
     settings = EvaluationSettings(str(world.data), probes=("linear",), labels=(3,), seeds=2)
     found = evaluate(measured.engine, [("a", measured.mask), ("b", measured.mask)], settings)
@@ -194,6 +210,8 @@ def test_images_that_cannot_be_read_are_left_out_and_counted(measured: Measured,
     (tmp_path / "set/003.png").write_bytes(b"no image")
     found = evaluate(measured.engine, [], EvaluationSettings(str(tmp_path / "set"), batch_size=4))
     assert found["rows"][0]["skipped"] == 1
+    (reason,) = found["unreadable"]["train"]
+    assert "003.png" in reason
     for path in (tmp_path / "set").iterdir():
         path.write_bytes(b"no image")
     with pytest.raises(InvalidData, match="none of the 20 images can be read"):

@@ -1,0 +1,43 @@
+"""What a run notes in `FILE.run/backbone.json`: the weights that it learned on, for `smn serve FILE.smn`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from smn_core.errors import InvalidArgument
+from smn_core.files import write_bytes
+from smn_core.spec import BackboneSpec
+
+FILE_NAME = "backbone.json"
+
+
+def run_folder(file: Path) -> Path:
+    """The folder of the run that wrote a file: `photos.run` beside `photos.smn`."""
+    return file.with_name(f"{file.stem}.run")
+
+
+def write_backbone(folder: Path, spec: BackboneSpec, fingerprint: str) -> None:
+    """Note the backbone of a run in its folder; `weights` is null where they are timm's own."""
+    weights = str(spec.weights.absolute()) if spec.weights is not None else None
+    noted = {"backbone": spec.name, "model_arg": dict(spec.args), "weights": weights, "fingerprint": fingerprint}
+    write_bytes(folder / FILE_NAME, (json.dumps(noted, indent=2) + "\n").encode())
+
+
+def read_weights(file: Path, fingerprint: str) -> Path | None:
+    """The weights that the run beside a mask file learned on; None where there is no note, or they are timm's own.
+
+    A note of another fingerprint is of another run, which has left it there, and says nothing of this mask.
+
+    Raises:
+        InvalidArgument: the note is damaged.
+    """
+    path = run_folder(file) / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        noted = json.loads(path.read_text())
+        weights = noted["weights"] if noted["fingerprint"] == fingerprint else None
+        return Path(weights) if weights is not None else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidArgument(f"{path} is damaged: remove it, and name the weights with --weights FILE") from error

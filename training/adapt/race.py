@@ -1,0 +1,161 @@
+"""Try candidates within a time: a short run of each first, then the best ones go on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from smn_core.errors import InvalidMask
+from smn_core.mask import TaskMask
+from smn_core.spec import BackboneSpec
+from training.adapt.budget import LEARNING_STARTS_S, Budget
+from training.adapt.candidates import FEWEST_STEPS, Candidate, size
+from training.adapt.look import Tell
+from training.adapt.record import Record, Run
+from training.adapt.score import Scorer
+from training.config import Config
+from training.request import Request
+from training.run import build_learner, export_learned, finish, fit, prepare
+
+HEATS = 0.45
+"""Share of the learning time for the first, short runs."""
+STEPS_OF_A_HEAT = 24
+"""Fewer do not tell candidates apart: rather try fewer of them."""
+RESERVE = 1.1
+"""A step may take so much longer than it was timed."""
+TELL_EVERY_S = 15.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all runs of a race have in common. `only` are the numbers of the images to learn from."""
+
+    spec: BackboneSpec
+    data: str
+    only: tuple[int, ...]
+    seed: int
+    workers: int
+    command: Sequence[str]
+    budget: Budget
+    tell: Tell
+
+
+def race(
+    course: Course, candidates: Sequence[Candidate], step_s: Mapping[str, float], record: Record, scorer: Scorer
+) -> None:
+    """Run candidates until the learning time ends, and keep every finished run in the record.
+
+    Args:
+        candidates: those of which there is time for fewer are tried in this order.
+        step_s: seconds that a step of each is expected to take.
+
+    Raises:
+        KeyboardInterrupt: ctrl-C; the record has what was finished.
+    """
+    frozen, seconds = scorer.score(None), dict(step_s)
+    course.tell(f"without a mask an image keeps {frozen:.3f} of its neighbours between two views")
+    heat_s = HEATS * course.budget.learning_left_s
+    entered = _enter(candidates, seconds, heat_s)
+    for i, candidate in enumerate(entered):
+        if record.best_of(candidate.name) is None:
+            _run(course, candidate, None, heat_s / len(entered), seconds, record, scorer)
+        elif i == 0:
+            course.tell(f"{len(record.runs)} runs are finished already, in {record.folder}")
+    while (chosen := _choose(course, entered, frozen, seconds, record)) is not None:
+        candidate, before = chosen
+        _run(course, candidate, before, course.budget.learning_left_s, seconds, record, scorer)
+
+
+def _enter(candidates: Sequence[Candidate], step_s: Mapping[str, float], heat_s: float) -> list[Candidate]:
+    """As many of the first candidates as have time for a heat that tells something; at least one."""
+    for n in range(len(candidates), 1, -1):
+        if all(heat_s / n >= STEPS_OF_A_HEAT * step_s[c.name] + LEARNING_STARTS_S for c in candidates[:n]):
+            return list(candidates[:n])
+    return list(candidates[:1])
+
+
+def _choose(
+    course: Course, entered: Sequence[Candidate], frozen: float, step_s: Mapping[str, float], record: Record
+) -> tuple[Candidate, Run] | None:
+    """The best candidate that may go on, and the run that it goes on from; None: none promises anything, or no time."""
+    ranked = sorted(entered, key=lambda c: _score(record, c), reverse=True)
+    for candidate in ranked:
+        before = record.best_of(candidate.name)
+        if before is None or before.score < frozen:
+            continue
+        went_on = max(run.total_steps for run in record.runs if run.candidate == candidate.name)
+        # A run that went on and came out worse shows where the candidate ends.
+        if went_on > before.total_steps or candidate.most_steps - went_on < FEWEST_STEPS:
+            continue
+        if _count_steps(course.budget.learning_left_s, step_s[candidate.name]) >= FEWEST_STEPS:
+            return candidate, before
+    return None
+
+
+def _score(record: Record, candidate: Candidate) -> float:
+    best = record.best_of(candidate.name)
+    return best.score if best is not None else -math.inf
+
+
+def _count_steps(seconds: float, step_s: float) -> int:
+    return int((seconds - LEARNING_STARTS_S) / (RESERVE * step_s))
+
+
+def _run(
+    course: Course,
+    candidate: Candidate,
+    before: Run | None,
+    seconds: float,
+    step_s: dict[str, float],
+    record: Record,
+    scorer: Scorer,
+) -> None:
+    """Run a candidate for so many seconds at most, from the end of an earlier run if there is one; keep it."""
+    clock, done = course.budget.clock, before.total_steps if before is not None else 0
+    began = clock()
+    n_steps = min(max(FEWEST_STEPS, _count_steps(seconds, step_s[candidate.name])), candidate.most_steps - done)
+    config = size(candidate, n_steps, goes_on=before is not None)
+    name = f"{candidate.name}-{sum(run.candidate == candidate.name for run in record.runs) + 1}.smn"
+    course.tell(f"{candidate.name}: {n_steps} steps ({candidate.why}{', going on' if before is not None else ''})")
+    start = record.path(before) if before is not None else None
+    try:
+        until = min(began + seconds, course.budget.learning_until)
+        mask, taken, fit_s = _learn(course, config, record.folder / name, start, until)
+    except InvalidMask as error:
+        course.tell(f"  {candidate.name} is out: {error}")
+        step_s[candidate.name] = math.inf
+        return
+    step_s[candidate.name] = fit_s / max(1, taken)
+    score = scorer.score(mask)
+    record.add(Run(candidate.name, name, taken, done + taken, clock() - began, score, mask.n_off))
+    course.tell(f"  {taken} steps in {clock() - began:.0f} s, {mask.n_off:,} weights OFF, neighbours kept {score:.3f}")
+
+
+def _learn(course: Course, config: Config, out: Path, start: Path | None, until: float) -> tuple[TaskMask, int, float]:
+    """One run, cut short at `until` by the clock; the mask, the steps that were taken and their seconds."""
+    request = Request(
+        course.spec, course.data, config, out, seed=course.seed, overwrite=True, workers=course.workers,
+        command=course.command, start=start, only=course.only,
+    )  # fmt: skip
+    prepared = prepare(request)
+    learner, first_step = build_learner(prepared)
+    clock = course.budget.clock
+    began = told = clock()
+
+    def on_step(n_done: int) -> None:
+        nonlocal told
+        now = clock()
+        if now > until:
+            learner.trainer.should_stop = True
+        if now - told > TELL_EVERY_S:
+            told = now
+            course.tell(f"  step {n_done} of {config.steps}, {max(0.0, until - now):.0f} s left for this run")
+
+    fitted = fit(prepared, learner, first_step, on_step)
+    took = clock() - began
+    mask = export_learned(prepared, learner, fitted.curve)
+    assert mask is not None
+    finish(prepared, learner, fitted, mask)
+    return mask, len(fitted.curve.rows), took

@@ -1,0 +1,63 @@
+"""The verb `smn adapt`. This module imports typer alone; what the verb needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smn_core.spec import BackboneSpec
+from smn_core.verbs.options import model_options
+
+app = typer.Typer()
+INTERRUPTED = 130
+FEWEST_MINUTES, MOST_MINUTES = 0.2, 7 * 24 * 60.0
+
+
+@app.command()
+@model_options
+def adapt(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of images, .npz, or torchvision:NAME.")],
+    spec: BackboneSpec,
+    minutes: Annotated[
+        float, typer.Option(min=FEWEST_MINUTES, max=MOST_MINUTES, help="For the whole command, verdict included.")
+    ] = 15.0,
+    labelled: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder for each class, ten images in each: they decide a close verdict."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.smn", help="The mask; its run stays in FILE.run/. Default: DATA's name, here."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the images kept unseen, and of the runs.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="torch's threads; 0: the fastest, measured.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what an earlier start made.")] = False,
+) -> None:
+    """Learn a mask from a folder of photos without labels, test whether it helps, and say so in words.
+
+    Tries several recipes within the time, fits a map, and judges the best on images kept unseen, against the untouched
+    backbone. The last line is "verdict: adopt", "verdict: leave it" (FILE then changes nothing) or "verdict: cannot
+    tell". Ctrl-C keeps what is finished; the same command goes on.
+    """
+    began = time.monotonic()
+    print(f"smn adapt: {minutes:g} minutes at most for {data}", flush=True)
+
+    import torch
+
+    from training.adapt.adapt import Request, adapt, name_output
+
+    if threads:
+        torch.set_num_threads(threads)
+    file = out if out is not None else name_output(data)
+    request = Request(
+        spec, data, file, minutes=minutes, labelled=labelled, seed=seed, workers=workers, threads=threads,
+        overwrite=overwrite, command=["smn", *sys.argv[1:]],
+    )  # fmt: skip
+    ended = adapt(request, lambda line: print(line, flush=True), began=began)
+    if ended.interrupted:
+        raise typer.Exit(INTERRUPTED)

@@ -1,0 +1,91 @@
+"""`smn verdict`: open what is judged, judge it, print it, and write it into a file where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from smn_core.backbone import load_backbone
+from smn_core.engine import Engine
+from smn_core.errors import InvalidArgument
+from smn_core.imageset import ImageSet, open_images
+from smn_core.mask import TaskMask
+from smn_core.maskfile import read_mask, write_mask
+from smn_core.spec import BackboneSpec
+from smn_core.verbs import show
+from smn_core.verbs.options import as_trained
+from training.data import TRAIN, Subset, has_split, open_split
+from training.evaluation.labelled import require_labels
+from training.evaluation.tables import print_verdicts
+from training.evaluation.verdict import count_embeddings, judge, store_verdict
+
+UNSEEN_SPLITS = ("test", "val")
+UNSEEN_SHARE, CUT_SEED = 1 / 3, 0
+ALL_SEEN = (
+    "warning: the data have no test split, and a mask's run may have seen all of these images: it is judged on images"
+    " that it was learned on (unseen: none)"
+)
+
+
+def run(
+    spec: BackboneSpec,
+    files: Sequence[Path],
+    data: str,
+    *,
+    labelled: Path | None,
+    foreign: Path | None,
+    out: Path | None,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Judge mask files on a set of images and print the verdicts; with `out` write the one mask with its verdict.
+
+    Raises:
+        InvalidArgument: `out` with several files, or it cannot be written.
+        InvalidData, InvalidMask, WrongBackbone: as `judge`, or a file or set that cannot be read.
+    """
+    if out is not None and len(files) != 1:
+        raise InvalidArgument(f"--out writes one mask, and {len(files)} are judged: give one FILE")
+    masks = [(path.name, read_mask(path)) for path in files]
+    other = read_mask(foreign) if foreign is not None else None
+    few = open_images(labelled) if labelled is not None else None
+    if few is not None:
+        require_labels(few.labels)
+    seen, unseen = open_seen_and_unseen(data, [mask for _, mask in masks])
+    if unseen is None:
+        show.note(ALL_SEEN)
+    engine = Engine(load_backbone(as_trained(spec, masks[0][1])), slots=1)
+    total = count_embeddings(masks, seen, unseen, foreign=other, labelled=few)
+    with show.images_progress(total) as on_batch:
+        verdicts = judge(
+            engine, masks, seen, unseen, foreign=other, labelled=few, batch_size=batch_size, on_batch=on_batch
+        )
+    if out is not None:
+        write_mask(store_verdict(masks[0][1], verdicts[0]), out)
+    if as_json:
+        show.as_json({"data": Path(data).name, "verdicts": [verdict.as_json() for verdict in verdicts]})
+    else:
+        print_verdicts(verdicts)
+
+
+def open_seen_and_unseen(data: str, masks: Sequence[TaskMask]) -> tuple[ImageSet, ImageSet | None]:
+    """The images that the masks' runs learned from, and images that none of them saw, or None.
+
+    The latter are the test split (or `val`). Without one, a third of the images where all masks name another data
+    set than this one; a mask that names this one, or none, may have seen everything.
+
+    Raises:
+        InvalidData: as `open_split`.
+    """
+    for split in UNSEEN_SPLITS:
+        if has_split(data, split):
+            return open_split(data, TRAIN), open_split(data, split)
+    images = open_split(data, TRAIN)
+    named = [mask.metadata.get("dataset", "") for mask in masks]
+    if any(name in ("", Path(data).name) for name in named):
+        return images, None
+    order = np.random.default_rng(CUT_SEED).permutation(len(images.names))
+    n_unseen = round(UNSEEN_SHARE * len(order))
+    return Subset(images, np.sort(order[n_unseen:])), Subset(images, np.sort(order[:n_unseen]))

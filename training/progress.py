@@ -1,0 +1,118 @@
+"""What a run says on stderr while it goes: a first word, bars on a terminal, lines in a log, how to go on after a stop.
+
+It imports nothing slow, because its first word comes before the slow imports are done.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+FIRST_WORD_S = 2.0
+"""A refusal that comes sooner stays the one line on stderr. With it a user hears something within 5 seconds."""
+
+EVERY_S = 10.0
+"""Between two lines of a log lie so many seconds at least."""
+
+Advance = Callable[[int], None]
+"""Called with how many more are done."""
+
+Bar = Callable[[str, int], AbstractContextManager[Advance]]
+"""Takes what is counted and how many there are."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run ended because a signal asked it to. Its checkpoint holds step `step` of `total`."""
+
+    def __init__(self, number: int, step: int, total: int) -> None:
+        super().__init__(f"stopped after step {step} of {total}")
+        self.number, self.step, self.total = number, step, total
+
+
+def say(text: str) -> None:
+    """A line on stderr: stdout belongs to results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def first_word(text: str) -> Iterator[None]:
+    """Say `text` if the block takes longer than `FIRST_WORD_S`."""
+    timer = threading.Timer(FIRST_WORD_S, say, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class Pace:
+    """Tells when a line of a log is due: at once, and `EVERY_S` after each line."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = clock()
+
+    def is_due(self) -> bool:
+        """Whether a line is due. If so, the next one is due later."""
+        now = self._clock()
+        if now < self._next:
+            return False
+        self._next = now + EVERY_S
+        return True
+
+
+@contextmanager
+def count(what: str, total: int) -> Iterator[Advance]:
+    """Count on stderr: a bar on a terminal, elsewhere a line at the first call and then at most one each `EVERY_S`."""
+    if sys.stderr.isatty():
+        from smn_core.verbs.show import progress
+
+        with progress(what, total) as advance:
+            yield advance
+        return
+    pace, done = Pace(), 0
+
+    def tell(n: int) -> None:
+        nonlocal done
+        done += n
+        if pace.is_due():
+            say(f"{what}: {done} of {total}")
+
+    yield tell
+
+
+@contextmanager
+def count_silently(_: str, __: int) -> Iterator[Advance]:
+    """A `Bar` that shows nothing."""
+    yield lambda _: None
+
+
+def name_unreadable(reasons: Sequence[str], where: str = "", say: Callable[[str], None] = say) -> None:
+    """Say how many images could not be read, and which ones, with the reasons. Without any, nothing is said."""
+    if reasons:
+        what, verb = ("image", "was") if len(reasons) == 1 else ("images", "were")
+        say(f"warning: {len(reasons)} {what}{where} could not be read and {verb} left out:")
+        for reason in reasons:
+            say(f"  {reason}")
+
+
+def say_how_to_go_on(words: Iterable[str], stopped: KeyboardInterrupt) -> int:
+    """Say, in the last line, the command that goes on after a stop, and return the exit code of the stopped one.
+
+    A run that had not begun is started again by the same command: an earlier run of its name is still there.
+    """
+    command, number = list(words), signal.SIGINT
+    if isinstance(stopped, Stopped):
+        command = [word for word in command if word not in ("--overwrite", "--resume")] + ["--resume"]
+        number = signal.Signals(stopped.number)
+        say(f"{stopped}, with a checkpoint. This goes on:")
+    else:
+        say("stopped before the first step. This begins again:")
+    say(shlex.join(command))
+    return 128 + int(number)

@@ -24,10 +24,10 @@ from benchmarks.rows import row
 from smn_core.backbone import Backbone, wrap
 from smn_core.cascade.cascade import Cascade, concatenate_all, concatenate_picked, fuse
 from smn_core.cascade.fusion import CONDITIONAL, MODES, UNCONDITIONAL, Fusion
-from smn_core.cascade.matrices import quantise
 from smn_core.cascade.router import Router, route
 from smn_core.engine import Engine, Segment
 from smn_core.mask import TaskMask
+from smn_core.matrices import quantise
 from smn_core.spec import BackboneSpec
 
 MODELS = ("vit_tiny_patch16_224", "resnet50")

@@ -18,9 +18,9 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from smn_core.errors import InvalidArgument, InvalidMask
+from smn_core.matrices import PRECISIONS, dequantise, quantise
 
 DIAGONAL, MATRIX = "diagonal", "matrix"
-PRECISIONS = ("float32", "float16", "int8")
 NAMES = ("mean", "scale", "matrix", "matrix_scale")
 
 
@@ -89,8 +89,7 @@ class Affine:
         if self.scale is not None:
             return np.diag(self.scale)
         assert self.matrix is not None
-        matrix: ndarray = self.matrix.astype(np.float32)
-        return matrix if self.matrix_scale is None else matrix * self.matrix_scale[:, None]
+        return dequantise(self.tensors(), "matrix")
 
     def apply(self, z: Float32[ndarray, "n d"]) -> Float32[ndarray, "n d"]:
         """Map rows of embeddings."""
@@ -131,13 +130,8 @@ def in_precision(affine: Affine, precision: str) -> Affine:
         raise InvalidArgument(f"unknown precision {precision!r}: choose {', '.join(PRECISIONS)}")
     if affine.scale is not None:
         return affine
-    full = affine.full
-    if precision != "int8":
-        with np.errstate(over="ignore"):
-            matrix = full.astype(precision)
-        if not np.isfinite(matrix).all():
-            raise InvalidArgument("the map has values that float16 does not hold")
-        return Affine(affine.mean, matrix=matrix)
-    scale = np.maximum(np.abs(full).max(1), 1e-30).astype(np.float32) / np.float32(127)
-    matrix = np.rint(full / scale[:, None]).clip(-127, 127).astype(np.int8)
-    return Affine(affine.mean, matrix=matrix, matrix_scale=scale)
+    with np.errstate(over="ignore"):
+        stored = quantise("matrix", affine.full, precision)
+    if not np.isfinite(stored["matrix"]).all():
+        raise InvalidArgument("the map has values that float16 does not hold")
+    return Affine(affine.mean, **stored)

@@ -6,10 +6,11 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
-from smn_core.affine import DIAGONAL, PRECISIONS, Affine, in_precision
+from smn_core.affine import DIAGONAL, Affine, in_precision
 from smn_core.engine import Engine
 from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.imageset import ImageSet
+from smn_core.matrices import PRECISIONS
 from smn_core.verbs.offline import OnBatch, say_nothing
 from training.features import embed, embed_view, sample
 from training.within import fit_diagonal, fit_within

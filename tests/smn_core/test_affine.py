@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smn_core.affine import DIAGONAL, MATRIX, NAMES, PRECISIONS, Affine, affine_of, in_precision
+from smn_core.affine import DIAGONAL, MATRIX, NAMES, Affine, affine_of, in_precision
 from smn_core.errors import InvalidArgument, InvalidMask
+from smn_core.matrices import PRECISIONS
 
 D = 6
 

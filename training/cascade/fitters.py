@@ -20,8 +20,8 @@ from smn_core.cascade.fusion import UNCONDITIONAL, Fusion
 from smn_core.cascade.kinds import KINDS
 from smn_core.cascade.kinds.pca import PackedPca, PcaInt3, PcaInt4
 from smn_core.cascade.kinds.random_signs import draw_signs
-from smn_core.cascade.matrices import PRECISIONS, dequantise, quantise
 from smn_core.errors import InvalidArgument, InvalidData
+from smn_core.matrices import PRECISIONS, dequantise, quantise
 from training.cascade import feedback
 
 VARIANCE_FLOOR = 1e-7

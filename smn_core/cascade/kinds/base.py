@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from numpy import ndarray
 
-from smn_core.cascade.matrices import PRECISIONS, dequantise
 from smn_core.errors import InvalidCascade
+from smn_core.matrices import PRECISIONS, dequantise
 
 Tensors = Mapping[str, ndarray]
 """The tensors of one mode by name."""

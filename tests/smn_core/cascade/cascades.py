@@ -11,8 +11,8 @@ from smn_core.cascade.codes import pack
 from smn_core.cascade.fusion import Fusion
 from smn_core.cascade.kinds import KINDS
 from smn_core.cascade.kinds.pca import PackedPca
-from smn_core.cascade.matrices import quantise
 from smn_core.cascade.router import Router
+from smn_core.matrices import quantise
 
 D, K, Q, P, S, R = 12, 3, 5, 7, 2, 4
 

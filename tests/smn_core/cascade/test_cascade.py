@@ -19,10 +19,10 @@ from smn_core.cascade.cascade import concatenate_all, concatenate_picked, fuse, 
 from smn_core.cascade.fusion import Fusion
 from smn_core.cascade.kinds import KINDS
 from smn_core.cascade.kinds.random_signs import draw_signs
-from smn_core.cascade.matrices import PRECISIONS, quantise
 from smn_core.cascade.router import Router, route, route_slowly
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidArgument, NotReady
+from smn_core.matrices import PRECISIONS, quantise
 from tests.smn_core.builders import TINY_RESNET, by_hand, images, lively
 from tests.smn_core.cascade.cascades import D, K, Q, build_cascade, build_fusion, build_router, embeddings
 

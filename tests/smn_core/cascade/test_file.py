@@ -14,8 +14,8 @@ from smn_core.backbone import wrap
 from smn_core.cascade import file as cascadefile
 from smn_core.cascade.fusion import Fusion
 from smn_core.cascade.kinds import KINDS
-from smn_core.cascade.matrices import PRECISIONS
 from smn_core.errors import InvalidCascade, InvalidMask, WrongBackbone
+from smn_core.matrices import PRECISIONS
 from smn_core.spec import BackboneSpec
 from tests.smn_core.cascade.cascades import D, K, build_cascade, build_fusion, build_router, digest
 

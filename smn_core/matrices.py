@@ -1,6 +1,6 @@
-"""A matrix as a fusion stores it: float32, float16, or int8 with one float32 scale for each row.
+"""A matrix as files store it, of a fusion or a map: float32, float16, or int8 with one float32 scale for each row.
 
-`int8` stores `round(row / scale)` with `scale = max(|row|) / 127`. Fewer than 8 bits an entry are in codes.py.
+`int8` stores `round(row / scale)` with `scale = max(|row|) / 127`. Fewer than 8 bits an entry are in cascade/codes.py.
 """
 
 from __future__ import annotations

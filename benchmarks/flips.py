@@ -50,7 +50,7 @@ def main(
 ) -> None:
     """Print kNN and linear probe of every variant."""
     torch.set_num_threads(1)
-    spec = as_trained(spec, read_mask(mask))
+    spec = as_trained(spec, read_mask(mask), mask)
     backbone = load_backbone(spec)
     task, rng = read_mask(mask, backbone.layout), np.random.default_rng(seed)
     x, labels = _images(backbone, data, images, rng)

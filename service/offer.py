@@ -19,7 +19,7 @@ from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits, read_file
 from smn_core.names import check_name
 from smn_core.verbs.options import OPTIONS, as_trained, spec_of
-from smn_core.verbs.recorded import read_weights, run_folder
+from smn_core.verbs.recorded import missing_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,7 @@ def settle(given: Mapping[str, Any], offers: Sequence[Offer], make: Callable[[di
         told["weights"] = noted
     settings = make({**told, **given})
     if noted is not None and settings.spec().weights is None:
-        raise InvalidArgument(
-            f"{run_folder(first.path)} says that {first.path} was learned on {noted}, which is not there: "
-            "say --weights FILE"
-        )
+        raise InvalidArgument(missing_weights(first.path, noted))
     preloaded = [*settings.preload, *(offer.name for offer in offers if offer.name not in settings.preload)]
     return settings.model_copy(update={"preload": preloaded})
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from smn_core.verbs.offline import Embed
 
 app = typer.Typer()
+SOME_LEFT_OUT = 1
+"""The exit code where a result was written without some of the images."""
 
 MaskFile = Annotated[Path, typer.Argument(metavar="FILE", help="A mask file (smn-mask/1).")]
 FileOrCascade = Annotated[Path, typer.Argument(metavar="FILE", help="A mask file, a cascade file, or its folder.")]
@@ -79,11 +81,15 @@ def embed(
     split: Annotated[str | None, typer.Option(metavar="NAME", help="train, test: of an .npz, or a subfolder.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 32,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 2,
+    strict: Annotated[bool, typer.Option("--strict", help="Write nothing if an image cannot be read.")] = False,
 ) -> None:
-    """Embed a folder or an .npz of images through a mask or a cascade, without a server."""
+    """Embed a folder or an .npz of images through a mask or a cascade, without a server.
+
+    An image that cannot be read has no row. It is named and counted, and the exit code is then 1.
+    """
     from smn_core.imageset import open_images
     from smn_core.verbs.offline import embed_through, embed_to_file, keep_first
-    from smn_core.verbs.show import images_progress, note
+    from smn_core.verbs.show import images_progress, name_unreadable, note
 
     if out.suffix != ".npy":
         raise InvalidArgument(f"--out {out}: embeddings are written as .npy")
@@ -98,8 +104,13 @@ def embed(
         engine, digest = _engine(spec, mask)
         run, width = keep_first(embed_through(engine, digest), dimensions, engine.backbone.n_features)
     with images_progress(len(images.names)) as on_batch:
-        embed_to_file(images, engine, run, width, out, batch_size=batch_size, workers=workers, on_batch=on_batch)
-    note(f"{len(images.names)} embeddings of {width} features in {out}")
+        skipped = embed_to_file(
+            images, engine, run, width, out, batch_size=batch_size, workers=workers, strict=strict, on_batch=on_batch
+        )
+    name_unreadable(skipped)
+    note(f"{len(images.names) - len(skipped)} embeddings of {width} features in {out}")
+    if skipped:
+        raise typer.Exit(SOME_LEFT_OUT)
 
 
 @app.command()
@@ -159,7 +170,7 @@ def _cascade_engine(
     found = open_folder(folder)
     cascade, masks = found.cascade, found.masks()
     chosen = cascade.choose_mode(mode)
-    backbone = load_backbone(as_trained(spec, masks[0]))
+    backbone = load_backbone(as_trained(spec, masks[0], found.files[0]))
     check_fits(cascade, backbone)
     engine = Engine(backbone, slots=len(masks))
     warnings = {warning: None for mask in masks for warning in engine.prepare(mask)}
@@ -177,7 +188,7 @@ def _backbone_and_mask(spec: BackboneSpec, mask: Path | None) -> tuple[Any, Any]
     from smn_core.verbs.show import note
 
     task = read_mask(mask) if mask is not None else None
-    backbone = load_backbone(as_trained(spec, task))
+    backbone = load_backbone(as_trained(spec, task, mask))
     if backbone.ignored:
         note(
             f"{spec.weights}: ignored {len(backbone.ignored)} keys that the backbone has no place for: "

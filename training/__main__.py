@@ -245,7 +245,8 @@ def cascade(
     if on or min(processes, experts) > 1:
         fan_out = choose_fan_out(on, processes, threads, cpus, gpus, retries, experts, spec.device)
     request = CascadeRequest(
-        as_trained(for_learning(spec), read_mask(root)), data, root, config, out, experts=experts, clusters=clusters,
+        as_trained(for_learning(spec), read_mask(root), root), data, root, config, out, experts=experts,
+        clusters=clusters,
         fusion=parse_fusion(fusion, seed), modes=fitted, mode=mode or fitted[0], split=split, seed=seed,
         resume=resume, overwrite=overwrite, workers=workers, fan_out=fan_out, batch_size=batch_size,
         command=["smn", *sys.argv[1:]],

@@ -15,14 +15,9 @@ from smn_core.verbs.recorded import run_folder
 CHECKPOINT, README = "last.ckpt", "README.md"
 
 
-def folder_of(out: Path) -> Path:
-    """The folder of the run that writes `out`, with its checkpoint, curve and plots."""
-    return run_folder(out)
-
-
 def is_finished(out: Path) -> bool:
     """Whether the run that writes `out` has ended: it writes its README last."""
-    return out.exists() and (folder_of(out) / README).exists()
+    return out.exists() and (run_folder(out) / README).exists()
 
 
 def read_checkpoint(path: Path, mend: str = "") -> dict[str, Any]:

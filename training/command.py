@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 
 from smn_core.verbs import show
-from training.progress import name_unreadable, say
+from smn_core.verbs.show import name_unreadable
+from training.progress import say
 from training.recipes import describe_recipes
 from training.request import Request, Result
 from training.run import NOTHING_OFF

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 FIRST_WORD_S = 2.0
@@ -91,15 +91,6 @@ def count(what: str, total: int) -> Iterator[Advance]:
 def count_silently(_: str, __: int) -> Iterator[Advance]:
     """A `Bar` that shows nothing."""
     yield lambda _: None
-
-
-def name_unreadable(reasons: Sequence[str], where: str = "", say: Callable[[str], None] = say) -> None:
-    """Say how many images could not be read, and which ones, with the reasons. Without any, nothing is said."""
-    if reasons:
-        what, verb = ("image", "was") if len(reasons) == 1 else ("images", "were")
-        say(f"warning: {len(reasons)} {what}{where} could not be read and {verb} left out:")
-        for reason in reasons:
-            say(f"  {reason}")
 
 
 def say_how_to_go_on(words: Iterable[str], stopped: KeyboardInterrupt) -> int:

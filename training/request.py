@@ -12,7 +12,7 @@ from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, for_learning
-from training.checkpoints import folder_of
+from smn_core.verbs.recorded import run_folder
 from training.config import MASKS, OBJECTIVES, Config, override
 from training.labels import parse_amount
 from training.recipes import find_recipe
@@ -45,7 +45,7 @@ class Request:
 
     @property
     def folder(self) -> Path:
-        return folder_of(self.out)
+        return run_folder(self.out)
 
     @property
     def start_digest(self) -> str:
@@ -98,7 +98,7 @@ def make_request(
     amount = parse_amount(labels) if labels is not None else None
     made_by = read_mask(start) if start is not None else None
     return Request(
-        as_trained(for_learning(spec), made_by), data, config, out, split=split, seed=seed, labels=amount,
+        as_trained(for_learning(spec), made_by, start), data, config, out, split=split, seed=seed, labels=amount,
         resume=resume, overwrite=overwrite, workers=workers, command=command, start=start,
         fixed=tuple(text.partition("=")[0] for text in setting or ()),
     )  # fmt: skip
@@ -107,7 +107,7 @@ def make_request(
 def _require_start(start: Path, config: Config, out: Path) -> None:
     if not config.learns_mask:
         raise InvalidArgument(f"--start: objective {config.objective} learns no mask: choose {', '.join(MASKS)}")
-    if folder_of(start).resolve() == folder_of(out).resolve():
+    if run_folder(start).resolve() == run_folder(out).resolve():
         raise InvalidArgument(f"--start {start} is what --out would replace: give --out another name")
 
 

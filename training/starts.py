@@ -12,8 +12,9 @@ from torch import Tensor
 from smn_core.backbone import Backbone
 from smn_core.errors import InvalidWeights
 from smn_core.maskfile import read_mask
+from smn_core.verbs.recorded import run_folder
 from training import export
-from training.checkpoints import CHECKPOINT, folder_of, read_checkpoint
+from training.checkpoints import CHECKPOINT, read_checkpoint
 from training.config import Config, parse_config
 from training.learner import Learner
 
@@ -24,7 +25,7 @@ def read_config(root: Path) -> Config:
     Raises:
         InvalidWeights: the run does not lie beside the mask, or is damaged.
     """
-    found = read_checkpoint(folder_of(root) / CHECKPOINT)
+    found = read_checkpoint(run_folder(root) / CHECKPOINT)
     return parse_config(json.loads(found["smn"]["recipe"]))
 
 
@@ -37,7 +38,7 @@ def load(learner: Learner, backbone: Backbone, root: Path, root_state: Mapping[s
         InvalidWeights: the run does not lie beside the mask, has another backbone or other shapes, or did not end with
             this mask.
     """
-    path = folder_of(root) / CHECKPOINT
+    path = run_folder(root) / CHECKPOINT
     checkpoint = read_checkpoint(path)
     if checkpoint["smn"].get("fingerprint") != learner.fingerprint:
         raise InvalidWeights(f"{path} was written by a run on another backbone")

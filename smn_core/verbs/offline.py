@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from smn_core.backbone import require_dimensions
 from smn_core.engine import Engine, Segment
-from smn_core.errors import InvalidImage
+from smn_core.errors import InvalidData, InvalidImage
 from smn_core.files import replacing, write_bytes
 from smn_core.images import ImageReader, draft_side_px
 from smn_core.imageset import FolderSet, ImageSet
@@ -128,25 +129,46 @@ def embed_to_file(
     *,
     batch_size: int = 32,
     workers: int = 2,
+    strict: bool = False,
     on_batch: OnBatch = say_nothing,
-) -> None:
-    """Embed all images and write float32 [N,width] to `out` (`.npy`).
+) -> list[str]:
+    """Embed all images and write float32 [N,width] to `out` (`.npy`), a row for each readable image.
 
     For a folder the relative paths are written too, line i for row i, to `out` with the suffix `.txt`.
 
+    Args:
+        strict: an unreadable image ends it. Otherwise such images have no row.
+
+    Returns:
+        Why each of the images without a row cannot be read.
+
     Raises:
-        InvalidImage: an image cannot be decoded; nothing is written.
+        InvalidImage: an image cannot be decoded and `strict` is said; nothing is written.
+        InvalidData: no image can be decoded; nothing is written.
         InvalidArgument: `out` cannot be written.
     """
     n_images = len(images.names)
-    inputs = read_batches(n_images, make_loader(images, engine), batch_size, workers)
+    skipped: list[str] = []
+    kept: list[int] = []
+    inputs = read_batches(n_images, make_loader(images, engine), batch_size, workers, None if strict else skipped)
     with replacing(out) as temporary:
         # Written batch by batch, not through a memory map: on a full disk a map would end the process with SIGBUS.
         with temporary.open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (n_images, width)}
-            np.lib.format.write_array_header_1_0(file, header)
+            _write_header(file, n_images, width)
             for indices, z in embed_batches(embed, inputs):
                 file.write(z.numpy().astype("<f4").tobytes())
+                kept += indices
                 on_batch(len(indices))
+            if not kept:
+                raise InvalidData(f"none of the {n_images} images can be read; the first: {skipped[0]}")
+            # numpy leaves room in a header for a longer first axis, so it can be written again in its place.
+            file.seek(0)
+            _write_header(file, len(kept), width)
         if isinstance(images, FolderSet):
-            write_bytes(out.with_suffix(".txt"), os.fsencode("".join(f"{_line(name)}\n" for name in images.names)))
+            names = "".join(f"{_line(images.names[index])}\n" for index in kept)
+            write_bytes(out.with_suffix(".txt"), os.fsencode(names))
+    return skipped
+
+
+def _write_header(file: BinaryIO, n_rows: int, width: int) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (n_rows, width)})

@@ -10,12 +10,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import typer
 
 from smn_core.errors import InvalidArgument
 from smn_core.spec import BackboneSpec, Said
+from smn_core.verbs.recorded import missing_weights, read_weights
 
 if TYPE_CHECKING:
     from smn_core.mask import TaskMask
@@ -129,11 +131,17 @@ def spec_of(typed: Mapping[str, Any]) -> BackboneSpec:
     return BackboneSpec(**{option.field: option.read(typed[option.name]) for option in OPTIONS})
 
 
-def as_trained(spec: BackboneSpec, mask: TaskMask | None) -> BackboneSpec:
+def as_trained(spec: BackboneSpec, mask: TaskMask | None, file: Path | None = None) -> BackboneSpec:
     """What no flag said is as the mask has it: architecture, arguments, image size, crop, normalisation.
 
-    What neither says is as an `SMN_` variable has it, or else the default.
+    The weights are those that the run beside the mask's `file` noted. What neither flag nor mask says is as an `SMN_`
+    variable has it, or else the default.
+
+    Raises:
+        InvalidArgument: the run's note is damaged, or it names weights that are not there and nothing else does.
     """
+    if mask is not None and file is not None:
+        spec = with_noted_weights(spec, file, mask.fingerprint)
     otherwise: Mapping[str, Any] = {key: value for key, value in spec.by_variable.items() if key in OF_MASKS}
     spec = replace(spec, by_variable={})
     if mask is not None:
@@ -145,6 +153,23 @@ def as_trained(spec: BackboneSpec, mask: TaskMask | None) -> BackboneSpec:
     left = {key: value for key, value in otherwise.items() if getattr(spec, key) in ("", None, {})}
     spec = replace(spec, **left)
     return spec if spec.name else replace(spec, name=DEFAULT_BACKBONE)
+
+
+def with_noted_weights(spec: BackboneSpec, file: Path, fingerprint: str) -> BackboneSpec:
+    """The spec with the weights that the run beside a mask file learned on, where no flag names others.
+
+    Raises:
+        InvalidArgument: the note is damaged, or it names weights that are not there and nothing else does.
+    """
+    said_by_flag = spec.weights is not None and "weights" not in spec.by_variable
+    noted = read_weights(file, fingerprint) if not said_by_flag else None
+    if noted is None:
+        return spec
+    if noted.exists():
+        return replace(spec, weights=noted)
+    if spec.weights is None:
+        raise InvalidArgument(missing_weights(file, noted))
+    return spec
 
 
 def for_learning(spec: BackboneSpec) -> BackboneSpec:

@@ -1,4 +1,4 @@
-"""What a run notes in `FILE.run/backbone.json`: the weights that it learned on, for `smn serve FILE.smn`."""
+"""What a run notes in `FILE.run/backbone.json`: the weights that it learned on, for all verbs that take FILE.smn."""
 
 from __future__ import annotations
 
@@ -41,3 +41,8 @@ def read_weights(file: Path, fingerprint: str) -> Path | None:
         return Path(weights) if weights is not None else None
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidArgument(f"{path} is damaged: remove it, and name the weights with --weights FILE") from error
+
+
+def missing_weights(file: Path, noted: Path) -> str:
+    """What is wrong where the weights that a run noted are gone, and the fix."""
+    return f"{run_folder(file)} says that {file} was learned on {noted}, which is not there: say --weights FILE"

@@ -23,7 +23,16 @@ def as_json(value: object) -> None:
 
 def note(text: str) -> None:
     """A line on stderr: stdout belongs to results."""
-    print(text, file=sys.stderr)
+    print(text, file=sys.stderr, flush=True)
+
+
+def name_unreadable(reasons: Sequence[str], where: str = "", say: Callable[[str], None] = note) -> None:
+    """Say how many images could not be read, and which ones, with the reasons. Without any, nothing is said."""
+    if reasons:
+        what, verb = ("image", "was") if len(reasons) == 1 else ("images", "were")
+        say(f"warning: {len(reasons)} {what}{where} could not be read and {verb} left out:")
+        for reason in reasons:
+            say(f"  {reason}")
 
 
 def _console() -> Console:

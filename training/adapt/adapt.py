@@ -21,7 +21,7 @@ from smn_core.errors import InvalidArgument
 from smn_core.imageset import open_images
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, for_learning
-from smn_core.verbs.recorded import write_backbone
+from smn_core.verbs.recorded import run_folder, write_backbone
 from smn_core.verdict import CANNOT_TELL
 from training.adapt.budget import LOOK, TIMING, Budget
 from training.adapt.candidates import CANDIDATES, list_candidates
@@ -31,7 +31,7 @@ from training.adapt.race import Course, race
 from training.adapt.record import RECORD, Record
 from training.adapt.score import Scorer
 from training.adapt.timing import choose_form, choose_threads, time_step
-from training.checkpoints import README, folder_of
+from training.checkpoints import README
 from training.data import Subset, identify
 from training.evaluation.labelled import require_labels
 from training.plan import require_float32
@@ -65,7 +65,7 @@ class Request:
 
     @property
     def folder(self) -> Path:
-        return folder_of(self.out)
+        return run_folder(self.out)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from smn_core.engine import Engine
 from smn_core.files import write_bytes
 from smn_core.mask import TaskMask
 from smn_core.verbs.plots import density_plot
+from smn_core.verbs.recorded import run_folder
 from smn_core.verdict import ADOPT, CANNOT_TELL, LEAVE_IT
 from training.adapt.look import Found
 from training.adapt.pictures import draw_neighbours
 from training.adapt.record import Record
 from training.adapt.score import BATCH
-from training.checkpoints import CHECKPOINT, README, folder_of
+from training.checkpoints import CHECKPOINT, README
 from training.data import Subset
 from training.evaluation.paired import AGREEMENT, NEIGHBOURS
 from training.evaluation.rule import ALL, Changes
@@ -124,7 +125,7 @@ def write_page(page: Page, engine: Engine, mask: TaskMask, unseen: Subset) -> No
     if best is not None:
         density_plot(mask, folder / DENSITY_PNG, page.out.stem)
         lines += [f"![density by stage]({DENSITY_PNG})", ""]
-        run = folder_of(page.record.path(best))
+        run = run_folder(page.record.path(best))
         if (run / CURVE_PNG).exists():
             lines += [f"![loss and density by step]({run.name}/{CURVE_PNG})", ""]
     lines += ["## What was found", "", *_describe_images(page), "", "## What was tried", "", *_list_runs(page), ""]
@@ -174,4 +175,4 @@ def _drop_checkpoints(page: Page) -> None:
     """Only the best run can be gone on with: the others' checkpoints are the largest files here."""
     for run in page.record.runs:
         if run != page.record.best:
-            (folder_of(page.record.path(run)) / CHECKPOINT).unlink(missing_ok=True)
+            (run_folder(page.record.path(run)) / CHECKPOINT).unlink(missing_ok=True)

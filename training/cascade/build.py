@@ -30,15 +30,16 @@ from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
+from smn_core.verbs.recorded import run_folder
+from smn_core.verbs.show import name_unreadable
 from training.cascade.clusters import Clusters, cluster, measure_purity
 from training.cascade.fusion import FusionChoice, fit, inputs
-from training.checkpoints import folder_of, is_finished
+from training.checkpoints import is_finished
 from training.config import Config
 from training.data import identify, open_split
 from training.features import EMBEDDINGS, Cache, Features
 from training.plan import PLAN, require_same
 from training.plots import draw_clusters
-from training.progress import name_unreadable
 from training.request import Request
 from training.several.jobs import FanOut, Job, sum_steps
 from training.several.processes import work_here
@@ -165,7 +166,7 @@ def _prepare_folder(request: CascadeRequest, root: TaskMask, images: ImageSet) -
     (request.out / FILE_NAME).unlink(missing_ok=True)
     for old in request.out.glob("expert-*.smn"):
         old.unlink()
-        shutil.rmtree(folder_of(old), ignore_errors=True)
+        shutil.rmtree(run_folder(old), ignore_errors=True)
     for old in request.out.glob("expert-*.run"):
         shutil.rmtree(old)
     write_bytes(path, json.dumps(plan, indent=1).encode())

@@ -56,7 +56,7 @@ def run(
     seen, unseen = open_seen_and_unseen(data, [mask for _, mask in masks])
     if unseen is None:
         show.note(ALL_SEEN)
-    engine = Engine(load_backbone(as_trained(spec, masks[0][1])), slots=1)
+    engine = Engine(load_backbone(as_trained(spec, masks[0][1], files[0])), slots=1)
     total = count_embeddings(masks, seen, unseen, foreign=other, labelled=few)
     with show.images_progress(total) as on_batch:
         verdicts = judge(

@@ -63,12 +63,12 @@ def evaluate(
     from smn_core.maskfile import read_mask
     from smn_core.verbs import show
     from smn_core.verbs.plots import require_plottable
+    from smn_core.verbs.show import name_unreadable
     from training.cascade.fusion import parse_fusion
     from training.evaluation.evaluate import EvaluationSettings
     from training.evaluation.evaluate import evaluate as run
     from training.evaluation.tables import print_results
     from training.labels import parse_amount
-    from training.progress import name_unreadable
 
     settings = EvaluationSettings(
         data, tuple(p for p in probe.split(",") if p not in ("", "none")), tuple(map(parse_amount, labels or ())),
@@ -86,8 +86,9 @@ def evaluate(
         raise InvalidArgument("--fusion is for a --cascade")
     masks = [(path.stem, read_mask(path)) for path in mask or []]
     folders = [(path.name, open_folder(path)) for path in cascade or []]
-    first = masks[0][1] if masks else read_mask(folders[0][1].files[0]) if folders else None
-    backbone = load_backbone(as_trained(spec, first))
+    file = mask[0] if mask else folders[0][1].files[0] if folders else None
+    first = masks[0][1] if masks else read_mask(file) if file is not None else None
+    backbone = load_backbone(as_trained(spec, first, file))
     with show.images_progress(None) as on_batch:
         found = run(Engine(backbone, slots=1), masks, settings, on_batch, folders, fusions)
     if plot is not None:

@@ -415,7 +415,7 @@ def errors(world: World, tmp: Path, out: Path) -> dict[str, tuple[list[object], 
         "other mean": ([*embed, "--mask", world.mask, "--mean", "0.1", *world.model], "mean"),
         "empty folder": (["embed", tmp / "empty", "--out", out, *world.model], "no image"),
         "missing folder": (["embed", tmp / "nowhere", "--out", out, *world.model], "nowhere"),
-        "damaged image": (["embed", tmp / "damaged", "--out", out, *world.model], "b.png"),
+        "damaged image": (["embed", tmp / "damaged", "--strict", "--out", out, *world.model], "b.png"),
         "unknown split": ([*embed, "--split", "nope", *world.model], "nope"),
         "unknown backbone": ([*embed, "--backbone", "resnet_50"], "resnet50"),
         "weights of another": ([*embed, *world.model, "--weights", tmp / "vit.pth"], "vit.pth"),
@@ -470,8 +470,22 @@ def test_a_result_survives_a_later_failure(world, run, out, tmp_path):
     before = out.read_bytes(), out.with_suffix(".txt").read_bytes()
     write_images(tmp_path / "damaged", ["a.png", "b.png"])
     (tmp_path / "damaged" / "b.png").write_bytes(b"not an image")
-    assert run("embed", tmp_path / "damaged", "--out", out, *world.model).code == 2
+    assert run("embed", tmp_path / "damaged", "--strict", "--out", out, *world.model).code == 2
     assert (out.read_bytes(), out.with_suffix(".txt").read_bytes()) == before
+
+
+def test_an_unreadable_image_among_others_is_named_and_has_no_row(world, run, out, tmp_path):
+    """The others' rows are those of a folder without it; the exit code says that something is missing."""
+    write_images(tmp_path / "damaged", ["a.png", "b.png", "c.png"])
+    whole = tmp_path / "whole.npy"
+    assert run("embed", tmp_path / "damaged", "--out", whole, *world.model).code == 0
+    (tmp_path / "damaged" / "b.png").write_bytes(b"not an image")
+    ran = run("embed", tmp_path / "damaged", "--out", out, *world.model)
+    assert ran.code == 1
+    assert "1 image could not be read" in ran.err and "b.png" in ran.err
+    assert "2 embeddings" in ran.err
+    assert out.with_suffix(".txt").read_text() == "a.png\nc.png\n"
+    np.testing.assert_allclose(np.load(out), np.load(whole)[[0, 2]], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from smn_core.errors import InvalidArgument
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import DEFAULT_BACKBONE, as_trained, for_learning, model_options, parse_model_args
+from smn_core.verbs.recorded import write_backbone
 
 
 @pytest.fixture
@@ -63,6 +64,24 @@ def test_pixels_are_read_as_the_mask_was_trained_unless_said_otherwise(make_back
     assert (spec.name, spec.crop_pct, spec.mean) == ("test_vit", 0.5, (0.1, 0.2, 0.3))
     assert as_trained(BackboneSpec("", crop_pct=1.0), replace(mask, preprocess=pixels)).crop_pct == 1.0
     assert as_trained(BackboneSpec(""), replace(mask, preprocess={"crop_pct": "all"})).crop_pct is None
+
+
+def test_weights_are_those_that_the_masks_run_noted_unless_a_flag_says_otherwise(make_backbone, make_mask, tmp_path):
+    """The note beats a variable; a flag beats the note; a note of weights that are gone names --weights."""
+    backbone = make_backbone("test_vit")
+    mask, file, noted = make_mask(backbone), tmp_path / "photos.smn", tmp_path / "noted.safetensors"
+    (tmp_path / "photos.run").mkdir()
+    write_backbone(tmp_path / "photos.run", BackboneSpec("test_vit", weights=noted), backbone.fingerprint)
+    other = Path("other.safetensors")
+    with pytest.raises(InvalidArgument, match="noted.safetensors, which is not there: say --weights"):
+        as_trained(BackboneSpec(""), mask, file)
+    noted.touch()
+    by_variable = BackboneSpec("", weights=other, by_variable={"weights": other})
+    assert as_trained(BackboneSpec(""), mask, file).weights == noted
+    assert as_trained(by_variable, mask, file).weights == noted
+    assert as_trained(BackboneSpec("", weights=other), mask, file).weights == other
+    assert as_trained(BackboneSpec(""), replace(mask, fingerprint="0" * 64), file).weights is None
+    assert as_trained(BackboneSpec(""), mask, tmp_path / "elsewhere.smn").weights is None
 
 
 @pytest.mark.parametrize("option", [["--mean", "grey"], ["--std", "1,,2"], ["--model-arg", "depth"]])

@@ -21,9 +21,10 @@ from smn_core.cascade.router import route
 from smn_core.engine import Engine, Segment
 from smn_core.images import ImageReader
 from smn_core.maskfile import read_mask, write_mask
+from smn_core.verbs.recorded import run_folder
 from tests.conftest import build_affine
 from tests.training.builders import N_TEST, N_TRAIN, REPOSITORY, World, config, python, run
-from training.checkpoints import CHECKPOINT, folder_of, read_checkpoint
+from training.checkpoints import CHECKPOINT, read_checkpoint
 from training.config import parse_config
 from training.data import open_split
 from training.starts import read_config
@@ -60,7 +61,7 @@ def made(world: World, root: Path, tmp_path_factory) -> Path:
 
 
 def test_the_last_checkpoint_is_the_end_of_the_run(root: Path):
-    assert read_checkpoint(folder_of(root) / CHECKPOINT)["global_step"] == 8
+    assert read_checkpoint(run_folder(root) / CHECKPOINT)["global_step"] == 8
 
 
 def test_a_recipe_comes_back_from_its_checkpoint(root: Path):
@@ -100,14 +101,14 @@ def test_an_expert_goes_on_from_the_root(world: World, root: Path, tmp_path: Pat
     assert (ours.packed == theirs.packed).all()
     assert ours.state.keys() == theirs.state.keys()
     assert all((ours.state[name] == values).all() for name, values in theirs.state.items())
-    a, b = (read_checkpoint(folder_of(p) / CHECKPOINT)["state_dict"] for p in (out, root))
+    a, b = (read_checkpoint(run_folder(p) / CHECKPOINT)["state_dict"] for p in (out, root))
     assert all(torch.equal(a[name], b[name]) for name in b if not name.startswith("swav.queue"))
 
 
 def test_training_that_goes_on_from_a_mask_sees_no_map(world: World, root: Path, tmp_path: Path):
     """Training attaches to the model itself: from a root with a map the same bits are learned as without it."""
     mapped = tmp_path / "mapped.smn"
-    shutil.copytree(folder_of(root), folder_of(mapped))
+    shutil.copytree(run_folder(root), run_folder(mapped))
     plain = read_mask(root)
     write_mask(replace(plain, affine=build_affine(plain.layout.n_features)), mapped)
     short = replace(read_config(root), steps=3, batch_size=8)

@@ -17,6 +17,7 @@ from smn_core.errors import InvalidData, InvalidImage
 from smn_core.images import ImageReader, draft_side_px
 from smn_core.imageset import ImageSet
 from training import masking
+from training.config import PRECISIONS
 from training.data import seeded
 from training.learner import Learner
 from training.progress import Bar, count_silently
@@ -82,10 +83,19 @@ def _make_views(learner: Learner, backbone: Backbone) -> Callable[[Image.Image],
 
 
 @torch.inference_mode()
-def calibrate_head(learner: Learner, backbone: Backbone, images: ImageSet, bar: Bar = count_silently) -> None:
+def calibrate_head(
+    learner: Learner,
+    backbone: Backbone,
+    images: ImageSet,
+    bar: Bar = count_silently,
+    is_late: Callable[[], bool] = lambda: False,
+) -> None:
     """Calibrate the head on what it will see: up to `CENTRE_CROPS` of the recipe's crops, embedded as it is now.
 
-    Crops of all sizes count alike. They are embedded in batches of the recipe's size.
+    Crops of all sizes count alike. They are embedded in batches of the recipe's size and in its precision.
+
+    Args:
+        is_late: asked after every batch; no further image is read once it is true.
 
     Raises:
         InvalidData: the set cannot be read, or fewer than two of its images can.
@@ -96,8 +106,10 @@ def calibrate_head(learner: Learner, backbone: Backbone, images: ImageSet, bar: 
     n_images = min(len(images.names), max(2, CENTRE_CROPS // n_views))
     embedded: list[Tensor] = []
     waiting: list[list[Tensor]] = []
+    on, dtype = backbone.device.type, PRECISIONS[learner.config.precision]
+    numbers = torch.autocast(on, dtype, enabled=dtype != torch.float32)
     # The mask is worked out once, not at every forward.
-    with parametrize.cached(), bar("measuring what the head will see, crops", n_images * n_views) as advance:
+    with parametrize.cached(), numbers, bar("measuring what the head will see, crops", n_images * n_views) as advance:
 
         def embed() -> None:
             for crops in zip(*waiting, strict=True):
@@ -109,7 +121,10 @@ def calibrate_head(learner: Learner, backbone: Backbone, images: ImageSet, bar: 
             waiting.append(views)
             if len(waiting) == learner.config.batch_size:
                 embed()
-        embed()
+                if is_late():
+                    break
+        if waiting:
+            embed()
     learner.objective.calibrate(learner.head, torch.cat(embedded))
 
 

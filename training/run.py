@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -113,10 +114,13 @@ def prepare(request: Request) -> Prepared:
     return Prepared(request, rank, world, checkpoint, images, backbone, root_state, tuple(remarks))
 
 
-def build_learner(prepared: Prepared, bar: Bar = count_silently) -> tuple[Learner, int]:
+def build_learner(
+    prepared: Prepared, bar: Bar = count_silently, is_late: Callable[[], bool] = lambda: False
+) -> tuple[Learner, int]:
     """The learner in the state that the first step finds, and the number of that step, counted from 0.
 
-    A checkpoint's weights are not in it yet: Lightning loads them.
+    A checkpoint's weights are not in it yet: Lightning loads them. The head is measured on no more images once
+    `is_late` is true.
 
     Raises:
         InvalidArgument: the recipe does not fit the backbone.
@@ -132,7 +136,7 @@ def build_learner(prepared: Prepared, bar: Bar = count_silently) -> tuple[Learne
     if request.start is not None:
         starts.load(learner, backbone, request.start, prepared.root_state)
     elif learner.objective.needs_calibration:
-        calibrate.calibrate_head(learner, backbone, images, bar)
+        calibrate.calibrate_head(learner, backbone, images, bar, is_late)
     return learner, 0
 
 

@@ -85,6 +85,17 @@ def test_an_unreadable_image_is_left_out_and_named(world: World, tmp_path):
     assert np.isfinite(learner.swav.head.spread.numpy()).all()
 
 
+def test_measuring_ends_after_the_batch_at_which_it_is_late(world: World):
+    """What was embedded until then is what the head is calibrated on."""
+    backbone, embedded = world.backbone(), []
+    learner = Learner(backbone, RECIPE, 8)
+    images = ArraySet(digits()["x_train"][:40], [str(i) for i in range(40)], None, ())
+    learner.model.register_forward_hook(lambda *given: embedded.append(len(given[-1])))
+    calibrate.calibrate_head(learner, backbone, images, is_late=lambda: True)
+    assert sum(embedded) == 4 * learner.config.batch_size
+    assert not torch.equal(learner.swav.head.centre, torch.zeros_like(learner.swav.head.centre))
+
+
 def test_a_log_counts_the_crops(world: World, capsys):
     backbone = world.backbone()
     images = ArraySet(digits()["x_train"][:40], [str(i) for i in range(40)], None, ())

@@ -35,6 +35,7 @@ from training.checkpoints import README
 from training.data import Subset, identify
 from training.evaluation.labelled import require_labels
 from training.plan import require_float32
+from training.unseen import write_unseen
 
 SUFFIX = ".smn"
 SCORED_A_MINUTE, FEWEST_SCORED, MOST_SCORED = 10, 48, 300
@@ -112,6 +113,8 @@ def _adapt(
 ) -> Ended:
     seen, unseen = cut(found, request.seed)
     tell(f"{len(seen):,} images to learn from, {len(unseen):,} kept unseen for the verdict")
+    held = Subset(found.images.source, found.images.indices[unseen])
+    write_unseen(request.folder, held.names)
     images, clock = Subset(found.images.source, found.images.indices[seen]), budget.clock
     side_px = int(backbone.preprocess["input_size"][-1])
     candidates = list_candidates(len(seen), side_px, backbone.model, request.recipes)
@@ -130,7 +133,6 @@ def _adapt(
     only = tuple(int(i) for i in images.indices)
     course = Course(spec, request.data, only, request.seed, request.workers, request.command, budget, tell)
     race(course, candidates, step_s, record, scorer)
-    held = Subset(found.images.source, found.images.indices[unseen])
     parts = Parts(
         request.data, request.out, request.labelled, request.command, found, images, held, record, scorer, budget, tell
     )

@@ -36,9 +36,9 @@ PICTURES_SHARE = 0.5
 """Of the time that is left after the verdict."""
 FEWEST_PICTURED, MOST_PICTURED = 24, 150
 FEWEST_FOR_MAP, FEWEST_JUDGED, MOST_JUDGED = 20, 30, 600
-FORWARDS_WITHOUT_MASK, FORWARDS_WITH_MASK = 6, 18
+FORWARDS_WITHOUT_MASK, FORWARDS_WITH_MASK = 6, 14
 """Of a judged image, in four crops: the frozen backbone, its map on the half that was seen; and with a mask, the mask
-and random flips for the mask with and without map."""
+and as many random flips. A mask with a map and the same mask without one share their forwards."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from training.adapt.candidates import FEWEST_STEPS, Candidate, size
 from training.adapt.look import Tell
 from training.adapt.record import Record, Run
 from training.adapt.score import Scorer
+from training.calibrate import CENTRE_CROPS
 from training.config import Config
 from training.request import Request
 from training.run import build_learner, export_learned, finish, fit, prepare
@@ -25,6 +26,10 @@ STEPS_OF_A_HEAT = 24
 """Fewer do not tell candidates apart: rather try fewer of them."""
 RESERVE = 1.1
 """A step may take so much longer than it was timed."""
+MEASURING = 0.2
+"""Share of a run's seconds in which its head may be calibrated."""
+EMBEDDING_OF_A_STEP = 0.4
+"""A step embeds its crops and goes back through them; embedding alone is about so much of it."""
 TELL_EVERY_S = 15.0
 
 
@@ -115,14 +120,17 @@ def _run(
     """Run a candidate for so many seconds at most, from the end of an earlier run if there is one; keep it."""
     clock, done = course.budget.clock, before.total_steps if before is not None else 0
     began = clock()
-    n_steps = min(max(FEWEST_STEPS, _count_steps(seconds, step_s[candidate.name])), candidate.most_steps - done)
+    measuring_s = 0.0 if before is not None else min(MEASURING * seconds, _expect_measuring_s(candidate, step_s))
+    n_steps = _count_steps(seconds - measuring_s, step_s[candidate.name])
+    n_steps = min(max(FEWEST_STEPS, n_steps), candidate.most_steps - done)
     config = size(candidate, n_steps, goes_on=before is not None)
     name = f"{candidate.name}-{sum(run.candidate == candidate.name for run in record.runs) + 1}.smn"
     course.tell(f"{candidate.name}: {n_steps} steps ({candidate.why}{', going on' if before is not None else ''})")
     start = record.path(before) if before is not None else None
     try:
         until = min(began + seconds, course.budget.learning_until)
-        mask, taken, fit_s = _learn(course, config, record.folder / name, start, until)
+        measured_by = began + MEASURING * seconds
+        mask, taken, fit_s = _learn(course, config, record.folder / name, start, measured_by, until)
     except InvalidMask as error:
         course.tell(f"  {candidate.name} is out: {error}")
         step_s[candidate.name] = math.inf
@@ -133,15 +141,27 @@ def _run(
     course.tell(f"  {taken} steps in {clock() - began:.0f} s, {mask.n_off:,} weights OFF, neighbours kept {score:.3f}")
 
 
-def _learn(course: Course, config: Config, out: Path, start: Path | None, until: float) -> tuple[TaskMask, int, float]:
-    """One run, cut short at `until` by the clock; the mask, the steps that were taken and their seconds."""
+def _expect_measuring_s(candidate: Candidate, step_s: Mapping[str, float]) -> float:
+    """How long the head's calibration is expected to take: it embeds crops, which is a part of what a step does."""
+    crops = candidate.config.swav.crops
+    of_a_step = CENTRE_CROPS / ((crops.n_big + crops.n_small) * candidate.config.batch_size)
+    return of_a_step * EMBEDDING_OF_A_STEP * step_s[candidate.name]
+
+
+def _learn(
+    course: Course, config: Config, out: Path, start: Path | None, measured_by: float, until: float
+) -> tuple[TaskMask, int, float]:
+    """One run, cut short by the clock: the mask, the steps that were taken and their seconds.
+
+    The head is measured on no more images after `measured_by`, and no step begins after `until`.
+    """
     request = Request(
         course.spec, course.data, config, out, seed=course.seed, overwrite=True, workers=course.workers,
         command=course.command, start=start, only=course.only,
     )  # fmt: skip
     prepared = prepare(request)
-    learner, first_step = build_learner(prepared)
     clock = course.budget.clock
+    learner, first_step = build_learner(prepared, is_late=lambda: clock() > measured_by)
     began = told = clock()
 
     def on_step(n_done: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from training.data import TRAIN, Subset, has_split, open_split
 from training.evaluation.labelled import require_labels
 from training.evaluation.tables import print_verdicts
 from training.evaluation.verdict import count_embeddings, judge, store_verdict
+from training.unseen import find_unseen
 
 UNSEEN_SPLITS = ("test", "val")
 UNSEEN_SHARE, CUT_SEED = 1 / 3, 0
@@ -53,7 +55,7 @@ def run(
     few = open_images(labelled) if labelled is not None else None
     if few is not None:
         require_labels(few.labels)
-    seen, unseen = open_seen_and_unseen(data, [mask for _, mask in masks])
+    seen, unseen = open_seen_and_unseen(data, [mask for _, mask in masks], files)
     if unseen is None:
         show.note(ALL_SEEN)
     engine = Engine(load_backbone(as_trained(spec, masks[0][1], files[0])), slots=1)
@@ -70,11 +72,17 @@ def run(
         print_verdicts(verdicts)
 
 
-def open_seen_and_unseen(data: str, masks: Sequence[TaskMask]) -> tuple[ImageSet, ImageSet | None]:
+def open_seen_and_unseen(
+    data: str, masks: Sequence[TaskMask], files: Sequence[Path] = ()
+) -> tuple[ImageSet, ImageSet | None]:
     """The images that the masks' runs learned from, and images that none of them saw, or None.
 
-    The latter are the test split (or `val`). Without one, a third of the images where all masks name another data
-    set than this one; a mask that names this one, or none, may have seen everything.
+    The latter are the test split (or `val`). Without one, they are those that the runs of all masks kept back, as
+    `smn adapt` does. Without such a note, they are a third of the images where all masks name another data set than
+    this one; a mask that names this one, or none, may have seen everything.
+
+    Args:
+        files: where the masks lie; their runs' folders are beside them.
 
     Raises:
         InvalidData: as `open_split`.
@@ -83,6 +91,12 @@ def open_seen_and_unseen(data: str, masks: Sequence[TaskMask]) -> tuple[ImageSet
         if has_split(data, split):
             return open_split(data, TRAIN), open_split(data, split)
     images = open_split(data, TRAIN)
+    kept_back = [find_unseen(file, images) for file in files]
+    if kept_back and all(found is not None for found in kept_back):
+        unseen = reduce(np.intersect1d, kept_back)
+        if len(unseen):
+            rest = np.setdiff1d(np.arange(len(images.names)), unseen)
+            return Subset(images, rest), Subset(images, unseen)
     named = [mask.metadata.get("dataset", "") for mask in masks]
     if any(name in ("", Path(data).name) for name in named):
         return images, None

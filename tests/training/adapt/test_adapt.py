@@ -20,6 +20,7 @@ from smn_core.verdict import ANSWERS, CANNOT_TELL
 from tests.training.adapt.photos import Ticking, save_photos
 from tests.training.builders import World, digits
 from training.adapt.adapt import Ended, Request, adapt, name_output, naming_full_disk
+from training.evaluation.command import open_seen_and_unseen
 
 RECIPES = (("bold", "small"),)
 N_PHOTOS = 60
@@ -83,6 +84,17 @@ def test_the_folder_has_a_page_with_pictures(finished):
         with Image.open(asked.folder / name) as picture:
             assert min(picture.size) > 100
     assert all((asked.folder / link.split(")")[0]).exists() for link in page.split("](")[1:])
+
+
+def test_a_later_verdict_judges_by_the_images_that_were_kept_back(finished):
+    """`smn verdict` finds them by the run's note, for the file and for what lies in its folder."""
+    asked, _, told = finished
+    said = next(line for line in told if "kept unseen" in line)
+    for file in (asked.out, asked.folder / "mask.smn"):
+        seen, unseen = open_seen_and_unseen(asked.data, [read_mask(file)], [file])
+        assert unseen is not None
+        assert f"{len(unseen.names)} kept unseen" in said
+        assert not set(seen.names) & set(unseen.names)
 
 
 def test_what_is_finished_is_not_replaced_unasked(finished):

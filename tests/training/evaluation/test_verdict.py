@@ -36,6 +36,7 @@ from training.evaluation.verdict import (
     store_verdict,
 )
 from training.maps import fit_map
+from training.unseen import write_unseen
 
 N_SEEN, N_UNSEEN, N_LABELLED = 200, 100, 120
 
@@ -204,6 +205,21 @@ def test_a_third_of_a_set_without_a_test_split_is_unseen_where_the_run_saw_anoth
     assert len(rest.names if rest is not None else []) == unseen
     assert len(seen.names) == 30 - unseen
     assert not set(seen.names) & set(rest.names if rest is not None else [])
+
+
+def test_what_the_runs_of_all_masks_kept_back_is_unseen(flips, tmp_path):
+    """A candidate finds the note in its own folder. A mask without a note may have seen everything."""
+    folder = write(tmp_path / "photos", digits()["x_train"][:30])
+    named = replace(flips, metadata={"dataset": "photos"})
+    files = [tmp_path / "a.smn", tmp_path / "b.run" / "mask.smn"]
+    for run, kept_back in (("a.run", range(0, 12)), ("b.run", range(6, 18))):
+        (tmp_path / run).mkdir()
+        write_unseen(tmp_path / run, [f"{number:03}.png" for number in kept_back])
+    seen, unseen = open_seen_and_unseen(str(folder), [named, named], files)
+    assert unseen is not None
+    assert unseen.names == [f"{number:03}.png" for number in range(6, 12)]
+    assert sorted([*seen.names, *unseen.names]) == open_images(folder).names
+    assert open_seen_and_unseen(str(folder), [named, named], [files[0], tmp_path / "c.smn"])[1] is None
 
 
 @pytest.mark.parametrize(

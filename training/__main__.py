@@ -1,4 +1,4 @@
-"""The verbs of learning: train, recipes, train-many, cascade. adapt, evaluate and verdict have files of their own."""
+"""The verbs of learning: train, recipes, train-many, cascade. Rooms with verbs of their own bring them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import DEFAULT_BACKBONE, as_trained, for_learning, model_options
 from training.adapt.verb import app as adapt_verb
 from training.evaluation.verb import app as evaluation_verbs
+from training.probe.verb import app as probe_verb
 
 if TYPE_CHECKING:
     from training.request import Request
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 app.add_typer(adapt_verb)
 app.add_typer(evaluation_verbs)
+app.add_typer(probe_verb)
 MAX_SEED, MAX_EXPERTS, MAX_THREADS = 2**32 - 1, 64, 1024  # numpy's seeds have 32 bits
 # click's UsageError: typer's versions keep it in different places.
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")

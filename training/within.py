@@ -5,9 +5,11 @@ Two crops of one image differ in what does not matter, so the directions in whic
 
     Sw     = sum over i, v of (z[v, i] - m[i]) (z[v, i] - m[i]).T / (n * (v - 1))
     Sw'    = (1 - shrink) * Sw + shrink * trace(Sw) / d * I
-    z'     = Sw'^(-power / 2) (z - mean)
+    z'     = Sw'^(-power / 2) (z - mean) / length
 
-`power` 0 only centres, 1 whitens in full. docs/method.md, "The map within images".
+`power` 0 only centres, 1 whitens in full. `length` is the mean length of what is divided, so that embeddings come out
+with length 1 in the mean: cosines do not see it, and a linear classifier with a fixed penalty is not left without any.
+docs/method.md, "The map within images".
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from smn_core.affine import Affine
 from smn_core.errors import InvalidArgument, InvalidData
 
 POWER = 0.5
-SHRINK = 0.1
+SHRINK = 0.3
 SMALLEST = 1e-12
 
 
@@ -40,7 +42,7 @@ def scatter_within(views: Float32[ndarray, "v n d"]) -> Float64[ndarray, "d d"]:
 def fit_within(
     views: Float32[ndarray, "v n d"], mean: Float32[ndarray, "d"], power: float = POWER, shrink: float = SHRINK
 ) -> Affine:
-    """The matrix form of the map, float32, in units of the mean variance: lengths of embeddings stay about the same.
+    """The matrix form of the map, float32; embeddings come out with length 1 in the mean.
 
     Args:
         views: embeddings of v views of n images.
@@ -58,13 +60,14 @@ def fit_within(
     if not variance > SMALLEST:
         raise InvalidData("all views of an image have equal embeddings: the images have nothing to whiten by")
     values, vectors = np.linalg.eigh((1 - shrink) * scatter + shrink * variance * np.eye(d))
-    # In units of the mean variance, so that the lengths of embeddings stay about what they were.
     scales = np.maximum(values / variance, SMALLEST) ** (-power / 2)
-    return Affine(mean.astype(np.float32), matrix=((vectors * scales) @ vectors.T).astype(np.float32))
+    matrix = (vectors * scales) @ vectors.T
+    length = _mean_length((views.reshape(-1, d) - mean) @ matrix.T)
+    return Affine(mean.astype(np.float32), matrix=(matrix / length).astype(np.float32))
 
 
 def fit_diagonal(z: Float32[ndarray, "n d"], power: float = 1.0) -> Affine:
-    """The diagonal form: every feature centred and divided by its deviation to the power `power`.
+    """The diagonal form: every feature centred and divided by its deviation to the power `power`; length 1 in the mean.
 
     A feature that does not vary keeps its scale: dividing by rounding would make noise a feature.
 
@@ -80,4 +83,9 @@ def fit_diagonal(z: Float32[ndarray, "n d"], power: float = 1.0) -> Affine:
     typical = float(np.median(deviation[deviation > 1e-6 * largest]))
     varies = deviation > 1e-6 * largest
     scale = np.where(varies, (np.where(varies, deviation, 1.0) / typical) ** -power, 1.0)
-    return Affine(z.mean(0, dtype=np.float64).astype(np.float32), scale=scale.astype(np.float32))
+    mean = z.mean(0, dtype=np.float64)
+    return Affine(mean.astype(np.float32), scale=(scale / _mean_length((z - mean) * scale)).astype(np.float32))
+
+
+def _mean_length(z: Float64[ndarray, "n d"]) -> float:
+    return max(float(np.linalg.norm(z, axis=1).mean()), SMALLEST)

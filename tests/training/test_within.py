@@ -32,10 +32,20 @@ def test_full_power_without_shrinking_makes_the_scatter_within_images_round(rng)
     np.testing.assert_allclose(mapped, np.eye(D) * np.trace(mapped) / D, atol=1e-3 * float(mapped[0, 0]))
 
 
-def test_without_power_the_map_only_centres(rng):
+def test_without_power_the_map_only_centres_and_brings_embeddings_to_length_1(rng):
     views = views_of(rng, np.ones(D))
     mean = views.mean((0, 1))
-    np.testing.assert_allclose(fit_within(views, mean, power=0.0).apply(views[0]), views[0] - mean, atol=1e-5)
+    length = np.linalg.norm(views - mean, axis=2).mean()
+    mapped = fit_within(views, mean, power=0.0).apply(views[0])
+    np.testing.assert_allclose(mapped, (views[0] - mean) / length, atol=1e-5)
+
+
+@pytest.mark.parametrize("times", [0.01, 1, 100])
+def test_either_form_gives_embeddings_of_length_1_in_the_mean(times, rng):
+    views = times * views_of(rng, np.array([4.0, 1.0, 1.0, 1.0, 0.1]))
+    within = fit_within(views, views.mean((0, 1)))
+    assert np.linalg.norm(within.apply(views.reshape(-1, D)), axis=1).mean() == pytest.approx(1, rel=1e-4)
+    assert np.linalg.norm(fit_diagonal(views[0]).apply(views[0]), axis=1).mean() == pytest.approx(1, rel=1e-4)
 
 
 def test_the_noisy_directions_shrink_and_the_quiet_ones_grow(rng):

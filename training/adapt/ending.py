@@ -21,9 +21,9 @@ from training.adapt.score import Scorer
 from training.checkpoints import README
 from training.data import Subset
 from training.evaluation.controls import make_all_on
-from training.evaluation.paired import AGREEMENT, NEIGHBOURS
+from training.evaluation.paired import EVIDENCE, NEIGHBOURS
 from training.evaluation.rule import ALL
-from training.evaluation.verdict import FROZEN_AND_MAP, Control, Verdict, judge, store_verdict
+from training.evaluation.verdict import FROZEN_AND_MAP, Verdict, judge, store_verdict
 from training.features import sample
 from training.maps import MOST_IMAGES, VIEW_SEEDS, fit_map
 
@@ -89,21 +89,21 @@ def write_nothing(backbone: Backbone, answer: str, reason: str, out: Path) -> Ta
 def choose(verdicts: Sequence[Verdict]) -> Verdict:
     """What comes out: of those to adopt, else of those that nobody can tell, the one that keeps most neighbours.
 
-    A mask that frozen + map beats does not come before it.
+    Frozen + map needs no training: only a mask that beats it comes before it.
     """
     ranked = sorted(verdicts, key=_rank, reverse=True)
     for answer in (ADOPT, CANNOT_TELL):
         of_answer = [verdict for verdict in ranked if verdict.answer == answer]
-        beaten = [verdict for verdict in of_answer if any(_beats(control) for control in verdict.controls)]
+        plain = any(verdict.name == FROZEN_AND_MAP for verdict in of_answer)
         if of_answer:
-            return next((verdict for verdict in of_answer if verdict not in beaten), of_answer[0])
+            return next(v for v in of_answer if not plain or v.name == FROZEN_AND_MAP or _beats_map(v))
     return ranked[0]
 
 
 def may_come_out(verdict: Verdict) -> bool:
-    """Whether the choice is written to the file. Where nobody can tell, only if agreement did not fall."""
+    """Whether the choice is written to the file. Where nobody can tell, only if the evidence is not against it."""
     if verdict.answer == CANNOT_TELL:
-        return verdict.changes[AGREEMENT][ALL].change >= 0
+        return verdict.changes[EVIDENCE][ALL].change >= 0
     return verdict.answer == ADOPT
 
 
@@ -112,8 +112,8 @@ def _rank(verdict: Verdict) -> tuple[bool, float]:
     return not verdict.alarm, verdict.changes[NEIGHBOURS][ALL].after if verdict.changes else 0.0
 
 
-def _beats(control: Control) -> bool:
-    return control.name == FROZEN_AND_MAP and control.outcome < 0
+def _beats_map(verdict: Verdict) -> bool:
+    return any(control.name == FROZEN_AND_MAP and control.outcome > 0 for control in verdict.controls)
 
 
 def _count_pictured(parts: Parts) -> int:

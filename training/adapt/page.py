@@ -19,16 +19,17 @@ from training.adapt.record import Record
 from training.adapt.score import BATCH
 from training.checkpoints import CHECKPOINT, README
 from training.data import Subset
-from training.evaluation.paired import AGREEMENT, NEIGHBOURS
+from training.evaluation.paired import EVIDENCE, MARGIN, NEIGHBOURS
 from training.evaluation.rule import ALL, Changes
 from training.evaluation.verdict import RANDOM_FLIPS, Verdict
 from training.features import embed
 
 NEIGHBOURS_PNG, DENSITY_PNG, CURVE_PNG = "neighbours.png", "density.png", "curve.png"
-HEADINGS = ("", "agreement", "neighbours", "bytes", "verdict")
+HEADINGS = ("", "neighbours", "margin", "evidence", "bytes", "verdict")
 LEGEND = (
-    "agreement: how often the nearest of all other views is the image's own, for two gentle crops; z: the change in "
-    "standard errors. neighbours: the part of an image's neighbours that two strong crops share."
+    "neighbours: the part of an image's neighbours that two strong crops share. margin: how much nearer an image's own "
+    "gentle crop is than the next image's, in deviations. evidence: both changes together, against the frozen backbone "
+    "or, under a map, against frozen + map; z: in standard errors; beyond 2 it decides."
 )
 
 
@@ -57,7 +58,7 @@ class Page:
     def sentence(self) -> str:
         """What came out, in words."""
         out, name = self.out, self.chosen.name
-        holds = f"{out} is {name}, whose agreement did not fall" if self.comes_out else f"{out} changes nothing so far"
+        holds = f"{out} is {name}, as no sign speaks against it" if self.comes_out else f"{out} changes nothing so far"
         said = {
             ADOPT: f"Adopt it: {out} is {name}.",
             LEAVE_IT: f"Leave it: {out} changes nothing; the best that was tried stays in {self.candidate}.",
@@ -86,27 +87,28 @@ def format_table(page: Page) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _rows(page: Page) -> Iterator[tuple[str, str, str, str, str]]:
+def _rows(page: Page) -> Iterator[tuple[str, str, str, str, str, str]]:
     judged = next((v for v in page.verdicts if v.changes), None)
     if judged is not None:
-        before = {sign: judged.changes[sign][ALL].before for sign in (AGREEMENT, NEIGHBOURS)}
-        yield "frozen", f"{before[AGREEMENT]:.3f}", f"{before[NEIGHBOURS]:.3f}", "0", ""
+        before = {sign: judged.changes[sign][ALL].before for sign in (NEIGHBOURS, MARGIN)}
+        yield "frozen", f"{before[NEIGHBOURS]:.3f}", f"{before[MARGIN]:.2f}", "", "0", ""
     for verdict in page.verdicts:
         size = f"{page.bytes[verdict.name]:,}"
         if verdict.changes:
-            yield verdict.name, *_cells(verdict.changes), size, verdict.answer
+            yield verdict.name, *_cells(verdict.changes, verdict.over_map), size, verdict.answer
         else:
-            yield verdict.name, "-", "-", size, verdict.answer
+            yield verdict.name, "-", "-", "-", size, verdict.answer
     for verdict in page.verdicts:
         control = next((c for c in verdict.controls if c.name == RANDOM_FLIPS and c.changes), None)
         if control is not None:
-            yield RANDOM_FLIPS, *_cells(control.changes), "", ""
+            yield RANDOM_FLIPS, *_cells(control.changes, None), "", ""
             return
 
 
-def _cells(changes: Changes) -> tuple[str, str]:
-    agreement, neighbours = changes[AGREEMENT][ALL], changes[NEIGHBOURS][ALL]
-    return f"{agreement.after:.3f} (z {agreement.z:+.1f})", f"{neighbours.after:.3f}"
+def _cells(changes: Changes, over_map: Changes | None) -> tuple[str, str, str]:
+    neighbours, margin = changes[NEIGHBOURS][ALL], changes[MARGIN][ALL]
+    evidence = (over_map or changes)[EVIDENCE][ALL]
+    return f"{neighbours.after:.3f}", f"{margin.after:.2f}", f"z {evidence.z:+.1f}"
 
 
 def write_page(page: Page, engine: Engine, mask: TaskMask, unseen: Subset) -> None:

@@ -91,9 +91,10 @@ def open_seen_and_unseen(
         if has_split(data, split):
             return open_split(data, TRAIN), open_split(data, split)
     images = open_split(data, TRAIN)
-    kept_back = [find_unseen(file, images) for file in files]
-    if kept_back and all(found is not None for found in kept_back):
-        unseen = reduce(np.intersect1d, kept_back)
+    noted = [find_unseen(file, images) for file in files]
+    kept_back = [found for found in noted if found is not None]
+    if kept_back and len(kept_back) == len(noted):
+        unseen = np.array(reduce(np.intersect1d, kept_back))
         if len(unseen):
             rest = np.setdiff1d(np.arange(len(images.names)), unseen)
             return Subset(images, rest), Subset(images, unseen)

@@ -17,11 +17,15 @@ from training.evaluation.signs import effective_rank, neighbours, normalise
 
 AGREEMENT, MARGIN, NEIGHBOURS = "agreement", "margin", "neighbours"
 SIGNS = (AGREEMENT, MARGIN, NEIGHBOURS)
+"""What is measured in one space."""
+EVIDENCE = "evidence"
+"""What is measured between two spaces, and decides: the changes of margin and neighbours together."""
 MOST_Z = 99.0
 """z of a change that is the same for every image: its standard error is 0."""
 SHARED = 20
 RANK_FALLS_TO = 0.1
 CONSTANT = 1e-6
+SAME = 1e-12
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,21 @@ def measure(pool: Pool) -> Measured:
     there, back = find_own(similar), find_own(similar.T)
     signs = {name: (there[name] + back[name]) / 2 for name in (AGREEMENT, MARGIN)}
     return Measured(signs | {NEIGHBOURS: share_neighbours(*pool.strong)}, effective_rank(pool.gentle[0]), "")
+
+
+def weigh(before: Measured, after: Measured) -> Float64[ndarray, "n"]:
+    """The evidence of every image that the second space is the better one: 0 where nothing changed.
+
+    The changes of `margin` and `neighbours`, each in deviations over images, added. A mask that spoils a space loses
+    one of them or both; one that helps seldom loses either (docs/results.md, "The test without labels").
+    """
+    total = np.zeros(len(before.signs[MARGIN]))
+    for sign in (MARGIN, NEIGHBOURS):
+        apart = after.signs[sign] - before.signs[sign]
+        deviation = float(apart.std())
+        # A change that is the same for every image counts as one deviation: it has no error, and is no chance.
+        total += apart / deviation if deviation > SAME else np.sign(apart) * (np.abs(apart) > SAME)
+    return total
 
 
 def find_own(similar: Float64[ndarray, "n n"]) -> dict[str, Float64[ndarray, "n"]]:

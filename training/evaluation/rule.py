@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from smn_core.verdict import ADOPT, CANNOT_TELL, LEAVE_IT
-from training.evaluation.paired import AGREEMENT, Change
+from training.evaluation.paired import EVIDENCE, Change
 
 CERTAIN_Z = 2.0
 """Standard errors beyond which a change counts."""
@@ -35,20 +35,21 @@ class Facts:
         return bool(self.n_off or self.has_map)
 
 
-def decide(facts: Facts, alarm: str, changes: Changes, labelled: Change | None) -> str:
+def decide(facts: Facts, alarm: str, changes: Changes, labelled: Change | None, over_map: Changes | None = None) -> str:
     """The rule. z is a change in standard errors over images.
 
     1. *leave it* if a space has collapsed (`alarm`), or the mask changes nothing.
-    2. The signs: *adopt* if agreement rose beyond z = 2 over all images, and fell on neither the seen nor the unseen
-       ones. *leave it* if it fell beyond -2 over all, seen or unseen images. Otherwise *cannot tell*. Margin and
-       neighbours are shown and decide nothing: only agreement has been tried on masks that help and that harm.
+    2. The signs: *adopt* if the evidence is beyond z = 2 over all images, and against it on neither the seen nor the
+       unseen ones. *leave it* if it is beyond -2 over all, seen or unseen images. Otherwise *cannot tell*. A map raises
+       the margin of any space, good or bad, so flips under a map are judged against frozen + map (`over_map`), and
+       flips without one against the frozen backbone. A map alone is judged against the frozen backbone too.
     3. Labels, where given, override the signs beyond 2 standard errors. Where the signs cannot tell, they adopt above
        1, leave it below 0, and between these nobody can tell.
     4. A mask of 0 OFF without a map is never adopted: *cannot tell* in place of it.
     """
     if alarm or facts.changes_nothing:
         return LEAVE_IT
-    answer = decide_by_signs(changes)
+    answer = decide_by_signs(over_map or changes)
     if labelled is not None:
         answer = decide_by_labels(answer, labelled.z)
     return CANNOT_TELL if answer == ADOPT and not facts.may_be_adopted else answer
@@ -56,11 +57,11 @@ def decide(facts: Facts, alarm: str, changes: Changes, labelled: Change | None) 
 
 def decide_by_signs(changes: Changes) -> str:
     """Part 2 of the rule."""
-    agreement = changes[AGREEMENT]
-    if min(change.z for change in agreement.values()) < -CERTAIN_Z:
+    evidence = changes[EVIDENCE]
+    if min(change.z for change in evidence.values()) < -CERTAIN_Z:
         return LEAVE_IT
-    nothing_fell = min(change.change for change in agreement.values()) >= 0
-    return ADOPT if agreement[ALL].z > CERTAIN_Z and nothing_fell else CANNOT_TELL
+    nothing_fell = min(change.change for change in evidence.values()) >= 0
+    return ADOPT if evidence[ALL].z > CERTAIN_Z and nothing_fell else CANNOT_TELL
 
 
 def decide_by_labels(answer: str, z: float) -> str:

@@ -15,7 +15,7 @@ from smn_core.mask import TaskMask
 from smn_core.verbs.offline import OnBatch
 from training.evaluation.controls import strip
 from training.evaluation.labelled import require_labels, score
-from training.evaluation.paired import SIGNS, Change, Measured, Pool, compare, measure
+from training.evaluation.paired import EVIDENCE, SIGNS, Change, Measured, Pool, compare, measure, weigh
 from training.evaluation.rule import ALL, SEEN, UNSEEN, Changes
 from training.features import Features, embed_each, embed_view_each, sample
 from training.maps import GENTLE_SCALE
@@ -102,16 +102,19 @@ class Spaces:
         return measure(Pool((a, b), (c, d)))
 
     def compare(self, before: Measured, after: Measured) -> Changes:
-        """The changes of all signs, over all images and over each part."""
+        """The changes of all signs and the evidence, over all images and over each part."""
         if before.broken or after.broken:
             return {}
         parts = {ALL: slice(None), SEEN: slice(0, self.n_seen)}
         if self.n_unseen:
             parts[UNSEEN] = slice(self.n_seen, None)
-        return {
+        found = {
             sign: {name: compare(before.signs[sign][part], after.signs[sign][part]) for name, part in parts.items()}
             for sign in SIGNS
         }
+        evidence = weigh(before, after)
+        nothing = np.zeros(len(evidence))
+        return {**found, EVIDENCE: {name: compare(nothing[part], evidence[part]) for name, part in parts.items()}}
 
     def compare_labels(self, mask: TaskMask) -> dict[str, Change]:
         """The change of the scores on labelled images; {} without them."""

@@ -8,19 +8,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from training.evaluation.paired import AGREEMENT, SIGNS, Change
+from training.evaluation.paired import AGREEMENT, EVIDENCE, SIGNS, Change
 from training.evaluation.rule import ALL, Changes
 from training.evaluation.verdict import Verdict
 
 PIPED_COLUMNS = 200
+SHOWN = (*SIGNS, EVIDENCE)
 EVALUATED_LEGEND = (
     "verdict: what the mask's file carries of `smn verdict`: adopt, leave it (it does harm or nothing), or cannot tell"
     " (ten labels a class decide)."
 )
 VERDICT_LEGEND = (
     "agreement: how often the nearest of all other gentle views is the image's own. margin: how much nearer it is than"
-    " the best other one, in deviations. neighbours: the part of the nearest 20 that two strong views share. z: the"
-    " change in standard errors over images."
+    " the best other one, in deviations. neighbours: the part of the nearest 20 that two strong views share. evidence:"
+    " the changes of the last two together; it decides. z: the change in standard errors over images."
 )
 
 
@@ -78,7 +79,7 @@ def print_verdicts(verdicts: Sequence[Verdict]) -> None:
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         table.add_column("against", overflow="fold")
         table.add_column("images")
-        for sign in SIGNS:
+        for sign in SHOWN:
             table.add_column(sign, justify="right")
             table.add_column("z", justify="right")
         _add_rows(table, "frozen", verdict.changes)
@@ -96,7 +97,7 @@ def print_verdicts(verdicts: Sequence[Verdict]) -> None:
 def _add_rows(table: Table, name: str, changes: Changes) -> None:
     for part in changes.get(AGREEMENT, {}):
         cells: list[str] = []
-        for sign in SIGNS:
+        for sign in SHOWN:
             change = changes[sign][part]
             cells += [_format_change(change), f"{change.z:+.1f}"]
         table.add_row(name, part, *cells)

@@ -6,7 +6,6 @@ compared is in paired.py, the controls are in controls.py, and the rule is in ru
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,41 +15,46 @@ from smn_core.errors import InvalidData
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits
-from smn_core.tensorfile import canonical_json
 from smn_core.verbs.offline import OnBatch, say_nothing
 from smn_core.verdict import CANNOT_TELL, VERDICT
 from training.evaluation.controls import flip_at_random, make_all_on
 from training.evaluation.labelled import BOTH, require_labels
-from training.evaluation.paired import AGREEMENT, MARGIN, Change, Measured, find_collapse
+from training.evaluation.paired import EVIDENCE, MARGIN, NEIGHBOURS, Change, Measured, find_collapse
 from training.evaluation.rule import ALL, CERTAIN_Z, Changes, Facts, decide
 from training.evaluation.spaces import MOST_IMAGES, N_VIEWS, Spaces
 from training.maps import WITHIN, fit_map, n_embeddings
+from training.metrics import add_metrics
 
 FROZEN_AND_MAP, RANDOM_FLIPS, FOREIGN = "frozen + map", "random flips", "foreign mask"
 
 
 @dataclass(frozen=True)
 class Control:
-    """A control beside the mask: its own change against the frozen backbone, and what the mask has over it."""
+    """A control beside the mask: its own change against the frozen backbone, and what the mask has over it.
+
+    `sign` is the one by which the two are compared.
+    """
 
     name: str
     broken: str
     changes: Changes
     beaten_by: Changes
+    sign: str = EVIDENCE
 
     @property
     def outcome(self) -> int:
-        """1: the mask beats it, -1: it beats the mask, 0: neither beyond two standard errors of agreement."""
+        """1: the mask beats it, -1: it beats the mask, 0: neither beyond two standard errors of `sign`."""
         if self.broken:
             return 1
         if not self.beaten_by:
             return 0
-        z = self.beaten_by[AGREEMENT][ALL].z
+        z = self.beaten_by[self.sign][ALL].z
         return int(z > CERTAIN_Z) - int(z < -CERTAIN_Z)
 
     def as_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
+            "sign": self.sign,
             "beaten": {1: "yes", 0: "cannot tell", -1: "no"}[self.outcome],
             "broken": self.broken,
             "changes": changes_as_json(self.changes),
@@ -76,6 +80,12 @@ class Verdict:
     changes: Changes = field(default_factory=dict)
     controls: tuple[Control, ...] = ()
     labels: Mapping[str, Change] = field(default_factory=dict)
+
+    @property
+    def over_map(self) -> Changes | None:
+        """What flips under a map have over frozen + map; None of a mask without flips, without a map, or collapsed."""
+        plain = next((control for control in self.controls if control.name == FROZEN_AND_MAP), None)
+        return (plain.beaten_by or None) if plain is not None and self.facts.has_map else None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -181,7 +191,11 @@ def _judge_one(
     changes = spaces.compare(frozen, mine)
     controls = []
     if mask.n_off > 0:
-        controls = [_control(spaces, label, frozen, mine, other) for label, other in shared.items()]
+        # Under a map margins rise in any space, so a mask without one is compared with frozen + map by neighbours.
+        sign = {FROZEN_AND_MAP: EVIDENCE if facts.has_map else NEIGHBOURS}
+        controls = [
+            _control(spaces, label, frozen, mine, other, sign.get(label, EVIDENCE)) for label, other in shared.items()
+        ]
     if flipped is not None:
         # A map would hide what the places of the flips do: flips are compared without it.
         bare = spaces.measure(replace(mask, affine=None))
@@ -189,7 +203,7 @@ def _judge_one(
     labels = {} if alarm else spaces.compare_labels(mask)
     found = Verdict(
         name=name,
-        answer=decide(facts, alarm, changes, labels.get(BOTH)),
+        answer="",
         reason="",
         facts=facts,
         n_seen=spaces.n_seen,
@@ -203,11 +217,15 @@ def _judge_one(
         controls=tuple(controls),
         labels=labels,
     )
+    found = replace(found, answer=decide(facts, alarm, changes, labels.get(BOTH), found.over_map))
     return replace(found, reason=explain(found))
 
 
-def _control(spaces: Spaces, name: str, frozen: Measured, mine: Measured, other: Measured) -> Control:
-    return Control(name, find_collapse(frozen, other), spaces.compare(frozen, other), spaces.compare(other, mine))
+def _control(
+    spaces: Spaces, name: str, frozen: Measured, mine: Measured, other: Measured, sign: str = EVIDENCE
+) -> Control:
+    changes, beaten_by = spaces.compare(frozen, other), spaces.compare(other, mine)
+    return Control(name, find_collapse(frozen, other), changes, beaten_by, sign)
 
 
 def explain(verdict: Verdict) -> str:
@@ -217,11 +235,11 @@ def explain(verdict: Verdict) -> str:
         return "It switches nothing off and has no map, so it is the frozen backbone itself."
     if verdict.alarm:
         return f"It has collapsed: {verdict.alarm}."
-    agreement, margin = verdict.changes[AGREEMENT], verdict.changes[MARGIN]
+    neighbours, margin = verdict.changes[NEIGHBOURS][ALL], verdict.changes[MARGIN][ALL]
     unseen = f"{verdict.n_unseen} unseen" if verdict.n_unseen else "unseen: none"
     text = (
-        f"Agreement of two gentle views went from {agreement[ALL].before:.3f} to {agreement[ALL].after:.3f} "
-        f"(z {agreement[ALL].z:+.1f}; margin z {margin[ALL].z:+.1f}; {verdict.n_seen} images seen, {unseen})"
+        f"Two strong views of an image share {neighbours.after:.3f} of their neighbours, {neighbours.before:.3f} "
+        f"without it (z {neighbours.z:+.1f}; margin z {margin.z:+.1f}; {verdict.n_seen} images seen, {unseen})"
     )
     if BOTH in verdict.labels:
         found = verdict.labels[BOTH]
@@ -246,7 +264,7 @@ def _compare_with(control: Control) -> str:
     }[control.name]
     if control.broken:
         return f"{what} collapse where it does not"
-    z = control.beaten_by[AGREEMENT][ALL].z if control.beaten_by else 0.0
+    z = control.beaten_by[control.sign][ALL].z if control.beaten_by else 0.0
     return {
         1: f"it beats {what} (z {z:+.1f})",
         0: f"it cannot be told from {what} (z {z:+.1f})",
@@ -256,11 +274,4 @@ def _compare_with(control: Control) -> str:
 
 def store_verdict(mask: TaskMask, verdict: Verdict) -> TaskMask:
     """The mask with the verdict in its `metrics`, beside what is there; free text is kept as `text`."""
-    told = mask.metadata.get("metrics", "")
-    try:
-        metrics = json.loads(told) if told else {}
-    except (ValueError, RecursionError):
-        metrics = told
-    kept = metrics if isinstance(metrics, dict) else {"text": told}
-    stored = canonical_json(kept | {VERDICT: verdict.as_json()})
-    return replace(mask, metadata={**mask.metadata, "metrics": stored}, digest=None)
+    return replace(mask, metadata=add_metrics(mask.metadata, VERDICT, verdict.as_json()), digest=None)

@@ -6,7 +6,7 @@ import pytest
 
 from smn_core.verdict import ADOPT, CANNOT_TELL, LEAVE_IT
 from training.adapt.ending import choose, may_come_out
-from training.evaluation.paired import AGREEMENT, MARGIN, NEIGHBOURS, Change
+from training.evaluation.paired import AGREEMENT, EVIDENCE, MARGIN, NEIGHBOURS, Change
 from training.evaluation.rule import ALL, Facts
 from training.evaluation.verdict import FROZEN_AND_MAP, Control, Verdict
 
@@ -15,10 +15,10 @@ def by(change: float, error: float = 0.01) -> dict[str, Change]:
     return {ALL: Change(0.5, 0.5 + change, change, error, 100)}
 
 
-def judged(name: str, answer: str, neighbours: float, agreement: float = 0.05, over_map: float = 0.05) -> Verdict:
+def judged(name: str, answer: str, neighbours: float, evidence: float = 0.05, over_map: float = 0.05) -> Verdict:
     """A verdict by what changed, and by what it has over frozen + map; errors are .01, so z is a hundred times that."""
-    changes = {AGREEMENT: by(agreement), MARGIN: by(agreement), NEIGHBOURS: by(neighbours)}
-    control = Control(FROZEN_AND_MAP, "", changes, {AGREEMENT: by(over_map)})
+    changes = {AGREEMENT: by(evidence), MARGIN: by(evidence), NEIGHBOURS: by(neighbours), EVIDENCE: by(evidence)}
+    control = Control(FROZEN_AND_MAP, "", changes, {EVIDENCE: by(over_map)})
     return Verdict(name, answer, "", Facts(5, False, False), 50, 50, 0, 0, "", 9.0, 9.0, changes, (control,))
 
 
@@ -29,11 +29,13 @@ def judged(name: str, answer: str, neighbours: float, agreement: float = 0.05, o
         ([judged("a", ADOPT, 0.1), judged("b", CANNOT_TELL, 0.2)], "a"),
         ([judged("a", LEAVE_IT, 0.3), judged("b", CANNOT_TELL, 0.2)], "b"),
         ([judged("a", LEAVE_IT, 0.3), judged("b", LEAVE_IT, 0.2)], "a"),
-        ([judged("a", ADOPT, 0.1), judged("b", ADOPT, 0.2, over_map=-0.05)], "a"),
-        ([judged("b", ADOPT, 0.2, over_map=-0.05)], "b"),
+        ([judged(FROZEN_AND_MAP, ADOPT, 0.1), judged("b", ADOPT, 0.2)], "b"),
+        ([judged(FROZEN_AND_MAP, ADOPT, 0.1), judged("b", ADOPT, 0.2, over_map=0.015)], FROZEN_AND_MAP),
+        ([judged(FROZEN_AND_MAP, ADOPT, 0.1), judged("b", ADOPT, 0.2, over_map=-0.05)], FROZEN_AND_MAP),
+        ([judged(FROZEN_AND_MAP, LEAVE_IT, 0.1), judged("b", ADOPT, 0.2, over_map=-0.05)], "b"),
     ],
 )
-def test_the_best_answer_counts_first_then_shared_neighbours(verdicts, chosen):
+def test_the_best_answer_counts_first_then_shared_neighbours_and_a_mask_beats_frozen_and_map(verdicts, chosen):
     assert choose(verdicts).name == chosen
 
 
@@ -43,9 +45,9 @@ def test_the_best_answer_counts_first_then_shared_neighbours(verdicts, chosen):
         (judged("a", ADOPT, 0.1), True),
         (judged("a", LEAVE_IT, 0.1), False),
         (judged("a", CANNOT_TELL, 0.1), True),
-        (judged("a", CANNOT_TELL, 0.1, agreement=-0.01), False),
-        (judged("a", CANNOT_TELL, -0.1, agreement=0.0), True),
+        (judged("a", CANNOT_TELL, 0.1, evidence=-0.01), False),
+        (judged("a", CANNOT_TELL, -0.1, evidence=0.0), True),
     ],
 )
-def test_what_nobody_can_tell_comes_out_only_if_agreement_did_not_fall(verdict, comes_out):
+def test_what_nobody_can_tell_comes_out_only_if_the_evidence_is_not_against_it(verdict, comes_out):
     assert may_come_out(verdict) is comes_out

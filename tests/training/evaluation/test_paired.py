@@ -10,12 +10,14 @@ from training.evaluation.paired import (
     MARGIN,
     MOST_Z,
     NEIGHBOURS,
+    Measured,
     Pool,
     compare,
     find_collapse,
     find_own,
     measure,
     share_neighbours,
+    weigh,
 )
 
 
@@ -33,6 +35,17 @@ def test_a_change_is_the_mean_of_differences_with_its_standard_error(rng):
     assert found.change == pytest.approx(apart.mean())
     assert found.error == pytest.approx(np.sqrt(((apart - apart.mean()) ** 2).sum() / 49 / 50))
     assert found.z == pytest.approx(apart.mean() / found.error)
+
+
+def test_evidence_adds_the_changes_of_margin_and_neighbours_each_in_its_deviations(rng):
+    before = Measured({MARGIN: rng.random(40), NEIGHBOURS: rng.random(40)}, 9.0, "")
+    gains = {MARGIN: rng.normal(0.5, 2, 40), NEIGHBOURS: rng.normal(-0.1, 0.1, 40)}
+    after = Measured({sign: before.signs[sign] + gains[sign] for sign in gains}, 9.0, "")
+    expected = gains[MARGIN] / gains[MARGIN].std() + gains[NEIGHBOURS] / gains[NEIGHBOURS].std()
+    np.testing.assert_allclose(weigh(before, after), expected)
+    assert not weigh(before, before).any()
+    shifted = Measured({MARGIN: before.signs[MARGIN], NEIGHBOURS: before.signs[NEIGHBOURS] + 0.5}, 9.0, "")
+    np.testing.assert_allclose(weigh(before, shifted), np.ones(40))
 
 
 def test_four_images_that_change_alike_are_two_standard_errors():

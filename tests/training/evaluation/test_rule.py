@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from smn_core.verdict import ADOPT, CANNOT_TELL, LEAVE_IT
-from training.evaluation.paired import AGREEMENT, Change
+from training.evaluation.paired import EVIDENCE, Change
 from training.evaluation.rule import ALL, SEEN, UNSEEN, Changes, Facts, decide
 
 FLIPS = Facts(n_off=10, has_map=False, has_state=False)
@@ -15,9 +15,9 @@ def change(z: float) -> Change:
     return Change(0.5, 0.5 + 0.01 * z, 0.01 * z, 0.01, 100)
 
 
-def changes(agreement: float, seen: float, unseen: float | None) -> Changes:
-    parts = {ALL: agreement, SEEN: seen} | ({UNSEEN: unseen} if unseen is not None else {})
-    return {AGREEMENT: {name: change(z) for name, z in parts.items()}}
+def changes(evidence: float, seen: float, unseen: float | None) -> Changes:
+    parts = {ALL: evidence, SEEN: seen} | ({UNSEEN: unseen} if unseen is not None else {})
+    return {EVIDENCE: {name: change(z) for name, z in parts.items()}}
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,10 @@ def test_a_mask_of_0_off_without_a_map_is_never_adopted():
     assert decide(Facts(0, has_map=False, has_state=False), "", good, change(5)) == LEAVE_IT
     assert decide(Facts(0, has_map=False, has_state=True), "", good, change(5)) == CANNOT_TELL
     assert decide(Facts(0, has_map=True, has_state=False), "", good, None) == ADOPT
+
+
+@pytest.mark.parametrize(("over_map", "answer"), [(2.1, ADOPT), (0.0, CANNOT_TELL), (-2.1, LEAVE_IT)])
+def test_flips_under_a_map_are_judged_by_what_they_have_over_frozen_and_map(over_map, answer):
+    """A map raises the margin of a space that flips have spoiled, too: against the frozen backbone all look good."""
+    both = Facts(n_off=10, has_map=True, has_state=False)
+    assert decide(both, "", changes(9, 9, 9), None, changes(over_map, over_map, over_map)) == answer

@@ -1,0 +1,1 @@
+"""A linear classifier into a mask: labels as answers."""

@@ -1,8 +1,4 @@
-"""Decodes the images of requests in worker processes, in turn, and kills the workers of what nobody waits for.
-
-An image waits in one of two lanes. All begin in the quick one; those that are slow by their header, or that took more
-processor time than a quick one may, go over to the slow one. Of the workers all but one may be slow at once.
-"""
+"""Decodes the images of requests in worker processes, in turn, and kills the workers of what nobody waits for."""
 
 from __future__ import annotations
 
@@ -20,8 +16,8 @@ import structlog
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from service.decoding.lanes import Batch, Job, Lanes
 from service.decoding.parent import FORKER
-from service.decoding.turns import Turns
 from service.decoding.worker import ANSWER, ASKED, DONE, MAX_TEXT_BYTES, SLOW, STARTED, TOO_LARGE
 from smn_core.errors import ImageTooLarge, InvalidImage, Unavailable
 
@@ -34,40 +30,6 @@ AGAIN_AFTER_S = 0.5
 """Pause after a worker that ended before it had started, so that a machine without memory is not kept busy."""
 
 log = structlog.get_logger("smn.decoding")
-
-
-class Batch:
-    """The images of one request, and the pixels that come of them."""
-
-    def __init__(self, client: Hashable, n_images: int, input_px: tuple[int, int]) -> None:
-        self.path = (client, id(self))
-        self.pixels = np.empty((n_images, *input_px, 3), np.uint8)
-        self.wanted = set(range(n_images))
-        self.error: InvalidImage | None = None
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def settle(self, number: int, error: InvalidImage | None = None) -> None:
-        """An image is decoded or refused. Of several that are refused the first one counts, as if they went in turn."""
-        self.wanted.discard(number)
-        if error is not None:
-            self.error = error
-            self.wanted = {other for other in self.wanted if other < number}
-        if not self.wanted and not self.done.done():
-            self.done.set_result(None)
-
-
-@dataclass(eq=False)
-class Job:
-    """One image of a batch."""
-
-    batch: Batch
-    number: int
-    data: bytes
-    slow: bool = False
-
-    @property
-    def wanted(self) -> bool:
-        return self.number in self.batch.wanted
 
 
 @dataclass(eq=False)
@@ -107,8 +69,7 @@ class DecodePool:
         self._wanted = {"preprocess": dict(preprocess), "max_pixels": max_pixels, "memory_bytes": memory_bytes}
         self._input_px: tuple[int, int] = tuple(preprocess["input_size"][-2:])
         self._n_workers, self._cpu_s, self._count_killed = max(2, n_workers), cpu_s, count_killed
-        self._quick: Turns[Job] = Turns()
-        self._slow: Turns[Job] = Turns()
+        self._lanes = Lanes()
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -154,7 +115,7 @@ class DecodePool:
             return np.empty((0, *self._input_px, 3), np.uint8)
         batch = Batch(client, len(images), self._input_px)
         for number, data in enumerate(images):
-            self._quick.push(batch.path, Job(batch, number, data))
+            self._lanes.add(Job(batch, number, data))
         self._dispatch()
         try:
             await batch.done
@@ -166,8 +127,7 @@ class DecodePool:
         return batch.pixels
 
     def _forget(self, batch: Batch) -> None:
-        self._quick.drop(batch.path)
-        self._slow.drop(batch.path)
+        self._lanes.drop(batch)
         for worker in self._workers:
             if worker.job is not None and worker.job.batch is batch and self._loop is not None:
                 self._loop.call_later(LETTING_GO_S, self._kill, worker, worker.job)
@@ -180,19 +140,12 @@ class DecodePool:
 
     def _dispatch(self) -> None:
         """Give every worker that waits the image whose turn it is."""
-        while self._idle and (lane := self._next_lane()) is not None:
-            job = lane.pop()
-            if job.wanted:
-                self._begin(self._idle.pop(), job)
-
-    def _next_lane(self) -> Turns[Job] | None:
-        """One worker is always there for slow images, if any wait, and one that is not."""
-        n_slow = sum(worker.job is not None and worker.job.slow for worker in self._workers)
-        if self._slow and n_slow == 0:
-            return self._slow
-        if self._quick:
-            return self._quick
-        return self._slow if self._slow and n_slow < self._n_workers - 1 else None
+        while self._idle:
+            n_slow = sum(worker.job is not None and worker.job.slow for worker in self._workers)
+            job = self._lanes.take(n_slow, self._n_workers - 1)
+            if job is None:
+                return
+            self._begin(self._idle.pop(), job)
 
     def _begin(self, worker: Worker, job: Job) -> None:
         worker.job = job
@@ -254,13 +207,9 @@ class DecodePool:
             batch.pixels[job.number] = np.frombuffer(worker.shared, np.uint8).reshape(batch.pixels.shape[1:])
             batch.settle(job.number)
         elif kind == SLOW:
-            self._take_slow(job)
+            self._lanes.add_slow(job)
         else:
-            _refuse(job, ImageTooLarge if kind == TOO_LARGE else InvalidImage, text)
-
-    def _take_slow(self, job: Job) -> None:
-        job.slow = True
-        self._slow.push(job.batch.path, job)
+            job.refuse(ImageTooLarge if kind == TOO_LARGE else InvalidImage, text)
 
     def _ended(self, worker: Worker) -> None:
         """A worker is gone: its slow image done, killed by a limit or by us, or crashed. Another takes its place."""
@@ -275,9 +224,9 @@ class DecodePool:
             if job.slow:
                 self._count_killed()
                 log.warning("decode ended", cpu_s=self._cpu_s, bytes=len(job.data))
-                _refuse(job, ImageTooLarge, f"its decode failed, or took more than {self._cpu_s:g} s of processor time")
+                job.refuse(ImageTooLarge, f"its decode failed, or took more than {self._cpu_s:g} s of processor time")
             else:
-                self._take_slow(job)
+                self._lanes.add_slow(job)
         _let_go(worker)
         if worker.pid is None:
             self._loop.call_later(AGAIN_AFTER_S, self._fork)
@@ -314,11 +263,6 @@ class DecodePool:
             os.close(memory)
         ours.setblocking(False)
         return worker
-
-
-def _refuse(job: Job, kind: type[InvalidImage], text: str) -> None:
-    several = len(job.batch.pixels) > 1
-    job.batch.settle(job.number, kind(f"image {job.number}: {text}" if several else text))
 
 
 def _let_go(worker: Worker) -> None:

@@ -61,7 +61,7 @@ def work(channel: socket.socket, shared: mmap.mmap, read: PixelReader) -> None:
         data = _receive(channel, n_bytes)
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
         try:
-            pixels[...] = read(data, only_quick=only_quick)
+            pixels[...] = np.asarray(read(data, only_quick=only_quick))
         except Slow:
             kind, text = SLOW, ""
         except ImageTooLarge as error:

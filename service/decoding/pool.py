@@ -103,6 +103,11 @@ class DecodePool:
         self._workers.clear()
         self._idle.clear()
 
+    @property
+    def pids(self) -> set[int]:
+        """The process ids of the workers that have started."""
+        return {worker.pid for worker in self._workers if worker.pid is not None}
+
     async def decode(self, client: Hashable, images: Sequence[bytes]) -> UInt8[ndarray, "n h w 3"]:
         """The pixels of the images of one request. `client` shares the workers with all others alike.
 

@@ -62,10 +62,6 @@ async def pool_of(memory_bytes=1024 * MIB, cpu_s=20.0, killed=None):
         pool.close()
 
 
-def pids(pool):
-    return {worker.pid for worker in pool._workers if worker.pid is not None}
-
-
 def is_there(pid):
     """Whether a process is there, and no zombie."""
     try:
@@ -113,7 +109,7 @@ def test_a_decode_beyond_its_processor_time_is_ended_by_the_kernel_and_others_go
             assert (await pool.decode("b", [photo()])).shape == (1, 32, 32, 3)
             with pytest.raises(ImageTooLarge, match=r"more than 0.05 s of processor time"):
                 await bad
-            await until(lambda: len(pids(pool)) == 2)
+            await until(lambda: len(pool.pids) == 2)
             assert (await pool.decode("a", [photo()])).shape == (1, 32, 32, 3)
 
     asyncio.run(go())
@@ -135,11 +131,11 @@ def test_what_nobody_waits_for_is_killed_and_replaced(slow):
 
     async def go():
         async with pool_of(killed=killed) as pool:
-            await until(lambda: len(pids(pool)) == 2)
-            before = pids(pool)
+            await until(lambda: len(pool.pids) == 2)
+            before = pool.pids
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(pool.decode("a", [slow] * 4), 0.3)
-            await until(lambda: len(pids(pool)) == 2 and pids(pool) != before)
+            await until(lambda: len(pool.pids) == 2 and pool.pids != before)
             assert not len(pool._lanes)
 
     asyncio.run(go())
@@ -149,7 +145,7 @@ def test_what_nobody_waits_for_is_killed_and_replaced(slow):
 def test_slow_images_leave_a_worker_to_quick_ones(slow):
     async def go():
         async with pool_of() as pool:
-            await until(lambda: len(pids(pool)) == 2)
+            await until(lambda: len(pool.pids) == 2)
             heavy = [asyncio.create_task(pool.decode("a", [slow] * 3)) for _ in range(3)]
             await until(lambda: any(worker.job is not None and worker.job.slow for worker in pool._workers))
             for seed in range(20):
@@ -182,10 +178,10 @@ def test_an_image_that_only_looks_quick_goes_over_to_the_slow():
 
     async def go():
         async with pool_of() as pool:
-            await until(lambda: len(pids(pool)) == 2)
-            before = pids(pool)
+            await until(lambda: len(pool.pids) == 2)
+            before = pool.pids
             assert (await pool.decode("a", [many])).shape == (1, 32, 32, 3)
-            assert pids(pool) != before
+            assert pool.pids != before
 
     asyncio.run(go())
 
@@ -193,10 +189,10 @@ def test_an_image_that_only_looks_quick_goes_over_to_the_slow():
 def test_a_worker_that_crashes_is_replaced_and_its_image_tried_once_more():
     async def go():
         async with pool_of() as pool:
-            await until(lambda: len(pids(pool)) == 2)
+            await until(lambda: len(pool.pids) == 2)
             decoding = asyncio.create_task(pool.decode("a", [photo()] * 500))
             await until(lambda: any(worker.job is not None for worker in pool._workers))
-            for pid in pids(pool):
+            for pid in pool.pids:
                 os.kill(pid, signal.SIGKILL)
             assert (await decoding).shape == (500, 32, 32, 3)
 
@@ -206,10 +202,10 @@ def test_a_worker_that_crashes_is_replaced_and_its_image_tried_once_more():
 def test_the_forker_is_started_again_where_it_is_killed():
     async def go():
         async with pool_of() as pool:
-            await until(lambda: len(pids(pool)) == 2)
-            before = pids(pool)
+            await until(lambda: len(pool.pids) == 2)
+            before = pool.pids
             FORKER._process.kill()
-            await until(lambda: not pids(pool) & before)
+            await until(lambda: not pool.pids & before)
             assert (await pool.decode("a", [photo()])).shape == (1, 32, 32, 3)
             assert not any(map(is_there, before))
 

@@ -157,19 +157,23 @@ class DecodePool:
         head = ASKED.pack(len(job.data), self._cpu_s if job.slow else QUICK_CPU_S, not job.slow)
         worker.unsent = [memoryview(head), memoryview(job.data)]
         self._send(worker)
+        if worker.unsent:
+            assert self._loop is not None
+            self._loop.add_writer(worker.channel, self._send_rest, worker)
 
     def _send(self, worker: Worker) -> None:
-        """Send what the socket takes; the rest when it takes more."""
-        assert self._loop is not None
+        """Send what the socket takes now."""
         with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):  # the end of a worker is read, not sent
             sent = worker.channel.sendmsg(worker.unsent)
             while worker.unsent and sent >= len(worker.unsent[0]):
                 sent -= len(worker.unsent.pop(0))
             if worker.unsent:
                 worker.unsent[0] = worker.unsent[0][sent:]
-        if worker.unsent:
-            self._loop.add_writer(worker.channel, self._send, worker)
-        else:
+
+    def _send_rest(self, worker: Worker) -> None:
+        self._send(worker)
+        if not worker.unsent:
+            assert self._loop is not None
             self._loop.remove_writer(worker.channel)
 
     def _read(self, worker: Worker) -> None:

@@ -29,6 +29,9 @@ STARTED_WITHIN_S = 60.0
 AGAIN_AFTER_S = 0.5
 """Pause after a worker that ended before it had started, so that a machine without memory is not kept busy."""
 
+SEND_BYTES = 2**20
+"""What a socket may hold of an image, as far as the system allows, so that a large one is sent in few parts."""
+
 log = structlog.get_logger("smn.decoding")
 
 
@@ -271,6 +274,7 @@ class DecodePool:
             theirs.close()
             os.close(memory)
         ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         return worker
 
 

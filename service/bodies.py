@@ -1,6 +1,6 @@
 """Request bodies: how they come in, within limits, and which images they hold.
 
-Everything is bounded before it is read; decoding happens later, in worker threads.
+Everything is bounded before it is read; decoding happens later, in worker processes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from torch import Tensor
 
 from service.errors import Rejected
 from service.respond import NPY
-from smn_core.errors import InvalidImage
 from smn_core.images import ImageReader
 
 DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]+)*,", re.ASCII)
@@ -183,24 +182,6 @@ def decode_text(text: object, param: str) -> bytes:
         raise Rejected(400, "invalid_image_text", f"{param} is not base64: {error}", param) from error
 
 
-def to_inputs(images: Images, reader: ImageReader) -> Float32[Tensor, "n 3 h w"]:
-    """Decode and normalise everything a request holds; in a worker thread.
-
-    Raises:
-        InvalidImage, ImageTooLarge: with the number of the image.
-        Rejected: 422, an array that is no model input.
-    """
-    if images.array is not None:
-        return _from_npy(images.array, reader)
-    rows = []
-    for number, data in enumerate(images.encoded):
-        try:
-            rows.append(reader(data))
-        except InvalidImage as error:
-            raise type(error)(f"image {number}: {error}" if len(images.encoded) > 1 else str(error)) from error
-    return torch.stack(rows)
-
-
 async def _from_multipart(request: Request, limit_bytes: int, max_images: int) -> list[bytes]:
     require_length(request, limit_bytes)
     # A body that was cut short lacks its closing boundary; Starlette would drop the cut part and go on without it.
@@ -276,8 +257,12 @@ def _npy_header(data: bytearray) -> tuple[tuple[int, ...], bool, np.dtype[Any], 
     return shape, fortran, dtype, stream.tell()
 
 
-def _from_npy(data: bytearray, reader: ImageReader) -> Float32[Tensor, "n 3 h w"]:
-    """float32 [N,3,H,W], normalised already: the body's own memory. The header is checked before anything else is."""
+def from_npy(data: bytearray, reader: ImageReader) -> Float32[Tensor, "n 3 h w"]:
+    """float32 [N,3,H,W], normalised already: the body's own memory. The header is checked before anything else is.
+
+    Raises:
+        Rejected: 422, an array that is no model input.
+    """
     shape, fortran, dtype, offset = _npy_header(data)
     expected = (3, *reader.input_px)
     if dtype != np.float32 or len(shape) != 4 or tuple(shape[1:]) != expected or fortran:

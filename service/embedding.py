@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from service.bodies import Images, to_inputs
+from service.bodies import Images, from_npy
 from service.embedder import Through
 from service.errors import Rejected
 from service.record import Record
@@ -87,6 +88,7 @@ async def embed(
     for reference in (wanted.mask, wanted.cascade):
         if reference is not None:
             caller.require_name(parse_reference(reference)[0])
+    client = request.client.host if request.client is not None else ""
     record: Record = request.state.record
     record.ends = record.began + deadline_s(server, request)  # first of all: a deadline that cannot be read is refused
     async with server.working():
@@ -95,7 +97,8 @@ async def embed(
             target = await in_time(server, request, lambda: _check(server, _resolve(server, wanted), wanted))
             images = await in_time(server, request, read)
             with server.admission.admit(max(0, images.count - 1)):
-                return await in_time(server, request, lambda: until_gone(request, _run(server, record, images, target)))
+                run = partial(_run, server, record, images, target, client)
+                return await in_time(server, request, lambda: until_gone(request, run()))
 
 
 def _resolve(server: Server, wanted: Wanted) -> Target:
@@ -119,12 +122,12 @@ async def _check(server: Server, target: Target, wanted: Wanted) -> Target:
     return replace(target, mode=mode)
 
 
-async def _run(server: Server, record: Record, images: Images, target: Target) -> Embedding:
+async def _run(server: Server, record: Record, images: Images, target: Target, client: str) -> Embedding:
     """Decode while the embedder loads what it needs, then embed."""
     used = target.cascade or target.mask
     record.facts |= {"images": images.count, "digest": used.digest if used is not None else None}
     mask, cascade = (found.digest if found else None for found in (target.mask, target.cascade))
-    decoding = asyncio.create_task(_decode(server, record, images))
+    decoding = asyncio.create_task(_decode(server, record, images, client))
     try:
         done = await server.embedder.embed(record, Through(mask, cascade, target.mode), decoding)
     finally:
@@ -139,10 +142,14 @@ async def _run(server: Server, record: Record, images: Images, target: Target) -
     return Embedding(done.z, target.mask, done.warnings, target.cascade, mode, done.chosen)
 
 
-async def _decode(server: Server, record: Record, images: Images) -> Float32[Tensor, "n 3 h w"]:
+async def _decode(server: Server, record: Record, images: Images, client: str) -> Float32[Tensor, "n 3 h w"]:
     began = time.perf_counter()
     loop = asyncio.get_running_loop()
-    x = await loop.run_in_executor(server.decoders, to_inputs, images, server.reader)
+    if images.array is not None:
+        x = await loop.run_in_executor(server.decoders, from_npy, images.array, server.reader)
+    else:
+        pixels = await server.decoding.decode(client, images.encoded)
+        x = await loop.run_in_executor(server.decoders, server.reader.normalise, pixels)
     record.stages["decode"] = time.perf_counter() - began
     server.metrics.decode_seconds.observe(record.stages["decode"])
     return x

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from service.admission import Admission
+from service.decoding.pool import DecodePool
 from service.embedder import Embedder
 from service.registry.base import Registry
 from service.settings import Settings
@@ -33,6 +34,15 @@ class Server:
         self.settings, self.embedder, self.registry, self.metrics = settings, embedder, registry, metrics
         self.admission = Admission(settings.queue_images)
         self.reader = ImageReader(self.backbone.preprocess, settings.max_pixels)
+        self.decoding = DecodePool(
+            self.backbone.preprocess,
+            settings.max_pixels,
+            n_workers=settings.decoders,
+            memory_bytes=settings.decode_bytes,
+            cpu_s=settings.decode_cpu_s,
+            count_killed=metrics.decode_killed.inc,
+        )
+        # For what comes decoded, and for uploaded files: bounded by the size of their bodies.
         self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="smn-decode")
         # Threads of their own: a registry that hangs must not keep images from being decoded.
         self.clerks = ThreadPoolExecutor(CLERKS, thread_name_prefix="smn-registry")
@@ -47,12 +57,17 @@ class Server:
         return self.embedder.backbone
 
     async def start(self) -> None:
-        """Start the embedder; the server is ready afterwards."""
-        await self.embedder.start()
+        """Start the decode workers and the embedder; the server is ready afterwards.
+
+        Raises:
+            SMNError: as `Embedder.start`; Unavailable, no worker starts.
+        """
+        await asyncio.gather(self.decoding.start(), self.embedder.start())
         self.ready = True
 
     def close(self) -> None:
         self.embedder.close()
+        self.decoding.close()
         self.decoders.shutdown(wait=False, cancel_futures=True)
         self.clerks.shutdown(wait=False, cancel_futures=True)
         self.registry.close()

@@ -152,10 +152,22 @@ class Settings(BackboneSettings):
     )
     decode_workers: int = setting(
         0,
-        "Threads that decode images and check uploads; 0: one a core, at least 2, at most 8.",
-        short="Threads that decode.",
+        "Processes that decode images, at least 2, and threads that check uploads; 0: one a core, at most 8.",
+        short="Processes that decode.",
         otherwise="0, one a core",
         ge=0,
+    )
+    decode_bytes: int = setting(
+        GIB,
+        "Memory that the decode of one image may take; then 422.",
+        short="Memory for the decode of one image.",
+        ge=16 * MIB,
+    )
+    decode_cpu_s: float = setting(
+        5.0,
+        "Processor time that the decode of one image may take, in seconds; then 422.",
+        short="Processor time for the decode of one image.",
+        gt=0,
     )
     cache_bytes: int = setting(
         GIB, "Host memory for masks that are not in a slot.", short="Host memory for masks.", ge=MIB
@@ -223,7 +235,7 @@ class Settings(BackboneSettings):
 
     @property
     def decoders(self) -> int:
-        """Threads that decode: "A decode thread a core, 2 to 8" in docs/decisions.md says why."""
+        """Processes that decode: "A decode worker a core, 2 to 8" in docs/decisions.md says why."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
         return self.decode_workers or min(8, max(2, cores))
 

@@ -53,6 +53,7 @@ class Metrics:
         self.request_seconds = make.histogram("smn_request_seconds", "From request to answer.", labels=["route"])
         self.queue_seconds = make.histogram("smn_queue_seconds", "From enqueued to first batch.")
         self.decode_seconds = make.histogram("smn_decode_seconds", "Reading and decoding a request.")
+        self.decode_killed = make.counter("smn_decode_killed_total", "Decodes ended by a limit, or nobody waited.")
         self.swap_seconds = make.histogram("smn_swap_seconds", "Writing slots, by batch with swaps.")
         self.forward_seconds = make.histogram("smn_forward_seconds", "Forwards, by batch.")
         self.load_seconds = make.histogram("smn_load_seconds", "A cold mask: fetch and check.")

@@ -20,6 +20,8 @@ MAX_PIXELS_OF = {
     "JPEG2000": 2_000_000,
 }
 """So many that a decode takes about a second of one core and half a gigabyte: docs/operations.md has the table."""
+QUICK_PART = 4
+"""An image with more than one in so many of the pixels that its format may have is slow: over a quarter of a second."""
 MAX_SLOW_PIXELS = 250_000
 """Of what Pillow decodes in Python, sample by sample, while nothing else runs: PPM as text, BMP by run lengths."""
 
@@ -68,6 +70,11 @@ def check_size(kind: str, width: int, height: int, max_pixels: int, *, heavy: bo
     if width * height > min(max_pixels, least):
         of = f", {least} of {kind}{' with 16 bits or alpha' if heavy else ''}" if least < max_pixels else ""
         raise ImageTooLarge(f"the image is {width} x {height} px, at most {max_pixels} pixels are taken{of}")
+
+
+def is_quick(kind: str, width: int, height: int) -> bool:
+    """Whether a decode is expected to take a quarter of a second of one core at most."""
+    return width * height * QUICK_PART <= MAX_PIXELS_OF.get(kind, MAX_PIXELS)
 
 
 def check_slow(what: str, width: int, height: int) -> None:

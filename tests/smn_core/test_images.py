@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFile
 from timm.data import create_transform
 
-from smn_core import images
+from smn_core import pixels as module
 from smn_core.errors import ImageTooLarge, InvalidImage
 from smn_core.images import MAX_PIXELS, ImageReader, decode, draft_side_px
 
@@ -480,7 +480,7 @@ def test_a_decompression_bomb_costs_neither_memory_nor_time(width, height):
 def test_no_warning_of_pillow_escapes(data):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        spec = importlib.util.spec_from_file_location("fresh_images", Path(images.__file__))
+        spec = importlib.util.spec_from_file_location("fresh_pixels", Path(module.__file__))
         fresh = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(fresh)  # it sets its filters on import, and pytest has since set its own
         with contextlib.suppress(ImageTooLarge):

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from smn_core import bits
 from smn_core.engine.compact import CompactMask, inverse_alphas, positions_of
+from smn_core.errors import InvalidArgument
 from smn_core.layout import Layout
 from smn_core.mask import TaskMask
 
 LOG = logging.getLogger("smn.engine")
-# So many weights are in a core's own cache still when the listed ones among them are set to 0.
+# Threads share the work in pieces of at most so many weights.
 CHUNK_WEIGHTS = 2**15
 
 
@@ -66,9 +67,9 @@ class LoopApplier:
     """
 
     def __init__(self, theta: Float[Tensor, "n_elements"], layout: Layout, threads: int) -> None:
-        from smn_core.engine.loop import KINDS, compile_loop
+        from smn_core.engine.loop import ALIGNED, KINDS, compile_loop
 
-        self._kind = KINDS[theta.dtype]
+        self._kind, self._aligned_bytes = KINDS[theta.dtype], ALIGNED * theta.itemsize
         self._theta = theta.view(self._kind).numpy()
         self._loop = compile_loop(theta.dtype, positions_of(layout))
         self._chunks = _cut(layout)
@@ -87,6 +88,8 @@ class LoopApplier:
         self._write(mask, out, self._of_tensor[tensor])
 
     def _write(self, mask: CompactMask, out: Float[Tensor, "n_elements"], chunks: Int64[ndarray, "n 4"]) -> None:
+        if out.data_ptr() % self._aligned_bytes:  # the processor would end this process
+            raise InvalidArgument(f"theta' is written to memory at multiples of {self._aligned_bytes} bytes only")
         if len(chunks):
             flat, off = out.view(self._kind).numpy(), mask.off.numpy()
             self._loop(self._theta, flat, chunks, mask.addresses, mask.scales, off)

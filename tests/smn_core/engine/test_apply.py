@@ -118,7 +118,9 @@ def test_any_shapes_equal_the_reference_by_torch(shapes, density, seed):
     """Any layout is written by torch's operations as the reference writes it."""
     layout = layout_of_shapes([(n,) for n in shapes])
     mask, theta = random_mask(layout, density, seed), random_theta(layout, seed)
-    assert np.array_equal(written(TorchApplier(torch.from_numpy(theta), layout), mask, layout), apply_slowly(theta, mask))
+    assert np.array_equal(
+        written(TorchApplier(torch.from_numpy(theta), layout), mask, layout), apply_slowly(theta, mask)
+    )
 
 
 def test_the_reference_is_the_formula_of_the_paper(layout):

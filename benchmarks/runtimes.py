@@ -151,6 +151,7 @@ def report(
         if variant != SMN:
             bench.row(variant, params, "images/s, SMN's ratio to it", "x", seconds / taken[SMN])
     bench.row(BEST, params, "images/s, SMN's ratio to it", "x", taken[best] / taken[SMN])
+    bench.row(BEST, params, "FLOP/s, over the best product's", "x", flops / taken[best] / limit)
     bench.row("limit", params, "time an image", "ms", [flops / limit * 1e3 / params["batch"]])
 
 

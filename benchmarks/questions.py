@@ -129,8 +129,7 @@ TABLES = (
     ),
     Table(
         "One model in the runtimes that users would pick",
-        "SMN's images a second through a hot mask over those of the same weights in another runtime, in process, on one "
-        "thread",
+        "SMN's images a second through a hot mask over those of the same weights in another runtime, in process",
         ("variant",),
         (
             Asked(

@@ -100,8 +100,8 @@ def _instead(found: Found) -> str:
     ]
     return (
         f"is ONNX Runtime or OpenVINO with a full copy of the model: in process, in float32, a hot mask gives "
-        f"{', '.join(best)}; in bfloat16 {_p50(found['half'])} times those of OpenVINO. The better one takes "
-        f"{_p50(found['limit'])} of what the best matrix product of the core would."
+        f"{', '.join(best)}; in bfloat16 {_p50(found['half'])} times those of OpenVINO. The better one computes "
+        f"at {_p50(found['limit'])} of the rate of the core's best matrix product."
     )
 
 

@@ -163,7 +163,7 @@ def test_the_page_is_one_that_people_read():
     assert len(lines) < 300
     opening = lines[: lines.index("## All questions")]
     assert sum(line.startswith("![") for line in opening) == len(PICTURES) == 3
-    assert [line[:3] for line in opening if line[:1].isdigit()] == [f"{number}. " for number in range(1, 7)]
+    assert [line[:3] for line in opening if line[:1].isdigit()] == [f"{number}. " for number in range(1, 8)]
     assert not any(line.startswith("![") for line in lines[len(opening) :])
 
 

@@ -74,7 +74,14 @@ BENCHES = (
     Bench("http", "What does HTTP cost, against the engine in process?", "http"),
     Bench("cascade", "What does a cascade cost, against a plain forward?", "cascade"),
     Bench("train_step", "What does a training step cost, against one that moves all weights?", "train_step"),
-    Bench("peers", "What do others cost that serve many tasks: full copies, Ray Serve's multiplexing?", "peers"),
+    Bench("peers", "What do servers of full copies cost for many tasks: torch, ONNX Runtime, OpenVINO?", "peers"),
+    Bench(
+        "runtimes",
+        "What would one model cost in ONNX Runtime, OpenVINO or plain timm, and what does the core allow?",
+        "runtimes",
+        needs=("onnx", "onnxscript", "onnxruntime", "openvino"),
+        extra="bench",
+    ),
     Bench(
         "lora",
         "What do LoRA adapters cost on the same backbone?",

@@ -1,4 +1,4 @@
-"""The six sentences that docs/performance.md opens with; every figure in them is computed from the rows."""
+"""The seven sentences that docs/performance.md opens with; every figure in them is computed from the rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Sentence:
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """The five of what was measured, and the one of what is not good or not measured."""
+    """The six of what was measured, and the one of what is not good or not measured."""
     return [*(sentence.text(rows) for sentence in SENTENCES), _not_good(rows)]
 
 
@@ -88,6 +88,20 @@ def _peers(found: Found) -> str:
     return (
         f"that keep a full copy of the model for each of {min(tasks)} to {max(tasks)} tasks, SMN gives "
         f"{', '.join(told)}; in process {_p50(found['lora'])} times as many as LoRA adapters."
+    )
+
+
+def _instead(found: Found) -> str:
+    """What a user would pick for one model, and what they would have of it."""
+    best = [
+        f"{_p50(rows)} times the images a second of the better one on {name_of(model)}"
+        for model in _models(found["best"])
+        if (rows := [row for row in found["best"] if row["params"]["model"] == model])
+    ]
+    return (
+        f"is ONNX Runtime or OpenVINO with a full copy of the model: in process, in float32, a hot mask gives "
+        f"{', '.join(best)}; in bfloat16 {_p50(found['half'])} times those of OpenVINO. The better one computes "
+        f"at {_p50(found['limit'])} of the rate of the core's best matrix product."
     )
 
 
@@ -157,7 +171,7 @@ def as_bytes(value: float) -> str:
     return f"{figure(value)} GB"
 
 
-COPIES = ("fastapi", "litserve", "ray serve")
+COPIES = ("fastapi", "litserve", "ray serve", "onnx runtime", "openvino")
 FURTHEST = 3
 SENTENCES = (
     Sentence("A mask in place", {"hot": _asked("hot", "ratio to plain timm")}, _in_place),
@@ -188,6 +202,15 @@ SENTENCES = (
             "dense": _asked("many", "bytes a cached mask", "process, grown", model=VIT, density=0.5),
         },
         _bytes,
+    ),
+    Sentence(
+        "What a user would pick instead",
+        {
+            "best": _asked("runtimes", f"images/s, {TO_IT}", "best of them", dtype="float32"),
+            "half": _asked("runtimes", f"images/s, {TO_IT}", "best of them", dtype="bfloat16"),
+            "limit": _asked("runtimes", "FLOP/s, over the best product's", "best of them", dtype="float32"),
+        },
+        _instead,
     ),
     Sentence(
         "Beside servers",

@@ -14,7 +14,11 @@ from benchmarks.sources import Sources
 from benchmarks.traffic import LAWS
 
 MODELS = {"vit_tiny_patch16_224": "ViT-Tiny", "resnet50": "ResNet-50", "vit_base_patch32_224": "ViT-B/32"}
-PEERS = {"fastapi": "FastAPI", "litserve": "LitServe", "ray serve": "Ray Serve", "smn": "SMN"}
+PEERS = {
+    "fastapi": "FastAPI", "litserve": "LitServe", "ray serve": "Ray Serve", "onnx runtime": "ONNX Runtime",
+    "openvino": "OpenVINO", "openvino bf16": "OpenVINO bf16", "best of them": "the best of them", "smn": "SMN",
+    "smn bf16": "SMN bf16",
+}  # fmt: skip
 VARIANTS = {
     "swap, 1 thread": "1 thread", "swap, 2 threads": "2 threads", "1 masks": "1 mask", "lora": "LoRA",
     "lora, merged": "LoRA, merged", "lora, set_adapter": "LoRA, set_adapter",

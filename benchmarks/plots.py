@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, GREY = "#1f6fb2", "#d9822b", "#3a8f5c", "#6b7280"
-COLOURS = (BLUE, ORANGE, GREEN)
+BLUE, ORANGE, GREEN, PURPLE, RED, GREY = "#1f6fb2", "#d9822b", "#3a8f5c", "#7c5295", "#b5423c", "#6b7280"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED)
 STYLE: Any = {
     "figure.facecolor": "white", "axes.facecolor": "white", "font.size": 11, "axes.spines.top": False,
     "axes.spines.right": False, "axes.edgecolor": "#9ca3af", "axes.titlesize": 13, "axes.titleweight": "bold",
@@ -173,7 +173,7 @@ PICTURES = (
     ),
     Picture(
         "peers.png",
-        "SMN's images a second over those of FastAPI, LitServe and Ray Serve",
+        "SMN's images a second over those of servers with full copies: torch, ONNX Runtime, OpenVINO",
         {"peers": _asked("peers", f"images/s, {TO_IT}")},
         _peers,
     ),

@@ -31,11 +31,6 @@ def unpack(packed: UInt8[ndarray, "n_bytes"], n_weights: int) -> Bool[ndarray, "
     return np.unpackbits(packed, count=n_weights, bitorder=ENDIAN).view(np.bool_)
 
 
-def byte_patterns() -> UInt8[ndarray, "256 8"]:
-    """Row b holds the 8 weights' bits of a packed byte b."""
-    return np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder=ENDIAN)
-
-
 def view(packed: UInt8[ndarray, "n_bytes"]) -> bitarray:
     """A bitarray over the same memory, without a copy."""
     return bitarray(buffer=np.ascontiguousarray(packed), endian=ENDIAN)

@@ -2,10 +2,12 @@
 
     .venv/bin/python -m benchmarks.peers [--quick] [--only PEER,...] [--model NAME] [--out FILE.jsonl]
 
-Peers: a plain FastAPI server, LitServe, Ray Serve with @serve.multiplexed; each in a process of its own with one torch
-thread, with as many full copies as the budget holds, the least recently used one reloaded from disk. SMN gets the same
-budget for slots and masks. Every server decodes the same JPEG by the same code; clients wait for their answers.
-Before anything is timed, every server's embeddings are compared with plain timm.
+Peers: a plain FastAPI server, LitServe, Ray Serve with @serve.multiplexed, and LitServe with ONNX Runtime or OpenVINO
+in place of torch; each in a process of its own with one thread for forwards, with as many full copies as the budget
+holds, the least recently used one reloaded from disk. SMN gets the same budget for slots and masks. Every server
+decodes the same JPEG by the same code; clients wait for their answers. Before anything is timed, every server's
+embeddings are compared with plain timm. Where the processor has bfloat16, OpenVINO and SMN run in it too, each beside
+the other.
 
 Of the peers' weights only the first 16 files differ, the others are links to them: they stay in the page cache, which
 favours the peers. SMN's masks all differ.
@@ -18,6 +20,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -34,7 +37,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save, save_file
 from torch import nn
 
-from benchmarks.peers.copies import capacity_of
+from benchmarks.peers.copies import GRAPH, capacity_of
+from benchmarks.peers.runtimes import NEEDS, export
 from benchmarks.photos import photo
 from benchmarks.redis_server import free_port
 from benchmarks.rows import row
@@ -44,29 +48,45 @@ from service.registry.open import open_registry
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.images import ImageReader
 from smn_core.maskfile import parse_mask
+from smn_core.precision import slow_on_cpu
 from smn_core.verbs.export import masked_weights
 from smn_core.verbs.show import note
 
 MODEL, DENSITY, SEED = "vit_tiny_patch16_224", 0.9995, 7
 BUDGET_BYTES = 512 * 2**20
 CLIENTS, FILES, N_ADDED = 8, 16, 5
-TOLERANCE = 1e-3
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A server script of this folder, the path that says it is ready, and the package it needs."""
+    """A server script of this folder, the path that says it is ready, the packages it needs, what it computes by."""
 
     module: str
     ready: str
-    needs: str
+    needs: tuple[str, ...]
+    runtime: str = "torch"
+    dtype: str = "float32"
+
+    @property
+    def smn(self) -> str:
+        """The SMN server that it is held against."""
+        return SMN if self.dtype == "float32" else SMN_BF16
 
 
-SMN = "smn"
+SMN, SMN_BF16, BEST = "smn", "smn bf16", "best of them"
 PEERS = {
-    "fastapi": Peer("fastapi_copies", "/health", "fastapi"),
-    "litserve": Peer("litserve_copies", "/health", "litserve"),
-    "ray serve": Peer("ray_multiplexed", "/embed", "ray"),
+    "fastapi": Peer("fastapi_copies", "/health", ("fastapi",)),
+    "litserve": Peer("litserve_copies", "/health", ("litserve",)),
+    "ray serve": Peer("ray_multiplexed", "/embed", ("ray",)),
+    **{
+        name: Peer("litserve_copies", "/health", ("litserve", *NEEDS[runtime]), runtime, dtype)
+        for name, runtime, dtype in (
+            ("onnx runtime", "onnxruntime", "float32"),
+            ("openvino", "openvino", "float32"),
+            ("openvino bf16", "openvino", "bfloat16"),
+        )
+    },
 }
 
 
@@ -90,6 +110,11 @@ class Tasks:
             else:
                 os.link(self.file(index % FILES), self.file(index))
         registry.close()
+
+    def write_graph(self) -> None:
+        """The model's graph, which the copies of other runtimes than torch share."""
+        model: nn.Module = timm.create_model(self.model, num_classes=0).eval()
+        (self.weights / GRAPH).write_bytes(export(model, tuple(self.backbone.preprocess["input_size"])))
 
     def mask(self, index: int) -> bytes:
         return mask_file(self.backbone, DENSITY, SEED + index)
@@ -118,7 +143,8 @@ def main() -> None:
     parser.add_argument("--budget-mib", type=int, default=BUDGET_BYTES // 2**20, help="memory for copies, or masks")
     parser.add_argument("--out", type=Path, help="append the rows to this file too")
     args = parser.parse_args()
-    if unknown := set(args.only.split(",")) - set(PEERS):
+    wanted = [name for name in args.only.split(",") if args.only != parser.get_default("only") or _usual(name)]
+    if unknown := set(wanted) - set(PEERS):
         parser.error(f"--only {sorted(unknown)[0]!r}: the peers are {', '.join(PEERS)}")
     torch.set_num_threads(1)
     numbers = [int(n) for n in (args.tasks or ("1,16" if args.quick else "1,16,100,1000")).split(",")]
@@ -132,7 +158,7 @@ def main() -> None:
     laws = ("identical", "zipf:1.5") if args.quick else LAWS
     with tempfile.TemporaryDirectory() as text:
         tasks = Tasks(args.model, Path(text), max(numbers))
-        with started(tasks, args.only.split(","), bench.budget_bytes) as servers:
+        with started(tasks, wanted, bench.budget_bytes) as servers:
             for name, server in servers.items():
                 check(name, server, tasks, min(3, max(numbers)))
                 bench.row(name, {}, "start", "s", [server.start_s])
@@ -141,7 +167,7 @@ def main() -> None:
             for n_tasks in numbers:
                 for law in laws if n_tasks > 1 else laws[:1]:
                     bench.traffic(servers, tasks, n_tasks, law)
-    if lost := [name for name in args.only.split(",") if name not in servers and not absent(name)]:
+    if lost := [name for name in wanted if name not in servers and not absent(name)]:
         sys.exit(f"did not start: {', '.join(lost)}")
 
 
@@ -155,13 +181,21 @@ def started(tasks: Tasks, wanted: Sequence[str], budget_bytes: int) -> Iterator[
         servers: dict[str, Process] = {SMN: smn}
         for name in wanted:
             peer = PEERS[name]
-            if absent(name):
-                note(f"peer {name}: left out, needs {peer.needs}: uv pip install '.[bench]'")
+            if missing := absent(name):
+                note(f"peer {name}: left out, needs {missing}: uv pip install '.[bench]'")
                 continue
+            if peer.runtime != "torch" and not (tasks.weights / GRAPH).exists():
+                tasks.write_graph()
+            if peer.smn not in servers:
+                own = tasks.folder / peer.dtype
+                shutil.copytree(tasks.registry, own / "registry")  # each writes to its own
+                words = ("--dtype", peer.dtype, *flags)
+                servers[peer.smn] = stack.enter_context(serving(tasks.model, str(own / "registry"), *words, folder=own))
             port = free_port()
             words = [sys.executable, "-m", f"benchmarks.peers.{peer.module}", "--model", tasks.model]
             words += ["--folder", str(tasks.weights), "--port", str(port), "--budget-bytes", str(budget_bytes)]
-            log = tasks.folder / f"{peer.module}.log"
+            words += ["--runtime", peer.runtime, "--dtype", peer.dtype]
+            log = tasks.folder / f"{name}.log"
             try:
                 servers[name] = stack.enter_context(process(words, port, peer.ready, log))
             except RuntimeError as error:  # the others are measured all the same
@@ -169,9 +203,24 @@ def started(tasks: Tasks, wanted: Sequence[str], budget_bytes: int) -> Iterator[
         yield servers
 
 
-def absent(name: str) -> bool:
-    """Whether a peer's package is not installed."""
-    return importlib.util.find_spec(PEERS[name].needs) is None
+def absent(name: str) -> str:
+    """The packages of a peer that are not installed."""
+    return ", ".join(package for package in PEERS[name].needs if importlib.util.find_spec(package) is None)
+
+
+def _usual(name: str) -> bool:
+    """Whether the processor computes fast in the type of a peer."""
+    return slow_on_cpu(getattr(torch, PEERS[name].dtype), torch.device("cpu")) is None
+
+
+def dtype_of(name: str) -> str:
+    """What a server computes in."""
+    return PEERS[name].dtype if name in PEERS else "bfloat16" if name == SMN_BF16 else "float32"
+
+
+def smn_of(name: str) -> str:
+    """The SMN server that a peer is held against; empty for SMN's own."""
+    return PEERS[name].smn if name in PEERS else ""
 
 
 def check(name: str, server: Process, tasks: Tasks, n_tasks: int) -> None:
@@ -184,7 +233,7 @@ def check(name: str, server: Process, tasks: Tasks, n_tasks: int) -> None:
         found = ask(server, tasks, index)
         expected = tasks.expected(index)
         distance = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-        if distance > TOLERANCE:
+        if distance > TOLERANCE[dtype_of(name)]:
             raise RuntimeError(f"{name}, {name_of(index)}: {distance:.3g} away from plain timm's embedding")
 
 
@@ -222,7 +271,7 @@ class Bench:
         self.budget_bytes, self.requests, self.turns, self.out = budget_bytes, requests, turns, out
         self.copies = capacity_of(model, budget_bytes)
         self.params = {"model": model, "budget MiB": budget_bytes // 2**20}
-        self.smn: dict[str, list[float]] = {}
+        self.smn: dict[tuple[str, str], list[float]] = {}
 
     def row(self, variant: str, params: dict[str, Any], metric: str, unit: str, values: Sequence[float]) -> None:
         row("peers", variant, self.params | params, metric, unit, values, out=self.out)
@@ -231,7 +280,7 @@ class Bench:
         """Bytes a task: its file, and how much the processes grow by one more that was asked for."""
         n_more = min(n_tasks, self.copies, FILES) - 1
         for name, server in servers.items():
-            size = len(tasks.mask(0)) if name == SMN else tasks.file(0).stat().st_size
+            size = len(tasks.mask(0)) if not smn_of(name) else tasks.file(0).stat().st_size
             self.compare(name, "disk a task", "B", [float(size)])
             if not n_more:
                 continue
@@ -249,7 +298,7 @@ class Bench:
             weights = save(masked_weights(tasks.backbone, parse_mask(data, tasks.backbone.layout)))
             for name, server in servers.items():
                 began = time.perf_counter()
-                if name == SMN:
+                if not smn_of(name):
                     tasks.client.put(f"{server.url}/masks/{name_of(index)}", content=data).raise_for_status()
                 else:
                     tasks.file(index).write_bytes(weights)
@@ -261,10 +310,10 @@ class Bench:
     def compare(self, name: str, metric: str, unit: str, values: list[float]) -> None:
         """The row of a server, and of SMN's ratio to it; SMN comes first."""
         self.row(name, {}, metric, unit, values)
-        if name == SMN:
-            self.smn[metric] = values
+        if not (smn := smn_of(name)):
+            self.smn[name, metric] = values
         else:
-            ratios = [a / b for a, b in zip(self.smn[metric], values, strict=True)]
+            ratios = [a / b for a, b in zip(self.smn[smn, metric], values, strict=True)]
             self.row(name, {}, f"{metric}, SMN's ratio to it", "x", ratios)
 
     def traffic(self, servers: dict[str, Process], tasks: Tasks, n_tasks: int, law: str) -> None:
@@ -283,14 +332,18 @@ class Bench:
         params = {"tasks": n_tasks, "law": law, "clients": CLIENTS, "copies fit": n_tasks <= self.copies}
         for name, values in rates.items():
             self.row(name, params, "images/s", "images/s", values)
-            if name != SMN:
-                ratios = [a / b for a, b in zip(rates[SMN], values, strict=True)]
+            if smn := smn_of(name):
+                ratios = [a / b for a, b in zip(rates[smn], values, strict=True)]
                 self.row(name, params, "images/s, SMN's ratio to it", "x", ratios)
+        if others := [name for name in rates if smn_of(name) == SMN]:
+            best = max(others, key=lambda name: float(np.median(rates[name])))
+            ratios = [a / b for a, b in zip(rates[SMN], rates[best], strict=True)]
+            self.row(BEST, params, "images/s, SMN's ratio to it", "x", ratios)
         # What neighbours on the machine disturb least: who waits for a core does not count.
         for name, values in cpu_ms.items():
             self.row(name, params, "processor time an image", "ms", values)
-            if name != SMN:
-                ratios = [a / b for a, b in zip(cpu_ms[SMN], values, strict=True)]
+            if smn := smn_of(name):
+                ratios = [a / b for a, b in zip(cpu_ms[smn], values, strict=True)]
                 self.row(name, params, "processor time an image, SMN's ratio to it", "x", ratios)
 
 

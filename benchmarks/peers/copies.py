@@ -15,17 +15,23 @@ from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from benchmarks.peers.runtimes import NEEDS, Embed, Graph, open_model
 from smn_core.images import ImageReader
+
+GRAPH = "graph.onnx"
 
 
 @dataclass(frozen=True)
 class Place:
-    """What every server of full copies is told: `folder` holds TASK.safetensors."""
+    """What every server of full copies is told: `folder` holds TASK.safetensors, and the graph of all where a runtime
+    other than torch (runtimes.py) runs them."""
 
     model: str
     folder: Path
     port: int
     budget_bytes: int
+    runtime: str = "torch"
+    dtype: str = "float32"
 
     @property
     def capacity(self) -> int:
@@ -39,9 +45,11 @@ def place_of_arguments() -> Place:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--budget-bytes", type=int, required=True)
+    parser.add_argument("--runtime", default="torch", choices=("torch", *NEEDS))
+    parser.add_argument("--dtype", default="float32", help="that the runtime computes in")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    return Place(given.model, given.folder, given.port, given.budget_bytes)
+    return Place(given.model, given.folder, given.port, given.budget_bytes, given.runtime, given.dtype)
 
 
 def capacity_of(model: str, budget_bytes: int) -> int:
@@ -70,8 +78,7 @@ class Copies:
     def embed(self, task: str, images: list[torch.Tensor]) -> list[list[float]]:
         """Embeddings of images [3,H,W] through the task's copy."""
         with self._lock, torch.inference_mode():
-            rows: list[list[float]] = self._model(task)(torch.stack(images)).tolist()
-            return rows
+            return self._run(task, torch.stack(images))
 
     def load(self, task: str, into: nn.Module | None = None) -> nn.Module:
         """A copy with the task's weights; those of `into` are written over."""
@@ -79,9 +86,37 @@ class Copies:
         model.load_state_dict(load_file(self._folder / f"{task}.safetensors"))
         return model
 
+    def _run(self, task: str, images: torch.Tensor) -> list[list[float]]:
+        rows: list[list[float]] = self._model(task)(images).tolist()
+        return rows
+
     def _model(self, task: str) -> nn.Module:
         if task not in self._models:
             full = len(self._models) >= self._capacity
             self._models[task] = self.load(task, self._models.popitem(last=False)[1] if full else None)
         self._models.move_to_end(task)
         return self._models[task]
+
+
+class RuntimeCopies(Copies):
+    """The same in ONNX Runtime or OpenVINO: a copy is a graph that its runtime has optimised for the task's weights."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._place, self._graph = place, Graph((place.folder / GRAPH).read_bytes())
+        self._opened: OrderedDict[str, Embed] = OrderedDict()
+
+    def _run(self, task: str, images: torch.Tensor) -> list[list[float]]:
+        if task not in self._opened:
+            if len(self._opened) >= self._capacity:
+                self._opened.popitem(last=False)
+            graph = self._graph.with_weights(load_file(self._folder / f"{task}.safetensors"))
+            self._opened[task] = open_model(self._place.runtime, graph, dtype=self._place.dtype)
+        self._opened.move_to_end(task)
+        rows: list[list[float]] = self._opened[task](images.numpy()).tolist()
+        return rows
+
+
+def copies_of(place: Place) -> Copies:
+    """The copies that a place asks for."""
+    return Copies(place) if place.runtime == "torch" else RuntimeCopies(place)

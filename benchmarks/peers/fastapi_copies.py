@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import uvicorn
 from fastapi import FastAPI, File, Form
 
-from benchmarks.peers.copies import Copies, Place, place_of_arguments
+from benchmarks.peers.copies import Place, copies_of, place_of_arguments
 
 
 def create_app(place: Place) -> FastAPI:
-    app, copies = FastAPI(), Copies(place)
+    app, copies = FastAPI(), copies_of(place)
 
     @app.get("/health")
     def health() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import litserve
 import torch
 
-from benchmarks.peers.copies import Copies, Place, place_of_arguments
+from benchmarks.peers.copies import Place, copies_of, place_of_arguments
 
 BATCH = 8
 
@@ -21,7 +21,7 @@ class Tasks(litserve.LitAPI):  # type: ignore[misc,unused-ignore]
 
     def setup(self, device: str) -> None:  # noqa: ARG002
         torch.set_num_threads(1)
-        self._copies = Copies(self._place)
+        self._copies = copies_of(self._place)
 
     # Without a type at `request`: LitServe would hand it to FastAPI as that of a parameter.
     def decode_request(self, request, **_) -> tuple[str, torch.Tensor]:  # type: ignore[no-untyped-def]

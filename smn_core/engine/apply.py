@@ -1,29 +1,32 @@
 """Apply a mask to theta: `theta'[t] = theta[t] * on[t] / alpha[t]` for every tensor t of the layout.
 
 Flat arrays have the layout's `n_elements`; the padding between tensors is never read by a model. Every way multiplies
-once by `float32(1 / alpha)`, and `on` is 0 or 1, so all ways agree to the last bit in float32.
+once by `float32(1 / alpha)`, and `on` is 0 or 1, so all ways agree to the last bit in float32. In half precision the
+product is taken in float32 and rounded once. The compiled loop and the reference also agree on OFF weights' sign: +0.
 """
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int, Int64
 from numpy import ndarray
 from torch import Tensor
 
 from smn_core import bits
-from smn_core.engine.compact import CompactMask, inverse_alphas
+from smn_core.engine.compact import CompactMask, inverse_alphas, positions_of
+from smn_core.errors import InvalidArgument
 from smn_core.layout import Layout
 from smn_core.mask import TaskMask
 
-# So many weights and their bits stay in a core's own cache between the passes over them.
-CHUNK_WEIGHTS = 2**17
+LOG = logging.getLogger("smn.engine")
+# Threads share the work in pieces of at most so many weights.
+CHUNK_WEIGHTS = 2**15
 
 
 @runtime_checkable
@@ -42,67 +45,54 @@ def apply_slowly(theta: Float32[ndarray, "n_elements"], mask: TaskMask) -> Float
     out = np.zeros_like(theta)
     for tensor, scale in zip(mask.layout, inverse_alphas(mask), strict=True):
         on = bits.unpack(mask.packed[tensor.bytes], tensor.n_weights)
-        out[tensor.elements] = theta[tensor.elements] * on * scale
+        out[tensor.elements] = np.where(on, theta[tensor.elements] * scale, 0)
     return out
 
 
 def applier_for(theta: Float[Tensor, "n_elements"], layout: Layout, threads: int) -> Applier:
-    """The fastest way for theta's device and type."""
-    if theta.device.type == "cpu" and theta.dtype == torch.float32:
-        return NumpyApplier(theta.numpy(), layout, threads)
+    """The fastest way for theta's device and type. It compiles a loop where that has not been done on this machine."""
+    if theta.device.type == "cpu" and theta.dtype in (torch.float32, torch.bfloat16):
+        try:
+            return LoopApplier(theta, layout, threads)
+        except ImportError as error:
+            LOG.warning("masks are written by torch's operations, which take several times as long: %s", error)
     return TorchApplier(theta, layout)
 
 
-class NumpyApplier:
-    """float32 on the CPU: `threads` threads share the work, in chunks that fit a cache."""
+class LoopApplier:
+    """float32 and bfloat16 on the CPU: one compiled pass, which `threads` threads share.
 
-    def __init__(self, theta: Float32[ndarray, "n_elements"], layout: Layout, threads: int) -> None:
-        self._theta = theta
-        self._layout = layout
+    Raises:
+        ImportError: numba is missing.
+    """
+
+    def __init__(self, theta: Float[Tensor, "n_elements"], layout: Layout, threads: int) -> None:
+        from smn_core.engine.loop import ALIGNED, KINDS, compile_loop
+
+        self._kind, self._aligned_bytes = KINDS[theta.dtype], ALIGNED * theta.itemsize
+        self._theta = theta.view(self._kind).numpy()
+        self._loop = compile_loop(theta.dtype, positions_of(layout))
         self._chunks = _cut(layout)
-        self._starts = np.array([c.elements.start for c in self._chunks])
-        tensors = [c.tensor for c in self._chunks]
-        edges = np.searchsorted(tensors, range(len(layout.tensors) + 1)).tolist()
-        self._of_tensor = [range(a, b) for a, b in pairwise(edges)]
-        self._table = bits.byte_patterns().astype(np.float32)
+        edges = np.searchsorted(self._chunks[:, 0], range(len(layout.tensors) + 1)).tolist()
+        self._of_tensor = [self._chunks[a:b] for a, b in pairwise(edges)]
         self._shares = _share_out(self._chunks, threads)
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="smn-apply") if threads > 1 else None
 
     def write(self, mask: CompactMask, out: Float[Tensor, "n_elements"]) -> None:
-        flat = out.numpy()
-        others = [self._pool.submit(self._write, mask, flat, s) for s in self._shares[1:]] if self._pool else []
-        self._write(mask, flat, self._shares[0])
+        others = [self._pool.submit(self._write, mask, out, s) for s in self._shares[1:]] if self._pool else []
+        self._write(mask, out, self._shares[0])
         for other in others:
             other.result()
 
     def write_tensor(self, mask: CompactMask, tensor: int, out: Float[Tensor, "n_elements"]) -> None:
-        if tensor in mask.packed:
-            self._write(mask, out.numpy(), self._of_tensor[tensor])
-            return
-        flat, where = out.numpy(), self._layout.tensors[tensor].elements
-        np.multiply(self._theta[where], mask.scales[tensor], out=flat[where])
-        flat[mask.off_of(tensor).numpy()] = 0.0
+        self._write(mask, out, self._of_tensor[tensor])
 
-    def _write(self, mask: CompactMask, out: Float32[ndarray, "n_elements"], share: range) -> None:
-        off = mask.off.numpy()
-        # The search must not convert the whole list to the type of the edges.
-        cuts = np.searchsorted(off, self._starts[share.start : share.stop + 1].astype(off.dtype)).tolist()
-        cuts += [len(off)] * (len(share) + 1 - len(cuts))
-        patterns: Float32[ndarray, "n 8"] | None = None
-        for index, (first, last) in zip(share, pairwise(cuts), strict=True):
-            chunk = self._chunks[index]
-            theta, part, scale = self._theta[chunk.elements], out[chunk.elements], mask.scales[chunk.tensor]
-            if (packed := mask.packed.get(chunk.tensor)) is not None:
-                patterns = np.empty((CHUNK_WEIGHTS // 8, 8), np.float32) if patterns is None else patterns
-                # A table of the 256 bytes, the scale in it, is faster than unpacking, casting and scaling.
-                scaled = patterns[: chunk.bytes.stop - chunk.bytes.start]
-                (self._table * scale).take(packed.numpy()[chunk.bytes], axis=0, out=scaled, mode="clip")
-                np.multiply(theta, scaled.reshape(-1)[: len(part)], out=part)
-            elif scale == 1:
-                np.copyto(part, theta)
-            else:
-                np.multiply(theta, scale, out=part)
-                out[off[first:last]] = 0.0
+    def _write(self, mask: CompactMask, out: Float[Tensor, "n_elements"], chunks: Int64[ndarray, "n 4"]) -> None:
+        if out.data_ptr() % self._aligned_bytes:  # the processor would end this process
+            raise InvalidArgument(f"theta' is written to memory at multiples of {self._aligned_bytes} bytes only")
+        if len(chunks):
+            flat, off = out.view(self._kind).numpy(), mask.off.numpy()
+            self._loop(self._theta, flat, chunks, mask.addresses, mask.scales, off)
 
 
 class TorchApplier:
@@ -160,28 +150,18 @@ def _numpy_is_quicker(flat: Tensor) -> bool:
     return flat.device.type == "cpu" and flat.dtype == torch.float32
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive weights of one tensor: its index, where they lie in a flat array, where in its packed bits."""
-
-    tensor: int
-    elements: slice
-    bytes: slice
-
-
-def _cut(layout: Layout) -> list[Chunk]:
-    chunks = []
-    for index, tensor in enumerate(layout):
-        for start in range(0, tensor.n_weights, CHUNK_WEIGHTS):
-            n = min(CHUNK_WEIGHTS, tensor.n_weights - start)
-            first = tensor.first_element + start
-            in_bytes = slice(start // 8, start // 8 + bits.packed_bytes(n))
-            chunks.append(Chunk(index, slice(first, first + n), in_bytes))
-    return chunks
+def _cut(layout: Layout) -> Int64[ndarray, "n 4"]:
+    """The weights of every tensor in chunks, as the loop takes them."""
+    chunks = [
+        (index, tensor.first_element + start, min(CHUNK_WEIGHTS, tensor.n_weights - start), start // 8)
+        for index, tensor in enumerate(layout)
+        for start in range(0, tensor.n_weights, CHUNK_WEIGHTS)
+    ]
+    return np.array(chunks, np.int64)
 
 
-def _share_out(chunks: list[Chunk], n_shares: int) -> list[range]:
-    """Share the chunks out in consecutive ranges of about equally many weights."""
-    ends = np.cumsum([c.elements.stop - c.elements.start for c in chunks])
+def _share_out(chunks: Int64[ndarray, "n 4"], n_shares: int) -> list[Int64[ndarray, "k 4"]]:
+    """Share the chunks out in consecutive runs of about equally many weights."""
+    ends = np.cumsum(chunks[:, 2])
     cuts = np.searchsorted(ends, [ends[-1] * k / n_shares for k in range(1, n_shares)])
-    return [range(a, b) for a, b in pairwise([0, *cuts.tolist(), len(chunks)])]
+    return np.split(chunks, cuts)

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Int, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
 
 from smn_core import bits
 from smn_core.engine.device.transfer import to_device
 from smn_core.engine.kernelmask import KernelLayout, KernelMask
+from smn_core.layout import Layout
 from smn_core.mask import TaskMask
 
-# From this density on, zeroing listed positions after one scaling pass is faster than unpacking bits
-# (benchmarks/swap.py), and the list, at 4 bytes a position, takes at most half the memory.
+# From this density on a list, at 4 bytes a position, takes at most half the memory of the bits, and is written as fast
+# (benchmarks/swap.py).
 SPARSE_DENSITY = 1 - 1 / 64
 # A list as short as this takes less memory than an array object of its own, whatever the density.
 SHORT_LIST = 32
@@ -51,6 +54,12 @@ class CompactMask:
         packed = whole.nbytes if whole is not None else sum(array.nbytes for array in self.packed.values())
         return self.off.nbytes + packed + int(self.bounds.nbytes + self.scales.nbytes)
 
+    @cached_property
+    def addresses(self) -> Int64[ndarray, "n_tensors"]:
+        """Where the packed bits of every tensor lie in memory, as the compiled loop reads them; 0 where it has none."""
+        places = (self.packed[t].data_ptr() if t in self.packed else 0 for t in range(len(self.scales)))
+        return np.fromiter(places, np.int64)
+
     def off_of(self, tensor: int) -> Int[Tensor, "n"]:
         """The listed OFF positions of one tensor; none where it keeps bits."""
         return self.off[int(self.bounds[tensor]) : int(self.bounds[tensor + 1])]
@@ -59,6 +68,11 @@ class CompactMask:
 def inverse_alphas(mask: TaskMask) -> Float32[ndarray, "n_tensors"]:
     """`1 / alpha` of every tensor in float32; exactly 1 where a tensor is all ON."""
     return (1.0 / mask.alphas.astype(np.float64)).astype(np.float32)
+
+
+def positions_of(layout: Layout) -> np.dtype[Any]:
+    """The type of listed positions."""
+    return np.dtype(np.int32 if layout.n_elements < 2**31 else np.int64)
 
 
 def make_compact(mask: TaskMask, device: torch.device, kernel_layout: KernelLayout | None = None) -> CompactMask:
@@ -70,7 +84,7 @@ def make_compact(mask: TaskMask, device: torch.device, kernel_layout: KernelLayo
     lists: list[ndarray] = []
     packed: dict[int, Tensor] = {}
     counts = [0]
-    kind = np.int32 if mask.layout.n_elements < 2**31 else np.int64
+    kind = positions_of(mask.layout)
     whole = to_device(mask.packed, device) if kernel_layout is not None else None
     for index, (tensor, on) in enumerate(zip(mask.layout, mask.on_counts.tolist(), strict=True)):
         n_off = tensor.n_weights - on

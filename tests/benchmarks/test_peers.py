@@ -9,8 +9,9 @@ import torch
 from fastapi.testclient import TestClient
 from safetensors.torch import save_file
 
-from benchmarks.peers.copies import Place, capacity_of
+from benchmarks.peers.copies import GRAPH, Place, capacity_of, copies_of
 from benchmarks.peers.fastapi_copies import create_app
+from benchmarks.peers.runtimes import NEEDS, Graph, export, open_model
 from benchmarks.photos import photo
 from benchmarks.traffic import LAWS, tasks_of
 from smn_core.images import ImageReader
@@ -55,3 +56,38 @@ def test_a_budget_holds_as_many_copies_as_fit():
     one = sum(tensor.nbytes for tensor in timm.create_model(MODEL, num_classes=0).state_dict().values())
     assert capacity_of(MODEL, 3 * one) == 3
     assert capacity_of(MODEL, 0) == 1
+
+
+@pytest.fixture(scope="module")
+def graph() -> bytes:
+    for package in {name for names in NEEDS.values() for name in names}:
+        pytest.importorskip(package)  # of the extra `bench`, which not every checkout has
+    return export(model_of(0), tuple(build_backbone(MODEL).preprocess["input_size"]))
+
+
+def model_of(seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return timm.create_model(MODEL, num_classes=0).eval()
+
+
+@pytest.mark.parametrize("n_images", [None, 3])
+@pytest.mark.parametrize("runtime", NEEDS)
+def test_a_runtime_embeds_as_timm_with_the_weights_that_it_was_given(graph, runtime, n_images):
+    model = model_of(5)
+    images = torch.randn(3, *build_backbone(MODEL).preprocess["input_size"])
+    embed = open_model(runtime, Graph(graph).with_weights(model.state_dict()), n_images=n_images)
+    with torch.inference_mode():
+        np.testing.assert_allclose(embed(images.numpy()), model(images).numpy(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", NEEDS)
+def test_copies_of_a_runtime_embed_as_plain_timm_also_after_they_were_reloaded(graph, runtime, tmp_path):
+    (tmp_path / GRAPH).write_bytes(graph)
+    for seed in (0, 1):
+        save_file(model_of(seed).state_dict(), tmp_path / f"task-{seed}.safetensors")
+    copies = copies_of(Place(MODEL, tmp_path, port=0, budget_bytes=1, runtime=runtime))
+    images = torch.randn(2, *build_backbone(MODEL).preprocess["input_size"])
+    for seed in (0, 1, 0):
+        with torch.inference_mode():
+            expected = model_of(seed)(images).numpy()
+        np.testing.assert_allclose(copies.embed(f"task-{seed}", list(images)), expected, rtol=1e-3, atol=1e-5)

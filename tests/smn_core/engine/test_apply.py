@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import timm
@@ -9,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smn_core.engine.apply import NumpyApplier, TorchApplier, applier_for, apply_slowly
+from smn_core.engine.apply import LoopApplier, TorchApplier, applier_for, apply_slowly
 from smn_core.engine.compact import inverse_alphas, make_compact
 from smn_core.layout import Layout, MaskableTensor, layout_of
 from smn_core.mask import TaskMask
@@ -52,16 +54,13 @@ def layout(request: pytest.FixtureRequest) -> Layout:
 
 
 @pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("way", ["numpy 1", "numpy 2", "numpy 3", "torch"])
+@pytest.mark.parametrize("way", ["loop 1", "loop 2", "loop 3", "torch"])
 def test_every_way_equals_the_reference(layout, density, way):
-    """numpy with any number of threads and torch write what the reference writes, whatever the slot held."""
+    """The loop with any number of threads and torch write what the reference writes, whatever the slot held."""
     mask, theta = random_mask(layout, density, 1), random_theta(layout)
     kind, *threads = way.split()
-    applier = (
-        TorchApplier(torch.from_numpy(theta), layout)
-        if kind == "torch"
-        else NumpyApplier(theta, layout, int(threads[0]))
-    )
+    flat = torch.from_numpy(theta)
+    applier = TorchApplier(flat, layout) if kind == "torch" else LoopApplier(flat, layout, int(threads[0]))
     assert np.array_equal(written(applier, mask, layout), apply_slowly(theta, mask))
 
 
@@ -70,25 +69,58 @@ def test_a_resnet18_equals_the_reference(density):
     """The same holds for a real layout of 11 million weights."""
     layout = layout_named("resnet18")
     mask, theta = random_mask(layout, density, 1), random_theta(layout)
-    expected = apply_slowly(theta, mask)
-    for applier in (NumpyApplier(theta, layout, 2), TorchApplier(torch.from_numpy(theta), layout)):
+    expected, flat = apply_slowly(theta, mask), torch.from_numpy(theta)
+    for applier in (LoopApplier(flat, layout, 2), TorchApplier(flat, layout)):
         assert np.array_equal(written(applier, mask, layout), expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    shapes=st.lists(st.integers(1, 300), min_size=1, max_size=6),
+    density=st.floats(0.0, 1.0),
+    exponent=st.integers(-140, 127),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    threads=st.integers(1, 4),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shapes_and_sizes_equal_the_reference_bit_for_bit(shapes, density, exponent, dtype, threads, seed):
+    """Any layout, tensors of no multiple of 8 or 32 weights, scale, and size of weights, also such that rounding makes
+    subnormal or infinite; with more threads than work too. An OFF weight is +0."""
+    layout = layout_of_shapes([(n,) for n in shapes])
+    mask, theta = random_mask(layout, density, seed), random_theta(layout, seed)
+    flat = (torch.from_numpy(theta).double() * 2.0**exponent).to(dtype)
+    out = torch.full_like(flat, float("nan"))
+    LoopApplier(flat, layout, threads).write(compact(mask), out)
+    with np.errstate(over="ignore"):
+        expected = torch.from_numpy(apply_slowly(flat.float().numpy(), mask)).to(dtype)
+    kind = {torch.float32: torch.int32, torch.bfloat16: torch.int16}[dtype]
+    for tensor in layout:
+        assert torch.equal(out.view(kind)[tensor.elements], expected.view(kind)[tensor.elements])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_no_number_stays_that(dtype):
+    """An ON weight that is infinite or not a number stays that, whatever its bits are; an OFF weight is 0."""
+    layout = layout_of_shapes([(40,)])
+    flat = torch.tensor([float("inf"), float("-inf"), float("nan"), -float("nan")] * 10).to(dtype)
+    mask, out = random_mask(layout, 0.5, 3), torch.zeros_like(flat)
+    LoopApplier(flat, layout, 1).write(compact(mask), out)
+    on = torch.from_numpy(mask.bits_of("t0.weight"))
+    assert torch.equal(out.isnan(), flat.isnan() & on)
+    assert torch.equal(out.isinf(), flat.isinf() & on)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shapes=st.lists(st.integers(1, 70), min_size=1, max_size=6),
-    density=st.floats(0.0, 1.0),
-    threads=st.integers(1, 4),
-    seed=st.integers(0, 2**31),
+    shapes=st.lists(st.integers(1, 70), min_size=1, max_size=6), density=st.floats(0.0, 1.0), seed=st.integers(0, 2**31)
 )
-def test_any_shapes_equal_the_reference(shapes, density, threads, seed):
-    """Any layout, with more threads than work too, is written as the reference writes it."""
+def test_any_shapes_equal_the_reference_by_torch(shapes, density, seed):
+    """Any layout is written by torch's operations as the reference writes it."""
     layout = layout_of_shapes([(n,) for n in shapes])
     mask, theta = random_mask(layout, density, seed), random_theta(layout, seed)
-    expected = apply_slowly(theta, mask)
-    for applier in (NumpyApplier(theta, layout, threads), TorchApplier(torch.from_numpy(theta), layout)):
-        assert np.array_equal(written(applier, mask, layout), expected)
+    assert np.array_equal(
+        written(TorchApplier(torch.from_numpy(theta), layout), mask, layout), apply_slowly(theta, mask)
+    )
 
 
 def test_the_reference_is_the_formula_of_the_paper(layout):
@@ -109,12 +141,12 @@ def test_a_tensor_that_is_all_on_is_scaled_by_exactly_one(layout):
 
 
 @pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("kind", [LoopApplier, TorchApplier])
 def test_one_tensor_is_written_alone(layout, density, kind):
     """A tensor written by itself is the reference's; nothing beside it changes."""
     mask, theta = random_mask(layout, density, 1), random_theta(layout)
     flat = torch.from_numpy(theta)
-    applier = NumpyApplier(theta, layout, 1) if kind == "numpy" else TorchApplier(flat, layout)
+    applier = applier_for(flat, layout, 1) if kind is LoopApplier else TorchApplier(flat, layout)
     expected, loaded = apply_slowly(theta, mask), compact(mask)
     for index, tensor in enumerate(layout):
         out = torch.full((layout.n_elements,), 7.0)
@@ -125,18 +157,28 @@ def test_one_tensor_is_written_alone(layout, density, kind):
 
 
 def test_the_applier_follows_the_type_of_theta(layout):
-    """float32 on the CPU is numpy's; any other type is torch's."""
+    """float32 and bfloat16 on the CPU are the loop's; any other type is torch's."""
     theta = torch.from_numpy(random_theta(layout))
-    assert isinstance(applier_for(theta, layout, 1), NumpyApplier)
-    assert isinstance(applier_for(theta.bfloat16(), layout, 1), TorchApplier)
+    assert isinstance(applier_for(theta, layout, 1), LoopApplier)
+    assert isinstance(applier_for(theta.bfloat16(), layout, 1), LoopApplier)
+    assert isinstance(applier_for(theta.half(), layout, 1), TorchApplier)
 
 
-def test_half_precision_is_rounded_once(layout):
+def test_without_numba_torch_writes_and_the_log_says_so(monkeypatch, caplog):
+    """What cannot compile serves all the same."""
+    layout = layout_of_shapes([(40,)])
+    monkeypatch.setitem(sys.modules, "smn_core.engine.loop", None)
+    assert isinstance(applier_for(torch.from_numpy(random_theta(layout)), layout, 1), TorchApplier)
+    assert "several times as long" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [LoopApplier, TorchApplier])
+def test_half_precision_is_rounded_once(layout, kind):
     """In bfloat16, theta' is the rounded product: within one unit in the last place of the float32 one."""
     theta = torch.from_numpy(random_theta(layout)).bfloat16()
     mask = random_mask(layout, 0.6, 1)
     out = torch.zeros_like(theta)
-    applier = applier_for(theta, layout, 1)
+    applier = applier_for(theta, layout, 1) if kind is LoopApplier else TorchApplier(theta, layout)
     applier.write(compact(mask), out)
     expected = torch.from_numpy(apply_slowly(theta.float().numpy(), mask))
     assert torch.equal(out, expected.bfloat16())

@@ -189,8 +189,10 @@ def started(tasks: Tasks, wanted: Sequence[str], budget_bytes: int) -> Iterator[
             if peer.smn not in servers:
                 own = tasks.folder / peer.dtype
                 shutil.copytree(tasks.registry, own / "registry")  # each writes to its own
-                words = ("--dtype", peer.dtype, *flags)
-                servers[peer.smn] = stack.enter_context(serving(tasks.model, str(own / "registry"), *words, folder=own))
+                own_flags = ("--dtype", peer.dtype, *flags)
+                servers[peer.smn] = stack.enter_context(
+                    serving(tasks.model, str(own / "registry"), *own_flags, folder=own)
+                )
             port = free_port()
             words = [sys.executable, "-m", f"benchmarks.peers.{peer.module}", "--model", tasks.model]
             words += ["--folder", str(tasks.weights), "--port", str(port), "--budget-bytes", str(budget_bytes)]

@@ -46,7 +46,7 @@ def compile_loop(dtype: torch.dtype, positions: np.dtype[Any]) -> Callable[..., 
     return cast("Callable[..., None]", loop)
 
 
-def write(theta, out, chunks, addresses, scales, off):  # type: ignore[no-untyped-def]
+def write(theta, out, chunks, addresses, scales, off):
     """Write theta' of some chunks of theta, in ascending order, one at least.
 
     Args:
@@ -87,8 +87,8 @@ def write(theta, out, chunks, addresses, scales, off):  # type: ignore[no-untype
     settle()
 
 
-@register_jitable  # type: ignore[misc,untyped-decorator]
-def _first_from(off, place):  # type: ignore[no-untyped-def]
+@register_jitable
+def _first_from(off, place):
     """The index of the first position from a place on. numpy's own search takes seconds to compile."""
     cursor, beyond = 0, off.shape[0]
     while cursor < beyond:
@@ -100,8 +100,8 @@ def _first_from(off, place):  # type: ignore[no-untyped-def]
     return cursor
 
 
-@register_jitable  # type: ignore[misc,untyped-decorator]
-def _without(off, cursor, k, n):  # type: ignore[no-untyped-def]
+@register_jitable
+def _without(off, cursor, k, n):
     """The word of the n weights from k on, without those listed from `cursor` on; and the cursor behind them."""
     word = ALL_ON
     while cursor < off.shape[0] and off[cursor] < k + n:
@@ -110,8 +110,8 @@ def _without(off, cursor, k, n):  # type: ignore[no-untyped-def]
     return word, cursor
 
 
-@register_jitable  # type: ignore[misc,untyped-decorator]
-def _last_word(address, rest):  # type: ignore[no-untyped-def]
+@register_jitable
+def _last_word(address, rest):
     """The last bits of a tensor, where fewer than a word are left: nothing behind its bytes is read."""
     word = np.uint32(0)
     for byte in range((rest + 7) // 8):
@@ -119,53 +119,53 @@ def _last_word(address, rest):  # type: ignore[no-untyped-def]
     return word
 
 
-@intrinsic  # type: ignore[misc,untyped-decorator]
-def word_at(_context, address):  # type: ignore[no-untyped-def]
+@intrinsic
+def word_at(_context, address):
     """The 32 bits at an address; the first byte has the lowest."""
     return types.uint32(address), _load(32)
 
 
-@intrinsic  # type: ignore[misc,untyped-decorator]
-def byte_at(_context, address):  # type: ignore[no-untyped-def]
+@intrinsic
+def byte_at(_context, address):
     """The 8 bits at an address."""
     return types.uint8(address), _load(8)
 
 
-def _load(n_bits):  # type: ignore[no-untyped-def]
-    def generate(_context, builder, _signature, args):  # type: ignore[no-untyped-def]
+def _load(n_bits):
+    def generate(_context, builder, _signature, args):
         return builder.load(builder.inttoptr(args[0], ir.IntType(n_bits).as_pointer()), align=1)
 
     return generate
 
 
-@intrinsic  # type: ignore[misc,untyped-decorator]
-def write_word(_context, theta, out, at, word, scale):  # type: ignore[no-untyped-def]  # noqa: ARG001
+@intrinsic
+def write_word(_context, theta, out, at, word, scale):  # noqa: ARG001
     """Write `out[at : at + 32]`, the weights of which bits of `word` are ON."""
     return _word(theta, out, streamed=False)
 
 
-@intrinsic  # type: ignore[misc,untyped-decorator]
-def stream_word(_context, theta, out, at, word, scale):  # type: ignore[no-untyped-def]  # noqa: ARG001
+@intrinsic
+def stream_word(_context, theta, out, at, word, scale):  # noqa: ARG001
     """The same past the caches, which then need not fetch what is written over. `out[at]` must be ALIGNED."""
     return _word(theta, out, streamed=True)
 
 
-@intrinsic  # type: ignore[misc,untyped-decorator]
-def settle(_context):  # type: ignore[no-untyped-def]
+@intrinsic
+def settle(_context):
     """Let other threads see what was written past the caches, before anything that comes after."""
 
-    def generate(context, builder, _signature, _args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, _signature, _args):
         builder.fence("seq_cst")
         return context.get_dummy_value()
 
     return types.void(), generate
 
 
-def _word(theta, out, streamed):  # type: ignore[no-untyped-def]
+def _word(theta, out, streamed):
     whole = theta.dtype == types.float32
     size, lanes = (4, FLOATS) if whole else (2, HALVES)
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         source, target = (
             builder.bitcast(builder.gep(make_array(kind)(context, builder, array).data, [args[2]]), lanes.as_pointer())
             for kind, array in zip(signature.args[:2], args[:2], strict=True)
@@ -184,11 +184,11 @@ def _word(theta, out, streamed):  # type: ignore[no-untyped-def]
     return types.void(theta, out, types.int64, types.uint32, types.float32), generate
 
 
-def _multiply(builder, weights, scales):  # type: ignore[no-untyped-def]
+def _multiply(builder, weights, scales):
     return builder.fmul(weights, scales)
 
 
-def _multiply_halves(builder, weights, scales):  # type: ignore[no-untyped-def]
+def _multiply_halves(builder, weights, scales):
     """bfloat16 is the upper half of a float32. Round to the nearest, to the even one of two; no number stays none."""
     whole = builder.shl(builder.zext(weights, WORDS), _all_lanes(16))
     product = builder.fmul(builder.bitcast(whole, FLOATS), scales)
@@ -199,5 +199,5 @@ def _multiply_halves(builder, weights, scales):  # type: ignore[no-untyped-def]
     return builder.trunc(kept, HALVES)
 
 
-def _all_lanes(value):  # type: ignore[no-untyped-def]
+def _all_lanes(value):
     return ir.Constant(WORDS, [value] * WORD)

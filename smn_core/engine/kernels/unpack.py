@@ -33,7 +33,7 @@ def _unpack(theta, packed, scales, out, tensors, firsts, counts, first_chunk, BL
     byte = tl.load(packed + (at >> 3), mask=here, other=0).to(tl.int32)
     on = (byte >> (at & 7).to(tl.int32)) & 1
     weight = tl.load(theta + at, mask=here, other=0.0).to(tl.float32)
-    tl.store(out + at, (weight * on.to(tl.float32) * scale).to(out.dtype.element_ty), mask=here)
+    tl.store(out + at, tl.where(on == 1, weight * scale, 0.0).to(out.dtype.element_ty), mask=here)
 
 
 class KernelApplier:

@@ -17,6 +17,7 @@ from smn_core.engine import Engine, Segment, costs
 from smn_core.engine.costs import Costs
 from smn_core.mask import TaskMask
 from tests.smn_core.builders import KINDS, TINY_VIT, by_hand, images, lively, weights_by_hand
+from tests.smn_core.engine.every_form import every_form  # noqa: F401 - every test here runs in each form
 
 FREE = Costs(*[0.0] * 8)
 # What has to look dear or cheap for a way to be taken wherever it can be.

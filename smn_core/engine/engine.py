@@ -92,7 +92,8 @@ class Engine:
             self._patch = Patch(theta.flat, theta.layout, theta.applier)
             corrector = Corrector(theta.flat, theta.layout, threads, mixing_pays(theta.sites, theta.layout))
             self._mixed = Mixed(theta, self._patch, corrector, self._costs)
-            self._splittable = rehearse(backbone, theta, self._mixed)
+            # Weights of a slot may be folded; those of the root and of patches that a mixed batch reads are not.
+            self._splittable = rehearse(backbone, theta, self._mixed) and theta.folding is None
             self._graphs = graphs_for(backbone, ways.capture)
             self._staging = Staging(backbone.device)
         self._wardrobe = Wardrobe(theta, self._slots, self._patch)
@@ -147,7 +148,7 @@ class Engine:
         return Memory(
             theta=self._theta.flat.nbytes,
             masks=sum(mask.nbytes for mask in prepared) + sum(mapped.nbytes for mapped in maps),
-            slots=self._slots.nbytes + self._patch.nbytes,
+            slots=self._slots.nbytes + self._patch.nbytes + self._theta.root_nbytes,
             n_slots=self._slots.capacity,
             resident_masks=self._slots.resident_masks,
             prepared_masks=len(prepared),

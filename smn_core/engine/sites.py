@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from smn_core.engine.forwards.convolution import FoldedConv2d
 from smn_core.engine.forwards.linear import OneDNNLinear, activate, linear
 from smn_core.layout import Layout
 
@@ -161,6 +162,7 @@ def _is_plain(module: nn.Module) -> bool:
     """
     kind = type(module)
     plain = kind.forward in (nn.Linear.forward, OneDNNLinear.forward) or (
-        kind.forward is nn.Conv2d.forward and getattr(kind, "_conv_forward", None) is nn.Conv2d._conv_forward
+        kind.forward in (nn.Conv2d.forward, FoldedConv2d.forward)
+        and getattr(kind, "_conv_forward", None) is nn.Conv2d._conv_forward
     )
     return plain and "forward" not in module.__dict__

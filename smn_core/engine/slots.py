@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from smn_core.engine.sites import Weights
-from smn_core.engine.theta import Theta, views_of
+from smn_core.engine.theta import Theta
 from smn_core.engine.wearable import WearableMask
 
 
@@ -61,6 +61,8 @@ class Slots:
         slot = self._take_slot()
         try:
             self._theta.applier.write(mask.compact, self._arrays[slot])
+            if self._theta.folding is not None:
+                self._theta.folding.fold(self._views[slot], {**self._theta.state, **mask.state})
             if self._theta.flat_state is not None:
                 own = mask.flat_state
                 self._states[slot].copy_(own if own is not None else self._theta.flat_state.root)
@@ -88,7 +90,7 @@ class Slots:
         if len(self._arrays) < self.capacity:
             array = torch.zeros_like(self._theta.flat)
             self._arrays.append(array)
-            self._views.append(views_of(array, self._theta.layout))
+            self._views.append(self._theta.views_in(array))
             if self._theta.flat_state is not None:
                 self._states.append(self._theta.flat_state.root.clone())
             return len(self._arrays) - 1

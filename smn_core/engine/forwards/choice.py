@@ -18,7 +18,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from smn_core.backbone import Backbone
-from smn_core.engine.forwards.forms import CHOICES, Forms, Layers
+from smn_core.engine.forwards.forms import CHOICES, Forms, Layers, layers_of
 from smn_core.engine.forwards.kept import Kept
 
 LOG = logging.getLogger("smn.engine")
@@ -48,10 +48,10 @@ def choose_forms(backbone: Backbone, kept: Kept | None = None, budget_s: float =
         return Forms()
     began = time.perf_counter()
     x = _draw(backbone)
-    with torch.inference_mode(False):
-        layers = Layers(backbone.model, x[:1].clone())
+    layers = layers_of(backbone)
     trial = Trial(backbone, layers, x, began + budget_s)
     if known is not None and layers.offers(known) and trial.agrees(known):
+        layers.run_as(known)
         return known
     found = trial.run()
     layers.run_as(found)
@@ -81,7 +81,7 @@ class Trial:
 
         Where it is not, or the forms fail, the model is plain again and the reason logged.
         """
-        self._layers.run_as(forms)
+        self._layers.run_as(forms, folded=True)
         try:
             found, reason = self._model(self._x[:1]), ""
             distance = torch.linalg.vector_norm((found - self._expected).float())
@@ -119,7 +119,7 @@ class Trial:
                     continue
                 turns.append([])
                 for forms in rivals:
-                    self._layers.run_as(forms)
+                    self._layers.run_as(forms, folded=True)
                     began = clock()
                     self._model(self._x[:size])
                     turns[-1].append(max(clock() - began, 1e-9))

@@ -40,12 +40,13 @@ class Forms:
     Attributes:
         linear: torch's product; oneDNN's; oneDNN's with the activation behind it in the same pass.
         attention: as timm has it, by torch's fused kernel as a rule; by timm's own products; by batched products.
-        convolution: as timm has it; with the channels of an image last in memory; and with normalisations folded.
+        convolution: as timm has it; with the channels of an image last in memory, where a batch has more than one;
+            with normalisations folded into the weights; both.
     """
 
     linear: Literal["torch", "onednn", "onednn, activation fused"] = "torch"
     attention: Literal["timm", "timm, unfused", "products"] = "timm"
-    convolution: Literal["timm", "channels last", "channels last, folded"] = "timm"
+    convolution: Literal["timm", "channels last", "folded", "folded, channels last"] = "timm"
 
     def as_json(self) -> dict[str, str]:
         return asdict(self)
@@ -112,7 +113,7 @@ class Layers:
             and (forms.attention != "timm, unfused" or any(self._choice))
             and (forms.attention != "products" or bool(self._attentions))
             and (forms.convolution == "timm" or len(self._convolutions) > 1)
-            and (forms.convolution != "channels last, folded" or bool(self._chains))
+            and ("folded" not in forms.convolution or bool(self._chains))
         )
 
     def alternatives(self, forms: Forms, name: str) -> list[Forms]:
@@ -140,9 +141,9 @@ class Layers:
         if forms.attention == "products":
             for module in self._attentions:
                 self._turn(module, AttentionByProducts)
-        if forms.convolution != "timm":
+        if "channels last" in forms.convolution:
             self._undo.append(self._model.register_forward_pre_hook(_put_channels_last).remove)
-        if forms.convolution == "channels last, folded":
+        if "folded" in forms.convolution:
             self._take_chains(folded)
 
     def _take_chains(self, folded: bool) -> None:
@@ -168,7 +169,8 @@ class Layers:
 
 
 def _put_channels_last(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (given[0].contiguous(memory_format=torch.channels_last), *given[1:])
+    # One image is computed faster as it is (benchmarks/forwards.py).
+    return given if len(given[0]) == 1 else (given[0].contiguous(memory_format=torch.channels_last), *given[1:])
 
 
 def layers_of(backbone: Backbone) -> Layers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -63,7 +63,7 @@ def measure(
     runs: dict[str, Callable[[], object]],
     clock: Callable[[], float],
     turns: int,
-    params: dict[str, object],
+    params: Mapping[str, object],
     out: Path | None,
 ) -> None:
     """Time the runs in turn after one that warms up; print a ratio to the first, or work done, of each."""
@@ -74,7 +74,7 @@ def measure(
             run()
             if turn:
                 taken[name].append(clock() - began)
-    unit = params.pop("unit", None)
+    unit = params.get("unit")
     first = np.array(next(iter(taken.values())))
     for name, values in taken.items():
         seconds = np.array(values)

@@ -82,8 +82,7 @@ def can_be_folded(convolution: nn.Module, norm: nn.Module) -> bool:
         and convolution.padding_mode == "zeros"
         and not isinstance(convolution.padding, str)
         and type(norm) in (nn.BatchNorm2d, BatchNormAct2d)
-        and norm.affine
-        and norm.track_running_stats
+        and bool(norm.affine)
         and norm.running_mean is not None
     )
 

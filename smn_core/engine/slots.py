@@ -37,7 +37,8 @@ class Slots:
     @property
     def nbytes(self) -> int:
         """Bytes of the slots that exist. Safe on any thread."""
-        return sum(array.nbytes for array in [*self._arrays, *self._states])
+        packed = self._theta.flat.nbytes * len(self._arrays) if self._theta.packs else 0
+        return packed + sum(array.nbytes for array in [*self._arrays, *self._states])
 
     @property
     def resident_masks(self) -> int:
@@ -60,9 +61,8 @@ class Slots:
         """Write the weights of a mask into a free slot, or over those of the mask that was used longest ago."""
         slot = self._take_slot()
         try:
-            self._theta.applier.write(mask.compact, self._arrays[slot])
-            if self._theta.folding is not None:
-                self._theta.folding.fold(self._views[slot], {**self._theta.state, **mask.state})
+            views = self._theta.write(mask.compact, mask.state, self._arrays[slot], self._views[slot])
+            self._views[slot] = views
             if self._theta.flat_state is not None:
                 own = mask.flat_state
                 self._states[slot].copy_(own if own is not None else self._theta.flat_state.root)
@@ -88,9 +88,10 @@ class Slots:
         if self._free:
             return self._free.pop()
         if len(self._arrays) < self.capacity:
-            array = torch.zeros_like(self._theta.flat)
+            packs = self._theta.packs
+            array = self._theta.flat.new_zeros(0) if packs else torch.zeros_like(self._theta.flat)
             self._arrays.append(array)
-            self._views.append(self._theta.views_in(array))
+            self._views.append({} if packs else self._theta.views_in(array))
             if self._theta.flat_state is not None:
                 self._states.append(self._theta.flat_state.root.clone())
             return len(self._arrays) - 1

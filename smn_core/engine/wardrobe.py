@@ -88,11 +88,14 @@ class Wardrobe:
         """Whether a mask is worn in a slot, or as a patch.
 
         Where slots are folded a forward through one is faster. So a patch that is worn for a second batch in a row
-        gets a slot, and keeps to it as long as nobody takes it.
+        gets a slot, and keeps to it as long as nobody takes it. One that is all ON gets it at once: it embeds as the
+        root does, bit for bit, and the root is folded.
         """
         if not mask.patched:
             return True
-        return self._theta.folding is not None and (mask is self._worn or self._slots.touch(mask.digest))
+        if self._theta.folding is None:
+            return False
+        return mask is self._worn or bool((mask.compact.scales == 1).all()) or self._slots.touch(mask.digest)
 
     def _bring(self, mask: WearableMask) -> int:
         if self._slots.touch(mask.digest):

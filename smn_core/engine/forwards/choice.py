@@ -81,8 +81,8 @@ class Trial:
 
         Where it is not, or the forms fail, the model is plain again and the reason logged.
         """
-        self._layers.run_as(forms, folded=True)
         try:
+            self._layers.run_as(forms, folded=True)
             found, reason = self._model(self._x[:1]), ""
             distance = torch.linalg.vector_norm((found - self._expected).float())
             size = torch.linalg.vector_norm(self._expected.float())

@@ -5,11 +5,14 @@
 Weights and statistics belong to the mask, so every slot is folded for itself, when it is written. Weights that are not
 folded run through the same modules: a convolution that has a bias is folded, and one without is followed by its
 normalisation as ever. So only convolutions without a bias of their own can take this form.
+
+oneDNN puts a weight into an order of its own at every call. A weight that is packed lies in that order already: packing
+is done once, when a slot is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +25,15 @@ from smn_core.engine.forwards.linear import ACTIVATIONS, activate
 
 
 class FoldedConv2d(nn.Conv2d):
-    """What an `nn.Conv2d` becomes. `activation` is applied where it is folded."""
+    """What an `nn.Conv2d` becomes.
+
+    Attributes:
+        activation: applied where it is folded.
+        packed_for: the shape of the input that folded weights are packed for; None where they are not packed.
+    """
 
     activation: str
+    packed_for: Sequence[int] | None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is None:
@@ -67,11 +76,12 @@ class ReLUBehind(Behind):
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """A convolution, the normalisation behind it, and the `relu` behind that, if there is one."""
+    """A convolution, the normalisation behind it, the `relu` behind that, if there is one; what the first one gets."""
 
     convolution: nn.Conv2d
     norm: nn.BatchNorm2d
     relu: nn.Module | None
+    input_shape: tuple[int, ...]
 
 
 def can_be_folded(convolution: nn.Module, norm: nn.Module) -> bool:
@@ -102,6 +112,12 @@ def fold(
     bias.data.copy_(beta.float() - mean.float() * factor)
 
 
+def pack(convolution: nn.Conv2d, weight: Float[Tensor, "o i h w"], input_shape: Sequence[int]) -> Tensor:
+    """A copy of a weight in the order that oneDNN wants for such an input; other inputs are right too, but slower."""
+    where = convolution.padding, convolution.stride, convolution.dilation, convolution.groups
+    return torch.ops.aten.mkldnn_reorder_conv2d_weight(weight.detach().to_mkldnn(), *where, list(input_shape))
+
+
 class Folding:
     """The chains of a model whose weights lie in flat arrays and have names.
 
@@ -111,7 +127,7 @@ class Folding:
 
     def __init__(self, model: nn.Module) -> None:
         names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-        self._chains: list[tuple[str, str, nn.Conv2d, nn.BatchNorm2d, tuple[str, str, str, str]]] = []
+        self._chains: list[tuple[str, str, FoldedConv2d, nn.BatchNorm2d, tuple[str, str, str, str]]] = []
         for norm in model.modules():
             if isinstance(norm, NormBehind | NormActBehind):
                 convolution = norm.__dict__["convolution"]
@@ -122,6 +138,20 @@ class Folding:
 
     def __len__(self) -> int:
         return len(self._chains)
+
+    @property
+    def packs(self) -> bool:
+        """Whether folded weights are packed."""
+        return any(convolution.packed_for is not None for _, _, convolution, _, _ in self._chains)
+
+    def pack(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of folded weights by name, those of the chains packed."""
+        chained = {weight for weight, *_ in self._chains}
+        found = {name: tensor.detach().clone() for name, tensor in weights.items() if name not in chained}
+        for weight, _, convolution, _, _ in self._chains:
+            assert convolution.packed_for is not None
+            found[weight] = pack(convolution, weights[weight], convolution.packed_for)
+        return found
 
     def make_biases(self, like: Tensor) -> dict[str, Tensor]:
         """Memory for the biases of one folded array of weights, by name."""
@@ -153,7 +183,7 @@ def find_folding(model: nn.Module) -> Folding | None:
     return folding if len(folding) else None
 
 
-def fold_copies(chains: Iterable[Chain]) -> dict[nn.Conv2d, tuple[Tensor, Tensor]]:
+def fold_copies(chains: Iterable[Chain], packed: bool) -> dict[nn.Conv2d, tuple[Tensor, Tensor]]:
     """Folded copies of the weights that the modules hold, and their biases, by convolution."""
     found = {}
     for chain in chains:
@@ -161,5 +191,7 @@ def fold_copies(chains: Iterable[Chain]) -> dict[nn.Conv2d, tuple[Tensor, Tensor
         bias = weight.new_zeros(len(weight))
         assert norm.running_mean is not None and norm.running_var is not None
         fold(weight, bias, norm.weight.detach(), norm.bias.detach(), norm.running_mean, norm.running_var, norm.eps)
+        if packed:
+            weight = pack(chain.convolution, weight, chain.input_shape)
         found[chain.convolution] = (weight, bias)
     return found

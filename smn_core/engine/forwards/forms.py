@@ -41,12 +41,12 @@ class Forms:
         linear: torch's product; oneDNN's; oneDNN's with the activation behind it in the same pass.
         attention: as timm has it, by torch's fused kernel as a rule; by timm's own products; by batched products.
         convolution: as timm has it; with the channels of an image last in memory, where a batch has more than one;
-            with normalisations folded into the weights; both.
+            with normalisations folded into the weights; folded, and the weights packed, channels last always.
     """
 
     linear: Literal["torch", "onednn", "onednn, activation fused"] = "torch"
     attention: Literal["timm", "timm, unfused", "products"] = "timm"
-    convolution: Literal["timm", "channels last", "folded", "folded, channels last"] = "timm"
+    convolution: Literal["timm", "channels last", "folded", "folded, packed"] = "timm"
 
     def as_json(self) -> dict[str, str]:
         return asdict(self)
@@ -67,6 +67,8 @@ class Forms:
         return cls(**values)
 
 
+PACKED_FOR = 8
+"""Images of the batch that weights are packed for; a batch of one runs as fast with them."""
 CHOICES: dict[str, tuple[str, ...]] = {name: get_args(kind) for name, kind in get_type_hints(Forms).items()}
 """The values of each attribute of `Forms`."""
 
@@ -92,14 +94,14 @@ class Layers:
         onednn = has_onednn() and x.device.type == "cpu"
         self._linears = [module for module in modules if type(module) is nn.Linear and onednn]
         self._convolutions = [module for module in modules if isinstance(module, nn.Conv2d)]
-        pairs = find_followers(model, x)
+        pairs, shapes = find_followers(model, x)
         self._fused = [
             (layer, module, activation)
             for layer in self._linears
             if (module := pairs.get(layer)) is not None and (activation := name_activation(module)) is not None
         ]
-        self._chains = find_chains(self._convolutions, pairs) if foldable and onednn else []
-        self._folded: dict[nn.Conv2d, tuple[Tensor, Tensor]] = {}
+        self._chains = find_chains(self._convolutions, pairs, shapes) if foldable and onednn else []
+        self._folded: dict[bool, dict[nn.Conv2d, tuple[Tensor, Tensor]]] = {}
         self._attentions = [module for module in modules if can_run_by_products(module)]
         self._choosing = [module for module in modules if isinstance(getattr(module, "fused_attn", None), bool)]
         self._choice = [module.fused_attn for module in self._choosing]
@@ -141,25 +143,28 @@ class Layers:
         if forms.attention == "products":
             for module in self._attentions:
                 self._turn(module, AttentionByProducts)
-        if "channels last" in forms.convolution:
-            self._undo.append(self._model.register_forward_pre_hook(_put_channels_last).remove)
+        if forms.convolution in ("channels last", "folded, packed"):
+            hook = partial(_put_channels_last, from_images=1 if "packed" in forms.convolution else 2)
+            self._undo.append(self._model.register_forward_pre_hook(hook).remove)
         if "folded" in forms.convolution:
-            self._take_chains(folded)
+            self._take_chains(folded, "packed" in forms.convolution)
 
-    def _take_chains(self, folded: bool) -> None:
+    def _take_chains(self, folded: bool, packed: bool) -> None:
         for chain in self._chains:
             activation = "none" if chain.relu is None else "relu"
-            self._turn(chain.convolution, FoldedConv2d, activation=activation)
+            packed_for = (PACKED_FOR, *chain.input_shape[1:]) if packed else None
+            self._turn(chain.convolution, FoldedConv2d, activation=activation, packed_for=packed_for)
             kind = NormActBehind if isinstance(chain.norm, BatchNormAct2d) else NormBehind
             self._turn(chain.norm, kind, convolution=chain.convolution)
             if chain.relu is not None:
                 self._turn(chain.relu, ReLUBehind, convolution=chain.convolution)
         if folded:
-            self._folded = self._folded or fold_copies(self._chains)
-            for convolution, (weight, bias) in self._folded.items():
+            if packed not in self._folded:
+                self._folded[packed] = fold_copies(self._chains, packed)
+            for convolution, (weight, bias) in self._folded[packed].items():
                 held = convolution._parameters
                 self._undo.append(partial(held.update, weight=held["weight"], bias=None))
-                held.update(weight=nn.Parameter(weight, False), bias=nn.Parameter(bias, False))
+                held.update(weight=weight, bias=bias)  # type: ignore[arg-type]
 
     def _turn(self, module: nn.Module, kind: type[nn.Module], **attributes: object) -> None:
         """Make a module one of another class. What it needs to know goes past torch's list of submodules."""
@@ -168,9 +173,11 @@ class Layers:
         module.__dict__.update(attributes)
 
 
-def _put_channels_last(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    # One image is computed faster as it is (benchmarks/forwards.py).
-    return given if len(given[0]) == 1 else (given[0].contiguous(memory_format=torch.channels_last), *given[1:])
+def _put_channels_last(_: nn.Module, given: tuple[Any, ...], from_images: int) -> tuple[Any, ...]:
+    # One image is computed faster as it is, but for packed weights (benchmarks/forwards.py).
+    return (
+        given if len(given[0]) < from_images else (given[0].contiguous(memory_format=torch.channels_last), *given[1:])
+    )
 
 
 def layers_of(backbone: Backbone) -> Layers:
@@ -190,8 +197,10 @@ def put_on(backbone: Backbone, forms: Forms) -> None:
         layers_of(backbone).run_as(forms)
 
 
-def find_followers(model: nn.Module, x: Float[Tensor, "n 3 h w"]) -> dict[nn.Module, nn.Module]:
-    """For each module without submodules, the one that alone gets what it returns, and gets it unchanged.
+def find_followers(
+    model: nn.Module, x: Float[Tensor, "n 3 h w"]
+) -> tuple[dict[nn.Module, nn.Module], dict[nn.Module, tuple[int, ...]]]:
+    """For each module without submodules, the one that gets what it returns, unchanged; and the shape of its own input.
 
     Both are called once. That no other code reads the tensor does not show here: then the embeddings differ, and who
     compares sees it.
@@ -205,7 +214,11 @@ def find_followers(model: nn.Module, x: Float[Tensor, "n 3 h w"]) -> dict[nn.Mod
         if isinstance(y, Tensor):
             returned[:] = [(y, y._version, module)]
 
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
+
     def meet(module: nn.Module, given: tuple[Any, ...]) -> None:
+        if len(given) == 1 and isinstance(given[0], Tensor):
+            shapes[module] = tuple(given[0].shape)
         for y, version, before in returned:
             if len(given) == 1 and given[0] is y and y._version == version:
                 found.append((before, module))
@@ -221,10 +234,14 @@ def find_followers(model: nn.Module, x: Float[Tensor, "n 3 h w"]) -> dict[nn.Mod
     finally:
         for handle in handles:
             handle.remove()
-    return {before: behind for before, behind in found if calls[before] == calls[behind] == 1}
+    return {before: behind for before, behind in found if calls[before] == calls[behind] == 1}, shapes
 
 
-def find_chains(convolutions: Sequence[nn.Conv2d], pairs: Mapping[nn.Module, nn.Module]) -> list[Chain]:
+def find_chains(
+    convolutions: Sequence[nn.Conv2d],
+    pairs: Mapping[nn.Module, nn.Module],
+    shapes: Mapping[nn.Module, tuple[int, ...]],
+) -> list[Chain]:
     """The convolutions whose normalisation can be folded into them; see `Chain`."""
     found, uses = [], Counter(id(convolution.weight) for convolution in convolutions)
     for convolution in convolutions:
@@ -234,7 +251,7 @@ def find_chains(convolutions: Sequence[nn.Conv2d], pairs: Mapping[nn.Module, nn.
             while type(relu) is nn.Identity:
                 relu = pairs.get(relu)
             is_relu = relu is not None and name_activation(relu) == "relu"
-            found.append(Chain(convolution, norm, relu if is_relu else None))  # type: ignore[arg-type]
+            found.append(Chain(convolution, norm, relu if is_relu else None, shapes[convolution]))  # type: ignore[arg-type]
     return found
 
 

@@ -12,7 +12,7 @@ from smn_core.engine.forwards.forms import Forms, put_on
 
 EVERY_FORM = {
     "timm": Forms(),
-    "fast": Forms("onednn, activation fused", "products", "folded, channels last"),
+    "fast": Forms("onednn, activation fused", "products", "folded, packed"),
 }
 
 

@@ -428,7 +428,8 @@ def test_memory_is_counted_by_what_holds_it(make_mask):
     masks = [make_mask(backbone, 0.5, seed) for seed in range(2)]
     before = engine.memory()
     assert (before.theta, before.masks) == (4 * backbone.layout.n_elements, 0)
-    assert before.slots == (before.theta if engine._theta.folding is not None else 0)  # the root's folded copy
+    # The root's packed copy, and the array where weights are folded.
+    assert before.slots == (2 * before.theta if engine._theta.packs else 0)
     for mask in masks:
         engine.prepare(mask)
         assert 0.9 < engine.bytes_of(mask.digest) / (backbone.layout.n_weights / 8) < 1.05

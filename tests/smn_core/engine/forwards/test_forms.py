@@ -63,7 +63,7 @@ def test_a_patch_that_comes_again_is_folded(make_mask):
     """A mask of few OFF weights is a patch in its first batch and has a folded slot from the second on."""
     backbone = lively(KINDS["resnet"])
     mask, x = make_mask(backbone, 0.999, 1, with_state=True), images(KINDS["resnet"], 2)
-    engine = Engine(backbone, forms=Forms(convolution="folded, channels last"))
+    engine = Engine(backbone, forms=Forms(convolution="folded, packed"))
     engine.prepare(mask)
     assert engine._prepared[mask.digest].patched
     (expected,) = by_hand(KINDS["resnet"], [mask], x)
@@ -79,7 +79,7 @@ def test_a_patch_that_comes_again_is_folded(make_mask):
 def test_the_root_is_the_same_after_ten_thousand_swaps(kind, make_mask):
     """Bit for bit, in the fast forms, after slots and patches in any order."""
     backbone = lively(kind)
-    forms = Forms("onednn, activation fused", "products", "folded, channels last")
+    forms = Forms("onednn, activation fused", "products", "folded, packed")
     engine, x = Engine(backbone, slots=2, forms=forms), images(kind, 1)
     before = engine.embed(x, [Segment(None, 0, 1)]).embeddings
     masks = [make_mask(backbone, density, i, with_state=True) for i, density in enumerate((0.5, 0.9, 0.99, 0.999))]

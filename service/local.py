@@ -111,6 +111,7 @@ class Local:
             slot_bytes=memory.slots,
             mask_bytes=self.library.bytes,
             shelves=self.library.count,
+            forms=memory.forms,
         )
 
     async def troubles(self) -> Sequence[str]:

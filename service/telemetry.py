@@ -7,8 +7,8 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -88,7 +88,10 @@ class Metrics:
 
 @dataclass(frozen=True)
 class State:
-    """What engines hold: slots, masks in them, bytes of theta, slots and masks, and masks in host memory."""
+    """What engines hold: slots, masks in them, bytes of theta, slots and masks, and masks in host memory.
+
+    `forms` says in which way each kind of the model's layers runs.
+    """
 
     device: str
     replicas: int = 1
@@ -98,6 +101,7 @@ class State:
     slot_bytes: int = 0
     mask_bytes: int = 0
     shelves: int = 0
+    forms: Mapping[str, str] = field(default_factory=dict)
 
 
 class Observed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,14 @@ def _no_variables_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell that has SMN_ variables means another backbone than the tests."""
     for name in [name for name in os.environ if name.startswith("SMN_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_directory_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What starts measure is kept in the user's cache directory; that of the tests ends with them."""
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 MakeBackbone = Callable[..., Backbone]

@@ -99,7 +99,10 @@ class Remote:
     async def state(self) -> State:
         """The sums over all replicas that answer."""
         found = await self._states()
-        total = State(device=", ".join(sorted({state.device for state in found})), replicas=len(found))
+        device = ", ".join(sorted({state.device for state in found}))
+        kinds = {kind for state in found for kind in state.forms}
+        forms = {kind: ", ".join(sorted({state.forms.get(kind, "") for state in found})) for kind in sorted(kinds)}
+        total = State(device=device, replicas=len(found), forms=forms)
         summed = ("slots", "resident_masks", "theta_bytes", "slot_bytes", "mask_bytes", "shelves")
         return replace(total, **{name: sum(getattr(state, name) for state in found) for name in summed})
 

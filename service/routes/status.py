@@ -32,6 +32,7 @@ async def info(server: TheServer, _: Reader) -> dict[str, Any]:
         "device": state.device,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "replicas": state.replicas,
+        "forms": dict(state.forms),
         "slots": {"capacity": state.slots, "resident": state.resident_masks},
         "memory_bytes": {"theta": state.theta_bytes, "slots": state.slot_bytes, "masks": state.mask_bytes},
         "limits": {

@@ -9,8 +9,8 @@ Everything else here may be called from any thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float32
@@ -44,7 +44,7 @@ class Memory:
     """What an engine holds, in bytes: theta, prepared masks with their maps, and the weights made of them (`slots`).
 
     A slot is an array for the weights of one mask. There are at most `n_slots`; `resident_masks` masks are in one, of
-    the `prepared_masks` that are ready.
+    the `prepared_masks` that are ready. `forms` says in which way each kind of the model's layers runs (forwards/).
     """
 
     theta: int
@@ -53,6 +53,7 @@ class Memory:
     n_slots: int
     resident_masks: int
     prepared_masks: int
+    forms: Mapping[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -21,6 +21,8 @@ from smn_core.engine.costs import costs_for, mixing_pays
 from smn_core.engine.device.graphs import graphs_for
 from smn_core.engine.device.transfer import Batch, Staging, current
 from smn_core.engine.device.ways import Ways, find_ways
+from smn_core.engine.forwards.choice import choose_forms
+from smn_core.engine.forwards.forms import Forms, put_on
 from smn_core.engine.maps import PreparedMap, apply_maps, prepare_map
 from smn_core.engine.mixed.correction import Corrector
 from smn_core.engine.mixed.mixed import Mixed, Unsplittable
@@ -57,6 +59,8 @@ class Engine:
         threads: threads that write a slot on the CPU; by default torch's own number, at most 4.
         capacity: the most masks that one batch may mix; by default as many as slots.
         ways: how to compute; by default all that the backbone's device allows.
+        forms: how the layers of the model run; by default the fastest that give plain timm's embeddings, measured at
+            the first start on a machine (forwards/choice.py).
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Engine:
         threads: int | None = None,
         capacity: int | None = None,
         ways: Ways | None = None,
+        forms: Forms | None = None,
     ) -> None:
         threads = threads if threads is not None else min(4, torch.get_num_threads())
         capacity = capacity if capacity is not None else slots
@@ -74,6 +79,11 @@ class Engine:
         self.backbone = backbone
         self.capacity = capacity
         ways = ways if ways is not None else find_ways(backbone.device)
+        if forms is not None:
+            put_on(backbone, forms)
+        elif ways == Ways():
+            forms = choose_forms(backbone)
+        self.forms = forms if forms is not None else Forms()
         # A captured forward reads its weights where they were: in slots.
         self._costs = None if ways != Ways() else costs_for(backbone.device, backbone.dtype)
         with current(backbone.device):
@@ -82,7 +92,8 @@ class Engine:
             self._patch = Patch(theta.flat, theta.layout, theta.applier)
             corrector = Corrector(theta.flat, theta.layout, threads, mixing_pays(theta.sites, theta.layout))
             self._mixed = Mixed(theta, self._patch, corrector, self._costs)
-            self._splittable = rehearse(backbone, theta, self._mixed)
+            # Weights of a slot may be folded; those of the root and of patches that a mixed batch reads are not.
+            self._splittable = rehearse(backbone, theta, self._mixed) and theta.folding is None
             self._graphs = graphs_for(backbone, ways.capture)
             self._staging = Staging(backbone.device)
         self._wardrobe = Wardrobe(theta, self._slots, self._patch)
@@ -137,10 +148,11 @@ class Engine:
         return Memory(
             theta=self._theta.flat.nbytes,
             masks=sum(mask.nbytes for mask in prepared) + sum(mapped.nbytes for mapped in maps),
-            slots=self._slots.nbytes + self._patch.nbytes,
+            slots=self._slots.nbytes + self._patch.nbytes + self._theta.root_nbytes,
             n_slots=self._slots.capacity,
             resident_masks=self._slots.resident_masks,
             prepared_masks=len(prepared),
+            forms=self.forms.as_json(),
         )
 
     @torch.inference_mode()

@@ -65,7 +65,7 @@ def rehearse(backbone: Backbone, theta: Theta, mixed: Mixed) -> bool:
         return not reason
     finally:
         scale_behind(sites, None)
-        theta.show(theta.views, {})
+        theta.show(theta.root, {})
 
 
 def _count_calls(model: nn.Module, sites: Sequence[Site], x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from smn_core.engine.forwards.convolution import FoldedConv2d
+from smn_core.engine.forwards.linear import OneDNNLinear, activate, linear
 from smn_core.layout import Layout
 
 Forward = Callable[[Tensor], Tensor]
@@ -73,12 +75,28 @@ class Site:
     def run_scaled(self, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, bias_scale: float) -> Tensor:
         """`f(x; weight) * scale + bias * bias_scale`, for a scalable site."""
         if isinstance(self.module, nn.Linear):
-            out = x.new_empty(*x.shape[:-1], weight.shape[0])
-            multiply(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), weight, bias, scale, bias_scale)
-            return out
+            return self.multiply(x, weight, bias, scale, bias_scale)
         assert isinstance(self.module, nn.Conv2d)
         y = self.module._conv_forward(x, weight, None).mul_(scale)
         return y if bias is None else y.add_(bias.view(-1, 1, 1), alpha=bias_scale)
+
+    def multiply(
+        self, x: Float[Tensor, "*r i"], weight: Tensor, bias: Tensor | None, scale: float = 1.0, bias_scale: float = 1.0
+    ) -> Float[Tensor, "*r o"]:
+        """`x @ weight.T * scale + bias * bias_scale`, and what the layer applies to that: for a linear site."""
+        if isinstance(self.module, OneDNNLinear):
+            return self.module.run_scaled(x, weight, bias, scale, bias_scale)
+        out = x.new_empty(*x.shape[:-1], weight.shape[0])
+        multiply(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), weight, bias, scale, bias_scale)
+        return out
+
+    def multiply_bare(self, x: Float[Tensor, "r i"], weight: Tensor) -> Float[Tensor, "r o"]:
+        """`x @ weight.T` and nothing more; `finish` does what is left."""
+        return linear(x, weight) if isinstance(self.module, OneDNNLinear) else x @ weight.t()
+
+    def finish(self, y: Float[Tensor, "r o"]) -> Float[Tensor, "r o"]:
+        """What a linear site applies to its products."""
+        return activate(y, self.module.activation) if isinstance(self.module, OneDNNLinear) else y
 
 
 def scale_behind(sites: Iterable[Site], scales: Sequence[float] | None) -> None:
@@ -138,9 +156,13 @@ def _owned(table: Mapping[str, Tensor | None], names: Mapping[int, str], wanted:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module computes what `nn.Linear` or `nn.Conv2d` does: its forward is theirs, and nobody wrapped it."""
+    """Whether a module computes what `nn.Linear` or `nn.Conv2d` does: its forward is theirs, and nobody wrapped it.
+
+    Or it is a form of theirs (forwards/).
+    """
     kind = type(module)
-    plain = kind.forward is nn.Linear.forward or (
-        kind.forward is nn.Conv2d.forward and getattr(kind, "_conv_forward", None) is nn.Conv2d._conv_forward
+    plain = kind.forward in (nn.Linear.forward, OneDNNLinear.forward) or (
+        kind.forward in (nn.Conv2d.forward, FoldedConv2d.forward)
+        and getattr(kind, "_conv_forward", None) is nn.Conv2d._conv_forward
     )
     return plain and "forward" not in module.__dict__

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from smn_core.engine.sites import Weights
-from smn_core.engine.theta import Theta, views_of
+from smn_core.engine.theta import Theta
 from smn_core.engine.wearable import WearableMask
 
 
@@ -37,7 +37,8 @@ class Slots:
     @property
     def nbytes(self) -> int:
         """Bytes of the slots that exist. Safe on any thread."""
-        return sum(array.nbytes for array in [*self._arrays, *self._states])
+        packed = self._theta.flat.nbytes * len(self._arrays) if self._theta.packs else 0
+        return packed + sum(array.nbytes for array in [*self._arrays, *self._states])
 
     @property
     def resident_masks(self) -> int:
@@ -60,7 +61,8 @@ class Slots:
         """Write the weights of a mask into a free slot, or over those of the mask that was used longest ago."""
         slot = self._take_slot()
         try:
-            self._theta.applier.write(mask.compact, self._arrays[slot])
+            views = self._theta.write(mask.compact, mask.state, self._arrays[slot], self._views[slot])
+            self._views[slot] = views
             if self._theta.flat_state is not None:
                 own = mask.flat_state
                 self._states[slot].copy_(own if own is not None else self._theta.flat_state.root)
@@ -86,9 +88,10 @@ class Slots:
         if self._free:
             return self._free.pop()
         if len(self._arrays) < self.capacity:
-            array = torch.zeros_like(self._theta.flat)
+            packs = self._theta.packs
+            array = self._theta.flat.new_zeros(0) if packs else torch.zeros_like(self._theta.flat)
             self._arrays.append(array)
-            self._views.append(views_of(array, self._theta.layout))
+            self._views.append({} if packs else self._theta.views_in(array))
             if self._theta.flat_state is not None:
                 self._states.append(self._theta.flat_state.root.clone())
             return len(self._arrays) - 1

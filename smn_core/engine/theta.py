@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from smn_core.backbone import Backbone
 from smn_core.engine.apply import Applier, applier_for
+from smn_core.engine.compact import CompactMask
+from smn_core.engine.forwards.convolution import find_folding
 from smn_core.engine.kernelmask import KernelLayout
 from smn_core.engine.kernels.choice import load_kernels
 from smn_core.engine.sites import Weights, sites_of
@@ -32,6 +34,8 @@ class Theta:
         flat: the array; each tensor begins at its `first_element` of the layout.
         sites: the modules of the model that a mask changes.
         views: the root's parameters, by name.
+        folding: how normalisations are folded into weights; None where they are not.
+        root: what the model wears without a mask: `views`, or a folded copy of them.
         state: the root's normalisation statistics, by name.
         flat_state: the same statistics in one array, where `fixed`.
         kernels: None where there are none.
@@ -51,7 +55,44 @@ class Theta:
         self.applier: Applier = (
             self.kernels.applier if self.kernels is not None else applier_for(self.flat, backbone.layout, threads)
         )
-        self.show(self.views, {})
+        self.folding = find_folding(backbone.model)
+        self._scratch: tuple[Tensor, Weights] | None = None
+        self.root: Weights = self.views
+        if self.folding is not None:
+            array = self.flat.clone()
+            self.root = self.views_in(array)
+            self.folding.fold(self.root, self.state)
+            if self.folding.packs:
+                self._scratch = array, self.root
+                self.root = self.folding.pack(self.root)
+        self.show(self.root, {})
+
+    @property
+    def root_nbytes(self) -> int:
+        """Bytes of the root's folded copy, and of the array where weights are folded before they are packed."""
+        return (int(self.folding is not None) + int(self._scratch is not None)) * self.flat.nbytes
+
+    def write(self, mask: CompactMask, state: Weights, array: Float[Tensor, "n_elements"], views: Weights) -> Weights:
+        """Write theta' of a mask into an array, folded where weights are; return the parameters, by name.
+
+        Args:
+            state: the statistics of the mask; those that it lacks are the root's.
+            array, views: an array and the parameters in it; where weights are packed the array is not used.
+        """
+        array, inside = self._scratch if self._scratch is not None else (array, views)
+        self.applier.write(mask, array)
+        if self.folding is not None:
+            self.folding.fold(inside, {**self.state, **state})
+        return inside if self._scratch is None or self.folding is None else self.folding.pack(inside)
+
+    @property
+    def packs(self) -> bool:
+        return self._scratch is not None
+
+    def views_in(self, flat: Float[Tensor, "n_elements"]) -> Weights:
+        """The parameters in an array for weights that will be folded, where they are: with memory for their biases."""
+        views = views_of(flat, self.layout)
+        return views if self.folding is None else {**views, **self.folding.make_biases(flat)}
 
     @property
     def device(self) -> torch.device:
@@ -70,6 +111,8 @@ class Theta:
         state = {**self.state, **state}
         for site in self.sites:
             site.show(weights, state)
+        if self.folding is not None:
+            self.folding.show(weights)
 
 
 class FlatState:

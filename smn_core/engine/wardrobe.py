@@ -31,6 +31,7 @@ class Wardrobe:
     def __init__(self, theta: Theta, slots: Slots, patch: Patch) -> None:
         self._theta, self._slots, self._patch = theta, slots, patch
         self._worn: WearableMask | None = None
+        self._in_slot = False
         self._scales = [1.0] * len(theta.layout.tensors)
 
     def wear(self, mask: WearableMask | None) -> int:
@@ -39,20 +40,22 @@ class Wardrobe:
         Returns:
             1 if weights were written for that, else 0.
         """
-        written = self.bring(mask)
-        if mask is self._worn:
+        in_slot = mask is not None and self._wants_slot(mask)
+        written = self._bring(mask) if mask is not None and in_slot else 0
+        if mask is self._worn and in_slot == self._in_slot:
             return 0
-        before, self._worn = self._worn, UNKNOWN
-        if mask is not None and mask.patched:
-            self._wear_patch(mask, before)
-            written = 1
+        before, was_in_slot = self._worn, self._in_slot
+        self._worn = UNKNOWN
+        if mask is None:
+            self._theta.show(self._theta.root, {})
+        elif in_slot:
+            self._theta.show(self._slots.views_of(mask), self._slots.state_of(mask))
         else:
-            if mask is None:
-                self._theta.show(self._theta.views, {})
-            else:
-                self._theta.show(self._slots.views_of(mask), self._slots.state_of(mask))
+            self._wear_patch(mask, None if was_in_slot else before)
+            written = 1
+        if mask is None or in_slot:
             scale_behind(self._theta.sites, None)
-        self._worn = mask
+        self._worn, self._in_slot = mask, in_slot
         return written
 
     def reset(self) -> None:
@@ -62,10 +65,7 @@ class Wardrobe:
 
     def bring(self, mask: WearableMask | None) -> int:
         """See that a mask has a slot, if it is one that needs a slot; returns 1 if the slot was written, else 0."""
-        if mask is None or mask.patched or self._slots.touch(mask.digest):
-            return 0
-        self._write(mask)
-        return 1
+        return 0 if mask is None or mask.patched else self._bring(mask)
 
     def bring_all(self, masks: Collection[WearableMask]) -> int | None:
         """See that these masks have slots at the same time.
@@ -83,6 +83,25 @@ class Wardrobe:
         for mask in absent:
             self._write(mask)
         return len(absent)
+
+    def _wants_slot(self, mask: WearableMask) -> bool:
+        """Whether a mask is worn in a slot, or as a patch.
+
+        Where slots are folded a forward through one is faster. So a patch that is worn for a second batch in a row
+        gets a slot, and keeps to it as long as nobody takes it. One that is all ON gets it at once: it embeds as the
+        root does, bit for bit, and the root is folded.
+        """
+        if not mask.patched:
+            return True
+        if self._theta.folding is None:
+            return False
+        return mask is self._worn or bool((mask.compact.scales == 1).all()) or self._slots.touch(mask.digest)
+
+    def _bring(self, mask: WearableMask) -> int:
+        if self._slots.touch(mask.digest):
+            return 0
+        self._write(mask)
+        return 1
 
     def _write(self, mask: WearableMask) -> None:
         self._worn = UNKNOWN  # the slot that is written may be the one that the model wears

@@ -27,7 +27,7 @@ from smn_core.engine.kernels.table import Table
 from smn_core.engine.mixed.correction import Corrector
 from smn_core.engine.mixed.lists import Lists
 from smn_core.engine.patch import Patch
-from smn_core.engine.sites import Site, multiply
+from smn_core.engine.sites import Site
 from smn_core.engine.span import Span
 from smn_core.engine.theta import Theta
 from smn_core.engine.wearable import WearableMask
@@ -130,7 +130,7 @@ class Mixed:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         block = rows.shape[0] // self._n_rows
         out = kernels.linear(rows, self._layers[site.weight], kernels.kernel_layout, self._table, block)
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return site.finish(out).view(*x.shape[:-1], out.shape[-1])
 
     def _merge_spans(self, site: Site) -> list[Span]:
         """The spans as a site sees them: a mask that changes nothing here is the root; equal neighbours become one."""
@@ -161,7 +161,7 @@ class Mixed:
             return site.original(x)
 
     def _run_linear(self, site: Site, x: Float[Tensor, "*r i"]) -> Float[Tensor, "*r o"]:
-        """Run a linear layer, every span into its part of one output.
+        """Run a linear layer, span by span.
 
         Neighbours that share the product with the root's weights run it together and are corrected together. A single
         span that the mask changes gains nothing from that.
@@ -170,7 +170,7 @@ class Mixed:
         n_out, n_in = self._layout.tensors[site.weight].shape
         rows = x.reshape(-1, n_in).contiguous()
         block = rows.shape[0] // self._n_rows
-        out = rows.new_empty(rows.shape[0], n_out)
+        parts: list[Tensor] = []
         neutral = self._lists.find_neutral(site.tensors)
         shared = (neutral | self._find_correctable(site, block)).tolist()
         for together, group in groupby(range(len(self._spans)), shared.__getitem__):
@@ -180,16 +180,18 @@ class Mixed:
                 where = slice(self._spans[first].start * block, self._spans[behind - 1].stop * block)
                 weight, bias = self._find_root(site)
                 if neutral[first:behind].all():
-                    multiply(out[where], rows[where], weight, bias)
+                    parts.append(site.multiply(rows[where], weight, bias))
                     continue
-                torch.mm(rows[where], weight.t(), out=out[where])
+                y = site.multiply_bare(rows[where], weight)
                 own_bias = bias if site.bias is None else site.bias
                 which = slice(first, behind)
-                self._corrector.correct(out[where], rows[where], self._lists, site.weight, own_bias, which, block)
+                self._corrector.correct(y, rows[where], self._lists, site.weight, own_bias, which, block)
+                parts.append(site.finish(y))
                 continue
             for span in self._spans[first:behind]:
-                where = slice(span.start * block, span.stop * block)
-                self._multiply_span(site, rows[where], out[where], span)
+                y = self._multiply_span(site, rows[span.start * block : span.stop * block], span)
+                parts.append(y)
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.view(*x.shape[:-1], n_out)
 
     def _find_correctable(self, site: Site, block: int) -> Bool[ndarray, "p"]:
@@ -202,18 +204,17 @@ class Mixed:
         n_rows = (self._lists.edges[:, 1] - self._lists.edges[:, 0]) * block
         return listed & base_pays(self._costs, n_rows, n_out * n_in, n_out, self._lists.count_off(site.weight))
 
-    def _multiply_span(self, site: Site, x: Tensor, out: Tensor, span: Span) -> None:
-        """`out = x @ (W * on / alpha).T + b` for the mask of one span."""
+    def _multiply_span(self, site: Site, x: Tensor, span: Span) -> Tensor:
+        """`x @ (W * on / alpha).T + b` for the mask of one span."""
         mask = span.mask
         assert mask is not None
         if span.weights is not None:
             site.show(span.weights, self._root_state)
-            multiply(out, x, site.module.weight, site.module.bias)  # type: ignore[arg-type]
-            return
+            return site.multiply(x, site.module.weight, site.module.bias)  # type: ignore[arg-type]
         with self._patch.holding(mask.compact, site.tensors, mask.moved):
             site.show(self._patch.views, self._root_state)
             scales = self._find_scales(site, mask)
-            multiply(out, x, site.module.weight, site.module.bias, *scales)  # type: ignore[arg-type]
+            return site.multiply(x, site.module.weight, site.module.bias, *scales)  # type: ignore[arg-type]
 
     def _find_root(self, site: Site) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of a linear layer as the root has them, whether maskable or not."""

@@ -18,6 +18,7 @@ from smn_core.engine import Engine, Segment, slots_within
 from smn_core.errors import InvalidArgument, NotReady, OverCapacity, WrongBackbone
 from smn_core.mask import TaskMask
 from tests.smn_core.builders import KINDS, TINY_RESNET, TINY_VIT, all_on, images, lively, plain_model, weights_by_hand
+from tests.smn_core.engine.every_form import every_form  # noqa: F401 - every test here runs in each form
 
 
 def through(engine: Engine, mask: TaskMask | None, x: Tensor) -> Tensor:
@@ -75,10 +76,9 @@ def test_a_mask_that_is_all_on_is_the_backbone(kind, make_mask):
     backbone = lively(kind)
     mask = make_mask(backbone, 0.9)
     mask = replace(mask, packed=all_on(mask), digest="sha256:all-on")
-    x = images(kind, 2)
+    x, engine = images(kind, 2), Engine(backbone)
     with torch.inference_mode():
         expected = backbone.model(x)
-    engine = Engine(backbone)
     assert torch.equal(through(engine, None, x), expected)
     assert torch.equal(through(engine, mask, x), expected)
 
@@ -86,10 +86,9 @@ def test_a_mask_that_is_all_on_is_the_backbone(kind, make_mask):
 def test_the_untouched_backbone_comes_back(kind, make_mask):
     """After masks with normalisation state, rows without a mask are embedded as before any mask, bit for bit."""
     backbone = lively(kind)
-    x = images(kind, 2)
+    x, engine = images(kind, 2), Engine(backbone, slots=1)
     with torch.inference_mode():
         expected = backbone.model(x)
-    engine = Engine(backbone, slots=1)
     for seed in range(3):
         through(engine, make_mask(backbone, 0.5, seed, with_state=True), x)
         assert torch.equal(through(engine, None, x), expected)
@@ -428,13 +427,15 @@ def test_memory_is_counted_by_what_holds_it(make_mask):
     engine, x = Engine(backbone), images(KINDS["resnet"], 1)
     masks = [make_mask(backbone, 0.5, seed) for seed in range(2)]
     before = engine.memory()
-    assert (before.theta, before.masks, before.slots) == (4 * backbone.layout.n_elements, 0, 0)
+    assert (before.theta, before.masks) == (4 * backbone.layout.n_elements, 0)
+    # The root's packed copy, and the array where weights are folded.
+    assert before.slots == (2 * before.theta if engine._theta.packs else 0)
     for mask in masks:
         engine.prepare(mask)
         assert 0.9 < engine.bytes_of(mask.digest) / (backbone.layout.n_weights / 8) < 1.05
     assert engine.memory().masks == sum(engine.bytes_of(mask.digest) for mask in masks)
     through(engine, masks[0], x)
-    assert engine.memory().slots == before.theta
+    assert engine.memory().slots == before.slots + before.theta
     assert (engine.memory().resident_masks, engine.memory().prepared_masks) == (1, 2)
     engine.release(masks[1].digest)
     assert engine.bytes_of(masks[1].digest) == 0

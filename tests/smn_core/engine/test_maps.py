@@ -17,6 +17,7 @@ from smn_core.engine.maps import apply_maps, apply_maps_slowly, prepare_map
 from smn_core.mask import TaskMask
 from tests.conftest import build_affine
 from tests.smn_core.builders import KINDS, TINY_RESNET, TINY_VIT, all_on, by_hand, images, lively
+from tests.smn_core.engine.every_form import every_form  # noqa: F401 - every test here runs in each form
 from tests.smn_core.engine.tape import Tape, fitted
 from tests.smn_core.engine.test_ways import WAYS, relative_error
 

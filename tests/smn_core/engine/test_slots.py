@@ -7,6 +7,7 @@ from smn_core.engine.theta import Theta
 from smn_core.engine.wearable import make_wearable
 from smn_core.mask import TaskMask
 from tests.smn_core.builders import TINY_VIT, lively
+from tests.smn_core.engine.every_form import every_form  # noqa: F401 - every test here runs in each form
 
 
 def write(slots: Slots, mask: TaskMask) -> None:

@@ -17,6 +17,7 @@ from smn_core.engine.wardrobe import Wardrobe
 from smn_core.engine.wearable import WearableMask, make_wearable
 from smn_core.mask import TaskMask
 from tests.smn_core.builders import TINY_RESNET, TINY_VIT, images, lively, weights_by_hand
+from tests.smn_core.engine.every_form import every_form  # noqa: F401 - every test here runs in each form
 from tests.smn_core.engine.test_engine import through
 from tests.smn_core.engine.test_ways import WAYS
 

@@ -17,6 +17,7 @@ from smn_core.engine import Engine, Segment, costs
 from smn_core.engine.costs import Costs
 from smn_core.mask import TaskMask
 from tests.smn_core.builders import KINDS, TINY_VIT, by_hand, images, lively, weights_by_hand
+from tests.smn_core.engine.every_form import every_form  # noqa: F401 - every test here runs in each form
 
 FREE = Costs(*[0.0] * 8)
 # What has to look dear or cheap for a way to be taken wherever it can be.
@@ -153,8 +154,10 @@ def test_any_masks_in_any_segments(make_mask, way, densities, runs, seed):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_models_are_split_where_their_modules_allow_it(name):
-    """All kinds but BEiT, which uses its weights behind the module's back, may run mixed batches in one forward."""
-    assert Engine(lively(KINDS[name]))._splittable == (name != "beit")
+    """All kinds but BEiT, which uses its weights behind the module's back, and those whose weights are folded."""
+    engine = Engine(lively(KINDS[name]))
+    assert engine._splittable == (name != "beit" and engine._theta.folding is None)
+    assert engine._theta.folding is None or name in ("resnet", "mobilenet-v2", "mobilenet-v3")
 
 
 def test_a_weight_used_behind_its_module_is_found_out(make_mask, caplog):

@@ -20,6 +20,7 @@ from smn_core.errors import InvalidArgument, Unavailable
 Client = Any  # Redis or RedisCluster: both have the commands used here, but redis-py types them as sync or async
 SENTINEL_PORT = 26379
 CONNECT_TIMEOUT_S = 1.0
+SCAN_TIMEOUT_S = 10.0
 PLACE = re.compile(r"(?:unix socket: )?(?:[\w.\[\]-]+:[0-9]{2,5}\b(?!\))|\S*/[^\s.]*(?:\.[^\s.]+)*)")
 REFUSALS = {
     "READONLY": "Redis is a replica, which takes no change",
@@ -90,6 +91,21 @@ def unavailable() -> Iterator[None]:
 def _without_place(text: str) -> str:
     """A client's message without host, port and path: other clients read it."""
     return PLACE.sub("Redis", text)
+
+
+def backbones_of(url: str) -> list[str]:
+    """The backbones that have a registry in this Redis: what stands in the hash tags of their keys.
+
+    Raises:
+        Unavailable: Redis is away.
+    """
+    with unavailable():
+        client = connector(url)(SCAN_TIMEOUT_S)
+        try:
+            keys = [key.decode() for mark in ("epoch", "last") for key in client.scan_iter(f"smn:{{*}}:{mark}", 1000)]
+        finally:
+            client.close()
+    return sorted({found[1] for key in keys if (found := re.fullmatch(r"smn:\{([0-9a-f]{16})\}:[a-z]+", key))})
 
 
 def disconnect(client: Client) -> None:

@@ -10,11 +10,9 @@
         servers/<random>          the record format that a running server reads, written every second
 
 A blob is written under the shared lock, a name under the exclusive one; both as `.<random>.tmp`, flushed, then renamed,
-so that readers need no lock. A deleted name stays as a tombstone without versions, which keeps its last number.
-
-Readers notice a change by `stat`: a record is read again when its inode, size or mtime differ. Two renames can fall
-into one tick of the file system's clock and reuse an inode, so writers set the mtime themselves, always later than the
-last.
+so that readers need no lock. A deleted name stays as a tombstone without versions, which keeps its last number. Readers
+notice a change by `stat`: two renames can fall into one tick of the file system's clock and reuse an inode, so writers
+set the mtime themselves, always later than the last.
 """
 
 from __future__ import annotations
@@ -219,6 +217,22 @@ class DirectoryRegistry:
             found = mending.examine(self._folder, self._records.highest, mend=mend)
             self._records.forget()
         return found
+
+    def records(self, kind: Kind) -> Iterator[tuple[str, Record]]:
+        with self._locked(fcntl.LOCK_SH):
+            found = [(name, self._records.read(kind, name)) for name in self._records.names(kind)]
+        yield from found
+
+    def store(self, data: bytes) -> str:
+        digest = digest_of(data)
+        with self._locked(fcntl.LOCK_SH):
+            disk.write(self._path(digest), data)
+        return digest
+
+    def put_back(self, kind: Kind, name: str, record: Record) -> None:
+        with self._locked(fcntl.LOCK_EX):
+            if self._records.read(kind, name).last == 0:
+                self._replace(kind, name, record)
 
     def listen(self, heard: Callable[[], object]) -> None:
         self._heard = heard

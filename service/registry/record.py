@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from calendar import timegm
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from time import gmtime, strftime
+from time import gmtime, strftime, strptime
 from typing import Any
 
 from service.registry.base import ALIAS, DIGEST, Entry, Hold, Version
@@ -18,6 +19,7 @@ from smn_core.names import NAME
 
 FORMAT = 2
 """The newest format that this server reads and writes."""
+TIME = "%Y-%m-%dT%H:%M:%SZ"
 VECTORS = re.compile(r"[0-9a-f]{64}")
 
 
@@ -61,6 +63,14 @@ class Record:
         facts = {str(version.version): facts for version in self.versions if (facts := _facts(version))}
         return {"format": self.format, "epoch": self.epoch, **table, "aliases": dict(self.aliases), "facts": facts}
 
+    def to_redis(self) -> str:
+        """As Redis keeps it, whose scripts count seconds and read digests out of one text."""
+        table = self.to_table()
+        for raw in table["versions"]:
+            raw["uploaded"] = timegm(strptime(raw["uploaded"], TIME))
+            raw["needs"] = " ".join(raw["needs"])
+        return json.dumps(table)
+
     def to_json(self) -> bytes:
         return (json.dumps(self.to_table(), indent=1) + "\n").encode()
 
@@ -99,7 +109,7 @@ def _version_of(raw: Mapping[str, Any], facts: Mapping[str, Any]) -> Version:
     number, digest, size, uploaded, needs = (raw[key] for key in ("version", "digest", "bytes", "uploaded", "needs"))
     _require(isinstance(number, int) and number > 0 and isinstance(size, int), "a version has no number")
     if isinstance(uploaded, int | float):
-        uploaded = strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(uploaded))
+        uploaded = strftime(TIME, gmtime(uploaded))
     needs = tuple(needs.split() if isinstance(needs, str) else needs)
     holds = tuple(Hold(hold["digest"], hold["name"], hold["version"]) for hold in facts.get("holds") or ())
     vectors, parent = facts.get("vectors"), facts.get("parent")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import bisect
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 from service.registry import scripts, upkeep
@@ -34,9 +35,9 @@ from service.registry.base import (
     pick,
 )
 from service.registry.connect import ERRORS, Client, Moved, connector, unavailable
-from service.registry.follower import Follower
+from service.registry.follower import NAMES_A_PAGE, Follower
 from service.registry.lines import Lines
-from service.registry.record import FORMAT, facts_of
+from service.registry.record import FORMAT, Record, facts_of, parse_record
 from service.registry.watch import Health, Watch
 from smn_core.errors import Conflict, MissingMasks, NotFound, PreconditionFailed, Unavailable
 from smn_core.names import check_name
@@ -202,6 +203,41 @@ class RedisRegistry:
                     raise
                 found.append(Finding(digest, "it is damaged: upload the file again", mended=False))
         return found
+
+    def records(self, kind: Kind) -> Iterator[tuple[str, Record]]:
+        found: dict[str, Record] = {}
+        for name, text in self._pages(kind):
+            try:
+                found[name] = parse_record(text)
+            except ValueError as error:
+                raise Unavailable(f"the record of {name} is damaged: {error}; smn gc --check mends it") from error
+        for key, last in self._pages("last"):  # what is not among the records has been deleted
+            of, _, name = key.partition(":")
+            if of == kind:
+                found[name] = replace(found.get(name, Record()), last=int(last))
+        yield from sorted(found.items())
+
+    def _pages(self, key: str) -> Iterator[tuple[str, bytes]]:
+        cursor: int | None = None
+        while cursor != 0:
+            page: dict[bytes, bytes]
+            read = partial(self._hscan, key, cursor or 0)
+            cursor, page = self._lines.call(read)
+            for name, text in page.items():
+                yield name.decode(), text
+
+    def _hscan(self, key: str, cursor: int, client: Client) -> tuple[int, dict[bytes, bytes]]:
+        found: tuple[int, dict[bytes, bytes]] = client.hscan(f"{self._prefix}{key}", cursor, count=NAMES_A_PAGE)
+        return found
+
+    def store(self, data: bytes) -> str:
+        digest = digest_of(data)
+        self._run(scripts.STORE, digest, data, extra=f"blob:{digest}")
+        return digest
+
+    def put_back(self, kind: Kind, name: str, record: Record) -> None:
+        text = record.to_redis() if record.versions else ""
+        self._run(upkeep.PUT_BACK, kind, name, text, record.last)
 
     def listen(self, heard: Callable[[], object]) -> None:
         self._table.heard = heard

@@ -99,3 +99,22 @@ end
 return aside
 """
 )
+
+PUT_BACK = (
+    COMMON
+    + """
+-- Atomic: a record that a backup has, unless the name was ever used. ARGV: kind, name, record or '', last number.
+local kind, name, text, last = unpack(ARGV)
+if redis.call('HEXISTS', KEYS[3], kind .. ':' .. name) == 1 then return {'there'} end
+redis.call('HSET', KEYS[3], kind .. ':' .. name, last)
+if text == '' then return {'deleted'} end
+local record = cjson.decode(text)
+text = text_of(record)
+redis.call('HSET', plane(kind), name, text)
+for _, version in ipairs(record.versions) do
+  count(kind .. ':' .. version.digest, 1)
+  count_needs(record, version, 1)
+end
+return {'new', change(kind, name), text}
+"""
+)

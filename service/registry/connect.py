@@ -22,15 +22,21 @@ SENTINEL_PORT = 26379
 CONNECT_TIMEOUT_S = 1.0
 SCAN_TIMEOUT_S = 10.0
 PLACE = re.compile(r"(?:unix socket: )?(?:[\w.\[\]-]+:[0-9]{2,5}\b(?!\))|\S*/[^\s.]*(?:\.[^\s.]+)*)")
+FULL = "its memory is full (maxmemory, noeviction)"
 REFUSALS = {
     "READONLY": "Redis is a replica, which takes no change",
-    "OOM": "its memory is full (maxmemory, noeviction)",
-    "'maxmemory'": "its memory is full (maxmemory, noeviction)",
+    "OOM": FULL,
+    "'maxmemory'": FULL,
     "MISCONF": "Redis cannot write its disk",
     "NOREPLICAS": "Redis has too few replicas",
     "NOPERM": "its user may not",
 }
 """Why Redis takes no change while it answers, by a word of its error."""
+CLASSES = {
+    exceptions.ReadOnlyError: "READONLY",
+    exceptions.OutOfMemoryError: "OOM",
+    exceptions.NoPermissionError: "NOPERM",
+}
 # RedisClusterException is not a RedisError.
 ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
 
@@ -81,8 +87,10 @@ def unavailable() -> Iterator[None]:
     except exceptions.RedisError as error:
         text = str(error)
         # Redis 6 puts the word of an error within a script behind others; 7 says there only that memory is over.
+        # Where the word comes first, redis-py takes it off and makes a class of it.
+        word = next((word for kind, word in CLASSES.items() if isinstance(error, kind)), text)
         for sign, reason in REFUSALS.items():
-            if sign in text:
+            if sign in word:
                 kind = Moved if sign == "READONLY" else ReadOnly
                 raise kind(f"the registry cannot be written: {reason}") from error
         raise Unavailable(f"the registry refuses: {_without_place(text)}") from error

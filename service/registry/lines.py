@@ -12,6 +12,8 @@ from threading import Event, Lock, Timer
 from time import monotonic
 from typing import TypeVar
 
+from redis import exceptions
+
 from service.registry.connect import ERRORS, Client, Moved, disconnect, unavailable
 from service.registry.within import TooLate, left_s
 from smn_core.errors import Unavailable
@@ -94,10 +96,10 @@ class Lines:
             sound = True
         except Moved:
             raise
-        except Unavailable as error:
-            sound = not isinstance(error.__cause__, OSError) and not late.is_set()
-            if late.is_set():
+        except Exception as error:
+            if late.is_set():  # whatever redis-py says where its connection goes while it reads
                 raise TooLate("the registry did not answer in time") from error
+            sound = isinstance(error, Unavailable) and isinstance(error.__cause__, exceptions.ResponseError)
             raise
         finally:
             timer.cancel()

@@ -66,6 +66,7 @@ class Record:
     def to_redis(self) -> str:
         """As Redis keeps it, whose scripts count seconds and read digests out of one text."""
         table = self.to_table()
+        del table["last"]  # it has a place of its own there, and stays when the record goes
         for raw in table["versions"]:
             raw["uploaded"] = timegm(strptime(raw["uploaded"], TIME))
             raw["needs"] = " ".join(raw["needs"])

@@ -34,11 +34,11 @@ from service.registry.base import (
     parse_reference,
     pick,
 )
-from service.registry.connect import ERRORS, Client, Moved, connector, unavailable
+from service.registry.connect import ERRORS, FULL, Client, Moved, connector, unavailable
 from service.registry.follower import NAMES_A_PAGE, Follower
 from service.registry.lines import Lines
 from service.registry.record import FORMAT, Record, facts_of, parse_record
-from service.registry.watch import Health, Watch
+from service.registry.watch import Health, ReadOnly, Watch
 from smn_core.errors import Conflict, MissingMasks, NotFound, PreconditionFailed, Unavailable
 from smn_core.names import check_name
 from smn_core.tensorfile import digest_of
@@ -57,6 +57,7 @@ class RedisRegistry:
         self._lines = Lines(self._connect)
         self._watch: Watch | None = None
         self._looking: Client = None
+        self._refused_bytes = self._full_at = 0
         self._member = f"{FORMAT}:{secrets.token_hex(8)}"
         self._follower = Follower(self._connect, self._prefix)
         self._table = self._follower.table
@@ -123,7 +124,12 @@ class RedisRegistry:
         # Dry first: a refused upload leaves no blob. The real one decides again.
         word, answer = publish(1)
         if word == b"allowed":
-            self._run(scripts.STORE, digest, data, extra=f"blob:{digest}")
+            try:
+                self._run(scripts.STORE, digest, data, extra=f"blob:{digest}")
+            except ReadOnly:
+                self._refused_bytes = len(data)
+                raise
+            self._refused_bytes = self._full_at = 0
             word, answer = publish(0)
         if word == b"collected":  # since it was stored: with no grace period that can happen, and happen again
             word, answer = publish(0, data)
@@ -281,6 +287,16 @@ class RedisRegistry:
             if self._looking is None:
                 self._looking = self._connect(LOOK_TIMEOUT_S)
             scripts.run(self._looking, self._prefix, upkeep.ANNOUNCE, self._member, EXPIRES_S)
+            if self._refused_bytes:
+                self._look_for_room(self._looking)
+
+    def _look_for_room(self, client: Client) -> None:
+        """After a file was refused a small write may still pass. The registry is full until it has shed as much."""
+        used = client.info("memory").get("used_memory", 0)  # a cluster tells of each node: there it counts as shed
+        self._full_at = self._full_at or used
+        if used and used > self._full_at - self._refused_bytes:
+            raise ReadOnly(f"the registry cannot be written: {FULL}")
+        self._refused_bytes = self._full_at = 0
 
     def _hang_up(self) -> None:
         client, self._looking = self._looking, None

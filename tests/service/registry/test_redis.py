@@ -189,7 +189,9 @@ def test_after_a_crash_that_lost_changes_it_forgets_them(tmp_path, open_again):
         server.append_only_file().write_bytes(kept)
         server.start()
         eventually(lambda: digest_at(registry, "cats") == digest_of(b"one") and digest_at(registry, "dogs") is None)
-        assert registry.publish("masks", "cats", b"three").version.version == 3  # a second version 2 would be another file
+        assert (
+            registry.publish("masks", "cats", b"three").version.version == 3
+        )  # a second version 2 would be another file
 
 
 def test_a_follower_that_missed_trimmed_changes_reads_everything_again(place, client, registry, start_peers):

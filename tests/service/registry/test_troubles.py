@@ -166,7 +166,7 @@ def test_a_redis_that_hangs_is_known_to_hang_at_once(tmp_path, watched):
         eventually(lambda: registry.health() == Health(), within_s=10)
 
 
-def test_after_a_failover_behind_one_address_the_next_upload_goes_to_the_new_master(tmp_path, front, watched):
+def test_after_a_failover_behind_one_address_the_next_upload_goes_to_the_new_master(tmp_path, front, watched, open_at):
     with RedisServer(tmp_path / "new", "--shutdown-timeout", "0") as new, redis.Redis.from_url(new.url) as admin:
         registry, _ = watched(front.url)
         registry.publish("masks", "a", b"one")
@@ -184,6 +184,7 @@ def test_after_a_failover_behind_one_address_the_next_upload_goes_to_the_new_mas
                 eventually(lambda: [entry.name for entry in registry.names("masks")] == ["a", "b"])
             finally:
                 before.replicaof("NO", "ONE")
+                new.stop(signal.SIGKILL)  # it would first finish the file that it began as a replica
 
 
 def test_a_value_that_trickles_ends_with_the_deadline_and_holds_up_no_other(front, open_at):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event, Thread
 from time import monotonic
 
@@ -36,7 +36,7 @@ class Follower:
     """
 
     def __init__(self, connect: Callable[[float], Client], prefix: str) -> None:
-        self.table = Table()
+        self.table = Table(self.entry_of)
         self.epoch = ""
         self.highest: dict[tuple[Kind, str], int] = {}
         self.damaged: dict[tuple[Kind, str], str] = {}
@@ -120,19 +120,24 @@ class Follower:
         """
         self.table.begin()
         epoch, at = self._begin()
-        rows = []
-        for kind in KINDS:
-            cursor = None
-            while cursor != 0 and not self._stopping.is_set():
-                cursor, page = self._client.hscan(f"{self._prefix}{kind}", cursor or 0, count=NAMES_A_PAGE)
-                for name, text in page.items():
-                    if entry := self.entry_of(kind, name.decode(), text):
-                        rows.append((kind, entry))
+        rows = [(kind, name, text) for kind in KINDS for name, text in self._pages(kind)]
+        for key, last in self._pages("last"):
+            of, _, name = key.partition(":")
+            if kind := next((one for one in KINDS if one == of), None):
+                self.highest[kind, name] = max(int(last), self.highest.get((kind, name), 0))
+        self.damaged.clear()
         if self.epoch and epoch != self.epoch:
             self._remember()
         self.epoch = epoch
         self.table.replace(rows, at)
         return at
+
+    def _pages(self, key: str) -> Iterator[tuple[str, bytes]]:
+        cursor: int | None = None
+        while cursor != 0 and not self._stopping.is_set():
+            cursor, page = self._client.hscan(f"{self._prefix}{key}", cursor or 0, count=NAMES_A_PAGE)
+            for name, text in page.items():
+                yield name.decode(), text
 
     def _begin(self) -> tuple[str, int]:
         try:

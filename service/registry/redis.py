@@ -190,6 +190,7 @@ class RedisRegistry:
 
     def examine(self, *, mend: bool) -> Sequence[Finding]:
         self._follower.require_table()
+        held = {version.digest for kind in KINDS for entry in self.names(kind, 2**62) for version in entry.versions}
         found = [
             Finding(
                 f"{kind[:-1]} {name}", f"its record is damaged: {wrong}; it is put aside, upload its files again", mend
@@ -198,7 +199,6 @@ class RedisRegistry:
         ]
         if found and mend:
             self._run(upkeep.RECOUNT, extra="damaged")
-        held = {version.digest for kind in KINDS for entry in self.names(kind, 2**62) for version in entry.versions}
         for digest in sorted(held):
             try:
                 self.blob(digest)

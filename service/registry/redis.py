@@ -57,7 +57,8 @@ class RedisRegistry:
         self._lines = Lines(self._connect)
         self._watch: Watch | None = None
         self._looking: Client = None
-        self._refused_bytes = self._full_at = 0
+        self._refused_bytes = 0
+        self._room_then: int | None = None
         self._member = f"{FORMAT}:{secrets.token_hex(8)}"
         self._follower = Follower(self._connect, self._prefix)
         self._table = self._follower.table
@@ -126,10 +127,10 @@ class RedisRegistry:
         if word == b"allowed":
             try:
                 self._run(scripts.STORE, digest, data, extra=f"blob:{digest}")
-            except ReadOnly:
-                self._refused_bytes = len(data)
+            except ReadOnly as error:
+                self._refused_bytes = len(data) if FULL in str(error) else 0
                 raise
-            self._refused_bytes = self._full_at = 0
+            self._refused_bytes, self._room_then = 0, None
             word, answer = publish(0)
         if word == b"collected":  # since it was stored: with no grace period that can happen, and happen again
             word, answer = publish(0, data)
@@ -291,12 +292,14 @@ class RedisRegistry:
                 self._look_for_room(self._looking)
 
     def _look_for_room(self, client: Client) -> None:
-        """After a file was refused a small write may still pass. The registry is full until it has shed as much."""
-        used = client.info("memory").get("used_memory", 0)  # a cluster tells of each node: there it counts as shed
-        self._full_at = self._full_at or used
-        if used and used > self._full_at - self._refused_bytes:
-            raise ReadOnly(f"the registry cannot be written: {FULL}")
-        self._refused_bytes = self._full_at = 0
+        """After a file was refused a small write may still pass. The registry is full until it has room for the file."""
+        memory = client.info("memory")  # a cluster tells of each node: there it counts as shed
+        if most := memory.get("maxmemory"):
+            room = most - memory["used_memory"]
+            self._room_then = room if self._room_then is None else self._room_then
+            if room < self._room_then + self._refused_bytes:
+                raise ReadOnly(f"the registry cannot be written: {FULL}")
+        self._refused_bytes, self._room_then = 0, None
 
     def _hang_up(self) -> None:
         client, self._looking = self._looking, None

@@ -13,6 +13,7 @@ from smn_core.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from service.registry.base import Registry
+    from service.registry.whole import WholeRegistry
 
 app = typer.Typer()
 
@@ -108,10 +109,10 @@ def agree(what: str, *, yes: bool) -> None:
         raise typer.Exit(1)
 
 
-def _opener(registry: str) -> Callable[[str], Registry]:
+def _opener(registry: str) -> Callable[[str], WholeRegistry]:
     from service.registry.open import open_registry
 
-    def open_one(backbone: str) -> Registry:
+    def open_one(backbone: str) -> WholeRegistry:
         opened = open_registry(registry, backbone)
         opened.check()
         return opened

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from service.registry.base import KINDS, Kind, Registry
+from service.registry.base import KINDS, Kind
 from service.registry.record import Record, parse_record
+from service.registry.whole import WholeRegistry
 from smn_core.errors import InvalidArgument, SMNError, Unavailable
 from smn_core.files import replacing
 from smn_core.names import NAME
@@ -49,7 +50,7 @@ class Held:
         return sum(bool(record.versions) for record in self.records.values())
 
 
-def write_archive(path: Path, backbones: Sequence[str], open_one: Callable[[str], Registry]) -> list[Held]:
+def write_archive(path: Path, backbones: Sequence[str], open_one: Callable[[str], WholeRegistry]) -> list[Held]:
     """Back a registry up, while servers use it. Returns what the archive holds.
 
     Raises:
@@ -115,7 +116,7 @@ def read_archive(path: Path) -> list[Held]:
     return found
 
 
-def restore_archive(path: Path, open_one: Callable[[str], Registry]) -> list[Held]:
+def restore_archive(path: Path, open_one: Callable[[str], WholeRegistry]) -> list[Held]:
     """Put everything of an archive into a registry. A name that is there already must have the same record.
 
     Raises:
@@ -147,7 +148,7 @@ def restore_archive(path: Path, open_one: Callable[[str], Registry]) -> list[Hel
     return found
 
 
-def _settled(registry: Registry, backbone: str) -> Held:
+def _settled(registry: WholeRegistry, backbone: str) -> Held:
     """All records; read again where a cascade came whose masks were read before it."""
     for _ in range(SETTLED_IN):
         records = _records(registry)
@@ -163,7 +164,7 @@ def _settled(registry: Registry, backbone: str) -> Held:
     raise Unavailable(f"a cascade holds {sorted(held - there)[0][0]}, which is not there: smn gc --check says more")
 
 
-def _records(registry: Registry) -> dict[tuple[Kind, str], Record]:
+def _records(registry: WholeRegistry) -> dict[tuple[Kind, str], Record]:
     return {(kind, name): record for kind in reversed(KINDS) for name, record in registry.records(kind)}
 
 

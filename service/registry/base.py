@@ -10,16 +10,13 @@ from __future__ import annotations
 import bisect
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from service.registry.watch import Health
 from smn_core.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from smn_core.names import check_name
-
-if TYPE_CHECKING:
-    from service.registry.record import Record
 
 Kind = Literal["masks", "cascades"]
 KINDS: tuple[Kind, ...] = ("masks", "cascades")
@@ -204,19 +201,6 @@ class Registry(Protocol):
 
     def examine(self, *, mend: bool) -> Sequence[Finding]:
         """Read every record and blob; what is wrong, and with `mend` whether it is right now."""
-
-    def records(self, kind: Kind) -> Iterator[tuple[str, Record]]:
-        """Every record, those of deleted names too, for a backup.
-
-        Raises:
-            Unavailable: one is damaged.
-        """
-
-    def store(self, data: bytes) -> str:
-        """Store a blob that a record is to follow; its digest."""
-
-    def put_back(self, kind: Kind, name: str, record: Record) -> None:
-        """Restore a name whose blobs are there. It does nothing where the name is there already."""
 
     def close(self) -> None:
         """Stop following changes; give connections back."""

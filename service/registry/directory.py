@@ -8,7 +8,6 @@
         cascades/<name>.json      the same
         copies/<kind>/<name>.json a copy of each record, to mend it by
         servers/<random>          the record format that a running server reads, written every second
-
 A blob is written under the shared lock, a name under the exclusive one; both as `.<random>.tmp`, flushed, then renamed,
 so that readers need no lock. A deleted name stays as a tombstone without versions, which keeps its last number. Readers
 notice a change by `stat`: two renames can fall into one tick of the file system's clock and reuse an inode, so writers
@@ -22,7 +21,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,7 +196,7 @@ class DirectoryRegistry:
             self._replace(kind, name, kept)
 
     def collect(self, grace_s: float = GRACE_S) -> Sequence[str]:
-        """Deletes half-written files of a crash too: under the exclusive lock nobody else is writing."""
+        """Deletes half-written files too: under the exclusive lock nobody else is writing."""
         with self._locked(fcntl.LOCK_EX):
             disk.sweep(self._folders(), 0)
             held = set()
@@ -264,7 +263,7 @@ class DirectoryRegistry:
         return self._epoch
 
     def close(self) -> None:
-        """No file is held open; others need not reckon with this server any more."""
+        """Others need not reckon with this server any more."""
         if self._watch is not None:
             self._watch.stop()
             self._announced.withdraw()
@@ -346,7 +345,5 @@ class DirectoryRegistry:
         self._records.replace(kind, name, record, self._announced.oldest())
         self._heard()
 
-    @contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        with disk.locked(self._folder / "lock", how):
-            yield
+    def _locked(self, how: int) -> AbstractContextManager[None]:
+        return disk.locked(self._folder / "lock", how)

@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from service.registry.base import Registry
 from service.registry.directory import DirectoryRegistry
+from service.registry.whole import WholeRegistry
 from smn_core.errors import InvalidArgument, NotFound
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 
 
-def open_registry(url_or_path: str | Path, fingerprint: str) -> Registry:
+def open_registry(url_or_path: str | Path, fingerprint: str) -> WholeRegistry:
     """The registry of one backbone's masks and cascades at a folder, a `file:` URL or a Redis URL.
 
     Raises:

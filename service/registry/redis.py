@@ -1,8 +1,7 @@
 """A registry in Redis that several servers share; keys and scripts are in scripts.py.
 
 Every process keeps a table of all names, which one thread keeps in step (follower.py). Readers ask the table alone, so
-they are never slower than a dictionary and go on while Redis is away. After anything that could have cost a change (a
-lost connection, a gap in the stream, a FLUSHALL) that thread takes a whole snapshot again.
+they are never slower than a dictionary and go on while Redis is away.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import bisect
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
@@ -292,7 +292,7 @@ class RedisRegistry:
                 self._look_for_room(self._looking)
 
     def _look_for_room(self, client: Client) -> None:
-        """After a file was refused a small write may still pass. The registry is full until it has room for the file."""
+        """A small write may pass after a file was refused: the registry is full until it has room for that."""
         memory = client.info("memory")  # a cluster tells of each node: there it counts as shed
         if most := memory.get("maxmemory"):
             room = most - memory["used_memory"]
@@ -303,20 +303,16 @@ class RedisRegistry:
 
     def _hang_up(self) -> None:
         client, self._looking = self._looking, None
-        try:
-            if client is not None:
+        if client is not None:
+            with suppress(*ERRORS):  # a lost connection is as good as closed
                 client.close()
-        except ERRORS:
-            return  # a lost connection is as good as closed
 
     def _withdraw(self) -> None:
         """Leave the list of servers, if that can be done at once; else this one expires."""
-        try:
+        with suppress(*ERRORS):
             client = self._connect(LOOK_TIMEOUT_S)
             client.zrem(f"{self._prefix}servers", self._member)
             client.close()
-        except ERRORS:
-            return
 
     def _moved(self) -> None:
         """Another server is behind the address now: leave the old one."""

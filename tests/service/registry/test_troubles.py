@@ -170,8 +170,10 @@ def test_after_a_failover_behind_one_address_the_next_upload_goes_to_the_new_mas
     with RedisServer(tmp_path / "new", "--shutdown-timeout", "0") as new, redis.Redis.from_url(new.url) as admin:
         registry, _ = watched(front.url)
         registry.publish("masks", "a", b"one")
+        with redis.Redis(port=front.to) as before:
+            before.config_set("repl-diskless-sync-delay", 0)
         admin.replicaof("127.0.0.1", front.to)
-        eventually(lambda: admin.hexists(f"{PREFIX}masks", "a"))
+        eventually(lambda: admin.hexists(f"{PREFIX}masks", "a"), within_s=20)
         old, front.to = front.to, new.port
         admin.replicaof("NO", "ONE")
         with redis.Redis(port=old) as before:

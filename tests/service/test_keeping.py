@@ -44,7 +44,7 @@ def test_backup_and_restore_move_a_registry_from_a_folder_to_redis(filled, tmp_p
         assert restored.entry("masks", "a") == filled.entry("masks", "a")
         restored.close()
     whole = (tmp_path / "r.tar").read_bytes()
-    (tmp_path / "r.tar").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "r.tar").write_bytes(whole[:2000])
     code, _, err = smn("restore", "r.tar", "elsewhere", cwd=tmp_path)
     assert code == 2 and "archive" in err and not (tmp_path / "elsewhere").exists()
     code, _, err = smn("backup", "nothing", "n.tar", cwd=tmp_path)

@@ -1,8 +1,7 @@
-"""The verbs of serving: serve, and those that talk to a server: push, pull, list, rollback, delete; and gc."""
+"""The verbs of serving: serve, and those that talk to a server: push, pull, list, rollback, delete, alias."""
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.flags import SettingsCommand, files_of, said
+from service.keeping import Yes, agree
+from service.keeping import app as registry_verbs
 from smn_core.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from smn_core.backbone import Backbone
 
 app = typer.Typer()
+app.add_typer(registry_verbs)
 
 Server = Annotated[str, typer.Option(metavar="URL", envvar="SMN_SERVER", help="The server.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 KeyOption = Annotated[
     str | None, typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME is the variable NAME's.")
 ]
@@ -172,40 +173,39 @@ def delete(
     check_name(name)
     part = "with all its versions" if version is None else f"version {version}"
     what = f"{kind[:-1]} {name}, {part}, on {hide_user(server)}"
-    _agree(what, yes=yes)
+    agree(what, yes=yes)
     with _client(server, key) as client:
         client.delete(name, version, kind)
     note(f"deleted {what}")
 
 
 @app.command()
-def gc(
-    fingerprint: Annotated[str, typer.Option(help="Of the backbone whose masks it holds (GET /info, smn inspect).")],
-    registry: Annotated[
-        str, typer.Option(metavar="DIR_OR_URL", envvar="SMN_REGISTRY", help="The registry.")
-    ] = "registry",
-    grace_s: Annotated[
-        float, typer.Option(min=0, help="Leave blobs that are younger, or lost their last version later.")
-    ] = 3600.0,
+def alias(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A mask's name, or cascade:name.")],
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="NAME@ALIAS then means the version.")],
+    version: Annotated[int | None, typer.Argument(metavar="VERSION", help="Not with --delete.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Forget the alias; its version stays.")] = False,
+    server: Server = LOCAL,
+    key: KeyOption = None,
     as_json: Json = False,
-    yes: Yes = False,
 ) -> None:
-    """Delete what no version of a registry refers to any more. Asks first."""
-    from service.calls import hide_user
-    from service.registry.open import open_registry, require_there
-    from smn_core.verbs import show
+    """Let NAME@ALIAS mean a version, such as photos@champion, until it is moved or deleted."""
+    from smn_core.verbs.show import as_json as print_json
+    from smn_core.verbs.show import note
 
-    require_there(registry, fingerprint)
-    _agree(f"what no version refers to for {grace_s:g} s, in registry {hide_user(registry)}", yes=yes)
-    opened = open_registry(registry, fingerprint)
-    try:
-        gone = list(opened.collect(grace_s))
-    finally:
-        opened.close()
+    if delete == (version is not None):
+        raise InvalidArgument("alias takes NAME ALIAS VERSION, or NAME ALIAS --delete")
+    kind, name = _kind_of(name)
+    with _client(server, key) as client:
+        if version is None:
+            client.delete_alias(name, alias, kind)
+            note(f"deleted {name}@{alias}")
+            return
+        done = client.set_alias(name, alias, version, kind)
     if as_json:
-        show.as_json(gone)
+        print_json(done)
     else:
-        show.note(f"{len(gone)} blobs deleted")
+        print(f"{name}@{alias} is {name}@{version}")
 
 
 def _read_offers(files: list[Path]) -> list[Offer]:
@@ -256,21 +256,6 @@ def _serve_on_ray(settings: Settings, offers: list[Offer]) -> None:
             registry.close()
 
     run(settings, lambda: _say_serving(settings, settings.port, offers), push_first)
-
-
-def _agree(what: str, *, yes: bool) -> None:
-    """Ask whether `what` may be deleted; on a terminal the user, elsewhere only --yes says so.
-
-    Raises:
-        InvalidArgument: nobody can be asked.
-        typer.Exit: the user said no.
-    """
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise InvalidArgument(f"this deletes {what}: give --yes")
-    if not typer.confirm(f"Delete {what}?", err=True):
-        raise typer.Exit(1)
 
 
 def _kind_of(reference: str) -> tuple[Kind, str]:

@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from service.keys import clean_key
-from service.registry.base import Kind, check_digest, parse_reference
+from service.registry.base import Kind, check_alias, check_digest, parse_reference
 from smn_core.errors import InvalidArgument
 from smn_core.names import check_name
 
@@ -54,6 +54,16 @@ def path_of(kind: Kind, name: str, *more: str) -> str:
     """
     check_name(name)
     return "/".join(("", *(quote(part, safe="") for part in (kind, name, *more))))
+
+
+def alias_path(kind: Kind, name: str, alias: str) -> str:
+    """`/masks/NAME/aliases/ALIAS`.
+
+    Raises:
+        InvalidArgument: no name or no alias by the grammar.
+    """
+    check_alias(alias)
+    return path_of(kind, name, "aliases", alias)
 
 
 def version_params(version: int | None) -> dict[str, str] | None:

@@ -19,6 +19,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from service.answers import (
+    ALIASED,
     CASCADE,
     CURRENT,
     ENTRY,
@@ -37,6 +38,7 @@ from service.answers import (
 from service.calls import (
     Call,
     Image,
+    alias_path,
     check_version,
     connection,
     embed_call,
@@ -216,6 +218,15 @@ class Client:
     def delete(self, name: str, version: int | None = None, kind: Kind = "masks") -> None:
         """Delete one version, or the name with all of them, without a question."""
         self._send(Call("DELETE", path_of(kind, name), version_params(version)))
+
+    def set_alias(self, name: str, alias: str, version: int, kind: Kind = "masks") -> dict[str, Any]:
+        """Let `name@alias` mean a version from now on."""
+        check_version(version)
+        return table_of(self._send(Call("PUT", alias_path(kind, name, alias), json={"version": version})), ALIASED)
+
+    def delete_alias(self, name: str, alias: str, kind: Kind = "masks") -> None:
+        """Forget an alias; the version that it meant stays."""
+        self._send(Call("DELETE", alias_path(kind, name, alias)))
 
     def info(self) -> dict[str, Any]:
         """What the server is."""

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.admission import QueueFull
+from service.registry.within import TooLate
 from smn_core import errors
 
 RETRY_AFTER_S = 1
@@ -36,6 +37,7 @@ STATUS: tuple[tuple[type[errors.SMNError], int], ...] = (
     (errors.InvalidCascade, 422),
     (errors.UnknownModel, 422),
     (QueueFull, 429),
+    (TooLate, 504),
     (errors.Unavailable, 503),
     (errors.NotReady, 503),
     (errors.SMNError, 500),

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from service.registry.base import CASCADE, Registry, blob_of_version
+from service.registry.within import within
 from smn_core.cascade import file as cascadefile
 from smn_core.cascade.cascade import Cascade
 from smn_core.engine import MaskHolder
@@ -32,8 +33,12 @@ class Shelf:
     warnings: list[str] = field(default_factory=list)
 
 
-Fetch = Callable[[str, Shelf], None]
-"""Fills the shelf of a digest, in a thread."""
+Blob = bytes
+Prepare = Callable[[str, Shelf, Blob], None]
+"""Fills the shelf of a digest from its file, in a thread."""
+FETCHERS = 16
+FETCH_WITHIN_S = 10.0
+"""How long a file may take from the registry, however it comes."""
 
 
 class Library:
@@ -50,6 +55,8 @@ class Library:
         self._registry, self._engine, self._budget, self._heard = registry, engine, budget_bytes, heard
         self._shelves: OrderedDict[str, Shelf] = OrderedDict()
         self._pins: Mapping[str, tuple[str, ...]] = {}
+        # Fetching waits, and has threads of its own: values that come slowly must not keep others from being prepared.
+        self._fetchers = ThreadPoolExecutor(FETCHERS, thread_name_prefix="smn-fetch")
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="smn-load")
 
     @property
@@ -85,14 +92,14 @@ class Library:
             yield shelf.cascade
 
     @asynccontextmanager
-    async def _held(self, digests: Sequence[str], fetch: Fetch) -> AsyncIterator[list[Shelf]]:
+    async def _held(self, digests: Sequence[str], prepare: Prepare) -> AsyncIterator[list[Shelf]]:
         shelves = {digest: self._shelves.setdefault(digest, Shelf()) for digest in digests}
         for digest, shelf in shelves.items():
             shelf.holders += 1
             self._shelves.move_to_end(digest)
         try:
             absent = {digest: shelf for digest, shelf in shelves.items() if not self._is_ready(digest, shelf)}
-            await asyncio.gather(*(self._load(digest, shelf, fetch) for digest, shelf in absent.items()))
+            await asyncio.gather(*(self._load(digest, shelf, prepare) for digest, shelf in absent.items()))
             yield list(shelves.values())
         finally:
             for digest, shelf in shelves.items():
@@ -133,12 +140,13 @@ class Library:
             raise failed
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._fetchers, self._threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _load(self, digest: str, shelf: Shelf, fetch: Fetch) -> None:
+    async def _load(self, digest: str, shelf: Shelf, prepare: Prepare) -> None:
         """Load once for all who wait. A client that hangs up does not stop the load for the others."""
         if shelf.loading is None:
-            shelf.loading = asyncio.create_task(self._fetch(digest, shelf, fetch))
+            shelf.loading = asyncio.create_task(self._fetch(digest, shelf, prepare))
             shelf.loading.add_done_callback(lambda _: self._loaded(digest, shelf))
         await asyncio.shield(shelf.loading)
 
@@ -152,22 +160,25 @@ class Library:
             self._shelves.pop(digest, None)
         self._evict()
 
-    async def _fetch(self, digest: str, shelf: Shelf, fetch: Fetch) -> None:
+    async def _fetch(self, digest: str, shelf: Shelf, prepare: Prepare) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await loop.run_in_executor(self._threads, fetch, digest, shelf)
+        data = await loop.run_in_executor(self._fetchers, self._read, digest)
+        await loop.run_in_executor(self._threads, prepare, digest, shelf, data)
         self._heard(loop.time() - began)
 
-    def _prepare(self, digest: str, shelf: Shelf) -> None:
-        shelf.warnings = self._engine.prepare(
-            parse_mask(blob_of_version(self._registry, digest), self._engine.backbone.layout)
-        )
+    def _read(self, digest: str) -> Blob:
+        with within(FETCH_WITHIN_S):
+            return blob_of_version(self._registry, digest)
+
+    def _prepare(self, digest: str, shelf: Shelf, data: Blob) -> None:
+        shelf.warnings = self._engine.prepare(parse_mask(data, self._engine.backbone.layout))
         shelf.bytes = self._engine.bytes_of(digest)
 
-    def _read_cascade(self, digest: str, shelf: Shelf) -> None:
-        cascade = cascadefile.parse_cascade(blob_of_version(self._registry, digest))
+    def _read_cascade(self, _: str, shelf: Shelf, data: Blob) -> None:
+        cascade = cascadefile.parse_cascade(data)
         cascadefile.check_fits(cascade, self._engine.backbone)
-        shelf.bytes, shelf.cascade = cascade.nbytes, cascade
+        shelf.bytes, shelf.cascade = cascade.resident_bytes(self._engine.backbone.n_features), cascade
 
     def _evict(self) -> None:
         total, pinned = self.bytes, {digest for digests in self._pins.values() for digest in digests}

@@ -18,6 +18,7 @@ from smn_core.errors import InvalidArgument, WrongBackbone
 from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits, read_file
 from smn_core.names import check_name
+from smn_core.vectors import vectors_of_mask
 from smn_core.verbs.options import OPTIONS, as_trained, spec_of
 from smn_core.verbs.recorded import missing_weights, read_weights
 
@@ -106,7 +107,7 @@ def put_in(registry: Registry, backbone: Backbone, offers: Sequence[Offer]) -> l
             way = "; say --weights FILE" if offer.mask.fingerprint != backbone.fingerprint else ""
             raise WrongBackbone(f"{offer.path}: {error}{way}") from error
     for offer in offers:
-        done = registry.publish("masks", offer.name, offer.data)
+        done = registry.publish("masks", offer.name, offer.data, vectors=vectors_of_mask(offer.mask))
         state = "is now" if done.created else "is already"
         lines.append(f"{offer.path} {state} {offer.name}@{done.version.version} of the registry")
     return lines

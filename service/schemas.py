@@ -69,6 +69,7 @@ class VersionInfo(BaseModel):
     digest: str
     bytes: int
     uploaded: str
+    vectors: str | None = None
 
 
 class CurrentVersion(BaseModel):
@@ -77,11 +78,15 @@ class CurrentVersion(BaseModel):
 
 
 class MaskInfo(BaseModel):
-    """One mask; `metadata`, `density` (fraction ON by tensor) and `warnings` are the current version's."""
+    """One mask; all but versions and aliases is the current version's: `vectors`, the hash of what makes its vectors,
+    `metadata`, `density` (fraction ON by tensor) and `warnings`.
+    """
 
     name: str
     current: CurrentVersion
     versions: list[VersionInfo]
+    aliases: dict[str, int]
+    vectors: str
     metadata: dict[str, Any]
     density: dict[str, float]
     warnings: list[str]
@@ -96,7 +101,7 @@ class MaskPlace(BaseModel):
 
 
 class CascadeInfo(BaseModel):
-    """One cascade; everything but the versions is the current one's. `masks` are the root, then the experts.
+    """One cascade; all but versions and aliases is the current one's. `masks` are the root, then the experts.
 
     `modes` are those it can run in, with the components of their embeddings.
     """
@@ -104,6 +109,8 @@ class CascadeInfo(BaseModel):
     name: str
     current: CurrentVersion
     versions: list[VersionInfo]
+    aliases: dict[str, int]
+    vectors: str | None
     metadata: dict[str, Any]
     masks: list[MaskPlace]
     fusion: str
@@ -122,6 +129,14 @@ class MaskList(BaseModel):
 
     data: list[MaskItem]
     next: str | None
+
+
+class AliasSet(BaseModel):
+    """`name@alias` means this version."""
+
+    name: str
+    alias: str
+    version: int
 
 
 class SetCurrent(BaseModel):

@@ -78,10 +78,16 @@ def guard_of(settings: Settings) -> Guard:
     """The guard that the settings describe.
 
     Raises:
-        InvalidArgument: no admin key on an address that others reach, or a key that no header can carry. The message
-            never has the key.
+        InvalidArgument: no admin key on an address that others reach, a key that no header can carry, or one that is
+            bound to two prefixes. The message never has the key.
     """
     keys = [_key(text, admin=False) for text in settings.api_keys] + [_key(t, admin=True) for t in settings.admin_keys]
+    given: dict[bytes, str] = {}
+    for key in keys:
+        if given.setdefault(key.secret, key.prefix) != key.prefix:
+            raise InvalidArgument(
+                "one key is given twice, bound to different prefixes: give each prefix a key of its own"
+            )
     if not settings.insecure and not _is_loopback(settings.host) and not any(key.admin for key in keys):
         raise InvalidArgument(
             f"{settings.host} can be reached from elsewhere: set SMN_ADMIN_KEYS, or say --insecure to serve everyone"

@@ -18,7 +18,7 @@ from service.decoding.pool import DecodePool
 from service.embedder import Embedder
 from service.registry.base import Registry
 from service.settings import Settings
-from service.telemetry import Metrics
+from service.telemetry import Metrics, log_health
 from smn_core.backbone import Backbone
 from smn_core.errors import Unavailable
 from smn_core.images import ImageReader
@@ -46,6 +46,8 @@ class Server:
         self.decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="smn-decode")
         # Threads of their own: a registry that hangs must not keep images from being decoded.
         self.clerks = ThreadPoolExecutor(CLERKS, thread_name_prefix="smn-registry")
+        # And writers from readers: uploads that wait for a lock must not keep lists from being read.
+        self.scribes = ThreadPoolExecutor(CLERKS, thread_name_prefix="smn-registry-write")
         self.draining = False
         self.ready = False
         self.in_flight = 0
@@ -57,11 +59,13 @@ class Server:
         return self.embedder.backbone
 
     async def start(self) -> None:
-        """Start the decode workers and the embedder; the server is ready afterwards.
+        """Look after the registry, start the decode workers and the embedder; the server is ready afterwards.
 
         Raises:
             SMNError: as `Embedder.start`; Unavailable, no worker starts.
         """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self.clerks, self.registry.watch, log_health)
         await asyncio.gather(self.decoding.start(), self.embedder.start())
         self.ready = True
 
@@ -70,6 +74,7 @@ class Server:
         self.decoding.close()
         self.decoders.shutdown(wait=False, cancel_futures=True)
         self.clerks.shutdown(wait=False, cancel_futures=True)
+        self.scribes.shutdown(wait=False, cancel_futures=True)
         self.registry.close()
 
     @asynccontextmanager

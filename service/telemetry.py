@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.batcher import BatchDone
 from service.record import Record
+from service.registry.watch import Health
 from service.tracing import PROBES, annotate
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -62,6 +63,9 @@ class Metrics:
         self.swaps = make.counter("smn_swap_total", "Slots written.")
         self.queue_images = make.gauge("smn_queue_images", "Images admitted and not answered.")
         self.registry_up = make.gauge("smn_registry_up", "1 where the registry answers, 0 where it is away.")
+        self.registry_writable = make.gauge(
+            "smn_registry_writable", "1 where a write to the registry succeeds, else 0."
+        )
         self.masks_resident = make.gauge("smn_masks_resident", "Masks held, by tier.", ["tier"])
         self.masks_bytes = make.gauge("smn_masks_bytes", "Memory of masks, by tier.", ["tier"])
 
@@ -81,6 +85,11 @@ class Metrics:
         self.masks_bytes.labels("theta").set(state.theta_bytes)
         self.masks_bytes.labels("slot").set(state.slot_bytes)
         self.masks_bytes.labels("host").set(state.mask_bytes)
+
+    def registry_is(self, health: Health) -> None:
+        """Set the gauges to what is known of the registry."""
+        self.registry_up.set(health.away is None)
+        self.registry_writable.set(health.unwritable is None)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -155,6 +164,14 @@ class Observed:
             **stages,
             **record.facts,
         )
+
+
+def log_health(health: Health) -> None:
+    """One line when the registry goes, comes back, or takes no changes any more."""
+    log = structlog.get_logger("smn.registry")
+    up, writable = health.away is None, health.unwritable is None
+    say = log.info if up and writable else log.warning
+    say("registry", up=up, writable=writable, reason=health.away or health.unwritable)
 
 
 def configure_logs(log_format: str) -> None:

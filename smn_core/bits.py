@@ -31,6 +31,20 @@ def unpack(packed: UInt8[ndarray, "n_bytes"], n_weights: int) -> Bool[ndarray, "
     return np.unpackbits(packed, count=n_weights, bitorder=ENDIAN).view(np.bool_)
 
 
+def unpack_fields(packed: UInt8[ndarray, "q n_bytes"], n_bits: int, n_fields: int) -> UInt8[ndarray, "q n"]:
+    """Fields of `n_bits` bits, at most 8: field i of a row is its bits `i * n_bits` to `(i + 1) * n_bits - 1`."""
+    n_groups = (n_fields + 7) // 8  # of 8 fields, which take n_bits whole bytes
+    whole = np.zeros((len(packed), n_groups * n_bits), np.uint8)
+    whole[:, : packed.shape[1]] = packed[:, : whole.shape[1]]
+    words = np.zeros((len(packed), n_groups), np.uint64)
+    for i in range(n_bits):
+        words |= whole[:, i::n_bits].astype(np.uint64) << np.uint64(8 * i)
+    fields = np.empty((len(packed), n_groups, 8), np.uint8)
+    for i in range(8):
+        fields[:, :, i] = (words >> np.uint64(i * n_bits)) & np.uint64(2**n_bits - 1)
+    return fields.reshape(len(packed), -1)[:, :n_fields]
+
+
 def view(packed: UInt8[ndarray, "n_bytes"]) -> bitarray:
     """A bitarray over the same memory, without a copy."""
     return bitarray(buffer=np.ascontiguousarray(packed), endian=ENDIAN)

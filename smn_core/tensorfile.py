@@ -75,11 +75,16 @@ def content_of(metadata: Mapping[str, str], tensors: Mapping[str, ndarray]) -> s
     digest = hashlib.sha256()
     for key in sorted(set(metadata) - {"content"}):
         digest.update(f"{key}={metadata[key]}\n".encode())
+    hash_tensors(digest, tensors)
+    return digest.hexdigest()
+
+
+def hash_tensors(digest: hashlib._Hash, tensors: Mapping[str, ndarray]) -> None:
+    """Feed every tensor, sorted by name, to a hash: `<name>|<safetensors type>|<shape>|` and its bytes in C order."""
     for name in sorted(tensors):
         array = tensors[name]
         digest.update(f"{name}|{NAMES[array.dtype]}|{list(array.shape)}|".encode())
         digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def serialise_tensors(tensors: Mapping[str, ndarray], metadata: Mapping[str, str]) -> bytes:

@@ -7,15 +7,15 @@ a worker thread.
 
 from __future__ import annotations
 
+import bisect
 import difflib
-import heapq
-import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
-from smn_core.errors import InvalidArgument, NotFound, Unavailable
+from service.registry.watch import Health
+from smn_core.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from smn_core.names import check_name
 
 Kind = Literal["masks", "cascades"]
@@ -23,27 +23,49 @@ KINDS: tuple[Kind, ...] = ("masks", "cascades")
 CASCADE = "cascade:"
 """The start of a reference to a cascade, where a reference may be to a mask or a cascade."""
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+ALIAS = re.compile(r"(?!v[0-9]+$)(?!sha256$)[a-z][a-z0-9-]{0,31}")
 GRACE_S = 3600.0
 """How old an unreferenced blob must be before `collect` deletes it: an upload writes its blob before its name."""
+NEIGHBOURS = 50
+"""How many names before and after an unknown one are compared with it."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """The version of a mask that a cascade version is tied to: only this one cannot be deleted."""
+
+    digest: str
+    name: str
+    version: int
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a name. Numbers count up from 1 and are never used again; `uploaded` is UTC, ISO 8601."""
+    """One version of a name. Numbers count up from 1 and are never used again; `uploaded` is UTC, ISO 8601.
+
+    `vectors` says what makes its vectors (smn_core/vectors.py), None where the record is older than that. `parent` is
+    the digest of the mask that it is coded against. `holds` are the masks of a cascade; one that was uploaded before
+    there were holds has `needs`, the digests alone, and is tied to whatever version has them.
+    """
 
     version: int
     digest: str
     bytes: int
     uploaded: str
+    vectors: str | None = None
+    parent: str | None = None
+    holds: tuple[Hold, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A name with all its versions, oldest first, and the current one."""
+    """A name with all its versions, oldest first, the current one, and the versions that its aliases mean."""
 
     name: str
     current: Version
     versions: tuple[Version, ...]
+    aliases: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +85,25 @@ class Published:
     created: bool
 
 
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong in a registry: of which record or blob, what, and whether it has been mended."""
+
+    what: str
+    wrong: str
+    mended: bool
+
+
+class StillNeeded(Conflict):
+    """A mask that cascades hold. The message names those of `users` that `visible` begins the name of."""
+
+    def __init__(self, name: str, users: Sequence[str], visible: str = "") -> None:
+        seen = sorted(user for user in users if user.startswith(visible))
+        told = f"is needed by: {', '.join(seen)}; delete the cascade first" if seen else "is needed by a cascade"
+        super().__init__(f"mask {name} {told}")
+        self.name, self.users = name, tuple(sorted(users))
+
+
 @runtime_checkable
 class Registry(Protocol):
     """Masks and cascades of one backbone.
@@ -74,7 +115,7 @@ class Registry(Protocol):
     """
 
     def resolve(self, kind: Kind, reference: str) -> Resolved:
-        """`name` (its current version), `name@3`, `name@sha256:...` (a version of this name with this digest)."""
+        """`name` (its current version), `name@3`, `name@alias`, `name@sha256:...` (a version of this name with it)."""
 
     def entry(self, kind: Kind, name: str) -> Entry:
         """A name with its versions."""
@@ -91,19 +132,24 @@ class Registry(Protocol):
         name: str,
         data: bytes,
         *,
+        holds: Sequence[Hold] = (),
         needs: Sequence[str] = (),
+        vectors: str | None = None,
+        parent: str | None = None,
         if_match: str | None = None,
         if_absent: bool = False,
     ) -> Published:
         """Store the blob, then make it the current version of a name in one atomic step.
 
-        The digest of the current version again: nothing changes. An older digest again: a new version. `needs` are the
-        digests of masks that a cascade is made of: a mask's version must hold each, and cannot be deleted while any
-        version of the cascade is there. After Unavailable the change may have been made; the same call again tells.
+        The digest of the current version again: nothing changes. An older digest again: a new version. `holds` are the
+        versions of masks that a cascade is made of: each must be there, and cannot be deleted while the cascade's
+        version is. `needs` are digests alone, as cascades had them before there were holds: some mask's version must
+        have each, and the last that has it cannot be deleted. `vectors` and `parent` are kept with the version. After
+        Unavailable the change may have been made; the same call again tells.
 
         Raises:
             PreconditionFailed: the current digest is not `if_match`; or `if_absent` and the name exists.
-            MissingMasks: a digest of `needs` is not in the registry (any more).
+            MissingMasks: what `holds` or `needs` name is not in the registry (any more).
         """
 
     def set_current(self, kind: Kind, name: str, version: int) -> Version:
@@ -113,8 +159,19 @@ class Registry(Protocol):
         """Delete one version, or the name with all of them. Version numbers are not used again even then.
 
         Raises:
-            Conflict: the current version alone; or a cascade still needs a digest that nothing else would hold.
+            Conflict: the current version alone, or one that an alias means.
+            StillNeeded: a cascade holds it, or needs a digest that nothing else would have.
         """
+
+    def set_alias(self, kind: Kind, name: str, alias: str, version: int) -> bool:
+        """Let `name@alias` mean a version from now on. Returns whether the alias is new.
+
+        Raises:
+            Conflict: a server that shares the registry cannot read a record with aliases.
+        """
+
+    def delete_alias(self, kind: Kind, name: str, alias: str) -> None:
+        """Forget an alias; NotFound where the name does not have it."""
 
     def collect(self, grace_s: float = GRACE_S) -> Sequence[str]:
         """Delete blobs that no version refers to; returns their digests.
@@ -130,6 +187,20 @@ class Registry(Protocol):
 
     def check(self) -> None:
         """Raise Unavailable unless the backend answers now."""
+
+    def watch(self, told: Callable[[Health], object]) -> None:
+        """Begin what a server does and a verb does not: look after the backend, tell others which record format it
+        reads, remove what a crash left. `told` is called, on any thread, when the health changes.
+        """
+
+    def health(self) -> Health:
+        """What is known of the backend, at once: it asks nothing and waits for nothing. Needs `watch`."""
+
+    def epoch(self) -> str:
+        """16 hex digits that a registry gets when it begins, also after all of it was lost."""
+
+    def examine(self, *, mend: bool) -> Sequence[Finding]:
+        """Read every record and blob; what is wrong, and with `mend` whether it is right now."""
 
     def close(self) -> None:
         """Stop following changes; give connections back."""
@@ -148,7 +219,7 @@ def blob_of_version(registry: Registry, digest: str) -> bytes:
 
 
 def parse_reference(reference: str) -> tuple[str, int | str | None]:
-    """`name` -> (name, None), `name@3` -> (name, 3), `name@sha256:...` -> (name, digest).
+    """`name` -> (name, None); `name@3` -> (name, 3); `name@alias`, `name@sha256:...` -> (name, alias or digest).
 
     Raises:
         InvalidArgument: not a reference.
@@ -161,7 +232,19 @@ def parse_reference(reference: str) -> tuple[str, int | str | None]:
         return name, pin
     if re.fullmatch(r"[1-9][0-9]{0,8}", pin):
         return name, int(pin)
-    raise InvalidArgument(f"{reference!r} is not a reference: write name, name@3 or name@sha256:<64 hex digits>")
+    if ALIAS.fullmatch(pin):
+        return name, pin
+    raise InvalidArgument(
+        f"{reference[:200]!r} is not a reference: write name, name@3, name@alias or name@sha256:<64 hex digits>"
+    )
+
+
+def check_alias(alias: str) -> None:
+    """Raise InvalidArgument unless `alias` may be one: it can be taken for no version and no digest."""
+    if not ALIAS.fullmatch(alias):
+        raise InvalidArgument(
+            f"{alias[:80]!r} is not an alias: [a-z][a-z0-9-]*, at most 32 characters, not sha256 nor v with digits"
+        )
 
 
 def check_digest(digest: str) -> None:
@@ -178,13 +261,20 @@ def check_needs(needs: Sequence[str]) -> tuple[str, ...]:
 
 
 def pick(kind: Kind, entry: Entry, pin: int | str | None) -> Version:
-    """The version of a name that a pin means: None the current one, a number, a digest (current first, then newest).
+    """The version of a name that a pin means: None the current one, a number, an alias, a digest.
+
+    Of several versions with a digest, the current one goes first, then the newest.
 
     Raises:
         NotFound: no such version.
     """
     if pin is None:
         return entry.current
+    if isinstance(pin, str) and not DIGEST.fullmatch(pin):
+        if pin not in entry.aliases:
+            known = f"it has {', '.join(sorted(entry.aliases))}" if entry.aliases else "it has none"
+            raise NotFound(f"{kind[:-1]} {entry.name} has no alias {pin}: {known}")
+        pin = entry.aliases[pin]
     for version in (entry.current, *reversed(entry.versions)):
         if pin in (version.version, version.digest):
             return version
@@ -195,14 +285,14 @@ def pick(kind: Kind, entry: Entry, pin: int | str | None) -> Version:
     raise NotFound(f"{kind[:-1]} {entry.name} has no version {pin}: {some or 'it has '}{last}")
 
 
-def absent(kind: Kind, name: str, names: Iterable[str]) -> NotFound:
-    """The error for a name that is not there."""
+def absent(kind: Kind, name: str, names: Sequence[str]) -> NotFound:
+    """The error for a name that is not there; `names` are those that are, in order."""
     return NotFound(f"no {kind[:-1]} is named {name}{near_misses(name, names)}")
 
 
-def near_misses(name: str, names: Iterable[str]) -> str:
-    """`; near it: a, b`, or nothing."""
-    # difflib takes 70 us a name, here on an event loop: ask it only about those that begin alike.
-    alike = heapq.nlargest(200, names, key=lambda other: len(os.path.commonprefix([name, other])))  # noqa: RUF071 - letters
-    near = difflib.get_close_matches(name, alike, n=3, cutoff=0.5)
+def near_misses(name: str, names: Sequence[str]) -> str:
+    """`; near it: a, b`, or nothing. It compares with neighbours in the order alone, however many names there are."""
+    place = bisect.bisect_left(names, name)
+    around = names[max(0, place - NEIGHBOURS) : place + NEIGHBOURS]
+    near = difflib.get_close_matches(name, around, n=3, cutoff=0.5)
     return f"; near it: {', '.join(near)}" if near else ""

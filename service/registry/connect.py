@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,13 +14,35 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from service.registry.watch import ReadOnly
 from smn_core.errors import InvalidArgument, Unavailable
 
 Client = Any  # Redis or RedisCluster: both have the commands used here, but redis-py types them as sync or async
 SENTINEL_PORT = 26379
 CONNECT_TIMEOUT_S = 1.0
+SCAN_TIMEOUT_S = 10.0
+PLACE = re.compile(r"(?:unix socket: )?(?:[\w.\[\]-]+:[0-9]{2,5}\b(?!\))|\S*/[^\s.]*(?:\.[^\s.]+)*)")
+FULL = "its memory is full (maxmemory, noeviction)"
+REFUSALS = {
+    "READONLY": "Redis is a replica, which takes no change",
+    "OOM": FULL,
+    "'maxmemory'": FULL,
+    "MISCONF": "Redis cannot write its disk",
+    "NOREPLICAS": "Redis has too few replicas",
+    "NOPERM": "its user may not",
+}
+"""Why Redis takes no change while it answers, by a word of its error."""
+CLASSES = {
+    exceptions.ReadOnlyError: "READONLY",
+    exceptions.OutOfMemoryError: "OOM",
+    exceptions.NoPermissionError: "NOPERM",
+}
 # RedisClusterException is not a RedisError.
 ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
+
+
+class Moved(ReadOnly):
+    """Redis is a replica: a failover behind one address has left this connection with it."""
 
 
 def connector(url: str) -> Callable[[float], Client]:
@@ -55,17 +78,42 @@ def where(url: str) -> str:
 
 
 @contextmanager
-def unavailable(place: str) -> Iterator[None]:
-    """Turn any failure of Redis into Unavailable that names the place and the reason."""
+def unavailable() -> Iterator[None]:
+    """Turn any failure of Redis into Unavailable, or ReadOnly where it takes no change; the message has no address."""
     try:
         yield
     except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.RedisClusterException, OSError) as error:
-        raise Unavailable(f"the registry at {place} is away: {error}") from error
+        raise Unavailable(f"the registry is away: {_without_place(str(error))}") from error
     except exceptions.RedisError as error:
-        # Redis 6 begins with OOM; 7, from within a script, only says what is over.
-        is_full = any(sign in str(error) for sign in ("OOM", "'maxmemory'"))
-        full = ": its memory is full (maxmemory, noeviction)" if is_full else ""
-        raise Unavailable(f"the registry at {place} refuses{full}: {error}") from error
+        text = str(error)
+        # Redis 6 puts the word of an error within a script behind others; 7 says there only that memory is over.
+        # Where the word comes first, redis-py takes it off and makes a class of it.
+        word = next((word for kind, word in CLASSES.items() if isinstance(error, kind)), text)
+        for sign, reason in REFUSALS.items():
+            if sign in word:
+                kind = Moved if sign == "READONLY" else ReadOnly
+                raise kind(f"the registry cannot be written: {reason}") from error
+        raise Unavailable(f"the registry refuses: {_without_place(text)}") from error
+
+
+def _without_place(text: str) -> str:
+    """A client's message without host, port and path: other clients read it."""
+    return PLACE.sub("Redis", text)
+
+
+def backbones_of(url: str) -> list[str]:
+    """The backbones that have a registry in this Redis: what stands in the hash tags of their keys.
+
+    Raises:
+        Unavailable: Redis is away.
+    """
+    with unavailable():
+        client = connector(url)(SCAN_TIMEOUT_S)
+        try:
+            keys = [key.decode() for mark in ("epoch", "last") for key in client.scan_iter(f"smn:{{*}}:{mark}", 1000)]
+        finally:
+            client.close()
+    return sorted({found[1] for key in keys if (found := re.fullmatch(r"smn:\{([0-9a-f]{16})\}:[a-z]+", key))})
 
 
 def disconnect(client: Client) -> None:

@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from service.registry.base import Registry
 from service.registry.directory import DirectoryRegistry
+from service.registry.whole import WholeRegistry
 from smn_core.errors import InvalidArgument, NotFound
 
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 
 
-def open_registry(url_or_path: str | Path, fingerprint: str) -> Registry:
+def open_registry(url_or_path: str | Path, fingerprint: str) -> WholeRegistry:
     """The registry of one backbone's masks and cascades at a folder, a `file:` URL or a Redis URL.
 
     Raises:
@@ -29,17 +29,39 @@ def open_registry(url_or_path: str | Path, fingerprint: str) -> Registry:
 
 
 def require_there(url_or_path: str | Path, fingerprint: str) -> None:
-    """Refuse a folder in which `open_registry` would begin a new registry. A Redis has no such mark.
+    """Refuse a place in which `open_registry` would begin a new registry.
 
     Raises:
         NotFound: there is no registry, or none of this backbone.
         InvalidArgument: an unknown scheme.
+        Unavailable: a Redis that is away.
+    """
+    known = backbones_in(url_or_path)
+    if fingerprint[:16] not in known:
+        why = f"its backbones begin with {', '.join(known)}" if known else "there is none"
+        where = hide_user(str(url_or_path))
+        raise NotFound(f"{where} holds no registry of the backbone {fingerprint[:16]}: {why}")
+
+
+def backbones_in(url_or_path: str | Path) -> list[str]:
+    """The backbones that a registry holds masks of, each by the first 16 hex digits of its fingerprint.
+
+    Raises:
+        InvalidArgument: an unknown scheme.
+        Unavailable: a Redis that is away.
     """
     folder = _folder_of(url_or_path)
-    if folder is not None and not DirectoryRegistry.is_at(folder, fingerprint):
-        known = ", ".join(sorted(found.name for found in folder.iterdir() if found.is_dir())) if folder.is_dir() else ""
-        why = f"its backbones begin with {known}" if known else "there is none"
-        raise NotFound(f"{folder} holds no registry of the backbone {fingerprint[:16]}: {why}")
+    if folder is None:
+        from service.registry.connect import backbones_of
+
+        return backbones_of(str(url_or_path))
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path.name for path in found if DirectoryRegistry.is_at(folder, path.name))
+
+
+def hide_user(url: str) -> str:
+    """A URL without the user and password that it may have."""
+    return re.sub(r"//[^/@]*@", "//", url, count=1)
 
 
 def _folder_of(url_or_path: str | Path) -> Path | None:

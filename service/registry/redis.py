@@ -1,53 +1,51 @@
 """A registry in Redis that several servers share; keys and scripts are in scripts.py.
 
-Every process keeps a table of all names: a snapshot, then the changes of the stream, which one thread follows. Readers
-ask the table alone, so they are never slower than a dictionary and go on while Redis is away. After anything that could
-have cost a change (a lost connection, a gap in the stream, a FLUSHALL) the thread takes a whole snapshot again.
+Every process keeps a table of all names, which one thread keeps in step (follower.py). Readers ask the table alone, so
+they are never slower than a dictionary and go on while Redis is away.
 """
 
 from __future__ import annotations
 
 import bisect
 import json
-import logging
-from collections.abc import Callable, Sequence
-from hashlib import sha1
-from threading import Event, Lock, Thread
-from time import gmtime, monotonic, strftime
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
-from redis import exceptions
-
-from service.registry import scripts
+from service.registry import scripts, upkeep
 from service.registry.base import (
     GRACE_S,
+    KINDS,
     Entry,
+    Finding,
+    Hold,
     Kind,
     Published,
     Resolved,
+    StillNeeded,
     Version,
     absent,
+    check_alias,
     check_digest,
     check_needs,
     parse_reference,
     pick,
 )
-from service.registry.connect import ERRORS, Client, connector, disconnect, unavailable, where
-from service.registry.table import Table
+from service.registry.connect import ERRORS, FULL, Client, Moved, connector, unavailable
+from service.registry.follower import NAMES_A_PAGE, Follower
+from service.registry.lines import Lines
+from service.registry.record import FORMAT, Record, facts_of, parse_record
+from service.registry.watch import Health, ReadOnly, Watch
 from smn_core.errors import Conflict, MissingMasks, NotFound, PreconditionFailed, Unavailable
 from smn_core.names import check_name
 from smn_core.tensorfile import digest_of
 
-KEYS = ("masks", "cascades", "last", "refs", "blobs", "changed", "changes")
-BLOCK_MS = 1000
-COMMAND_TIMEOUT_S = 10.0
-"""Enough for one blob to be sent or received."""
-FOLLOW_TIMEOUT_S = 3.0
-FIRST_SNAPSHOT_S = 2.0
-LONGEST_BACKOFF_S = 1.0
-CHANGES_A_READ = 500
-
-log = logging.getLogger("smn.registry")
+LOOK_TIMEOUT_S = 1.0
+EXPIRES_S = 30
+"""How long a server that is silent is still reckoned with."""
 
 
 class RedisRegistry:
@@ -55,18 +53,15 @@ class RedisRegistry:
 
     def __init__(self, url: str, fingerprint: str) -> None:
         self._connect = connector(url)
-        self._where = where(url)
         self._prefix = f"smn:{{{fingerprint[:16]}}}:"
-        self._clients: dict[float, Client] = {}
-        self._clients_lock = Lock()
-        self._table = Table()
-        self._trouble = "it has not answered yet"
-        self._hangs = False
-        self._tried, self._stopping = Event(), Event()
-        self._following: Client = None
-        self._thread = Thread(target=self._follow, name="smn-registry-follower", daemon=True)
-        self._thread.start()
-        self._tried.wait(FIRST_SNAPSHOT_S)
+        self._lines = Lines(self._connect)
+        self._watch: Watch | None = None
+        self._looking: Client = None
+        self._refused_bytes = 0
+        self._room_then: int | None = None
+        self._member = f"{FORMAT}:{secrets.token_hex(8)}"
+        self._follower = Follower(self._connect, self._prefix)
+        self._table = self._follower.table
 
     def resolve(self, kind: Kind, reference: str) -> Resolved:
         """Answers from the table; asks Redis nothing."""
@@ -76,14 +71,16 @@ class RedisRegistry:
 
     def entry(self, kind: Kind, name: str) -> Entry:
         check_name(name)
-        self._require_table()
+        self._follower.require_table()
         entry = self._table.get(kind, name)
         if entry is None:
+            if wrong := self._follower.damaged.get((kind, name)):
+                raise Unavailable(f"the record of {name} is damaged: {wrong}; smn gc --check mends it")
             raise absent(kind, name, self._table.names(kind))
         return entry
 
     def names(self, kind: Kind, limit: int = 100, after: str = "") -> Sequence[Entry]:
-        self._require_table()
+        self._follower.require_table()
         names = self._table.names(kind)
         first = bisect.bisect_right(names, after)
         entries = (self._table.get(kind, name) for name in names[first : first + max(limit, 0)])
@@ -91,8 +88,8 @@ class RedisRegistry:
 
     def blob(self, digest: str) -> bytes:
         check_digest(digest)
-        with unavailable(self._where):
-            data: bytes | None = self._client().get(f"{self._prefix}blob:{digest}")
+        self._refuse_to_hang()
+        data: bytes | None = self._lines.call(lambda client: client.get(f"{self._prefix}blob:{digest}"))
         if data is None:
             raise NotFound(f"the registry has no {digest}")
         if digest_of(data) != digest:
@@ -105,21 +102,38 @@ class RedisRegistry:
         name: str,
         data: bytes,
         *,
+        holds: Sequence[Hold] = (),
         needs: Sequence[str] = (),
+        vectors: str | None = None,
+        parent: str | None = None,
         if_match: str | None = None,
         if_absent: bool = False,
     ) -> Published:
         check_name(name)
-        needs = check_needs(needs)
+        needs = check_needs([*needs, *(hold.digest for hold in holds)])
         digest = digest_of(data)
+        told = json.dumps(facts_of(vectors, parent, tuple(holds)))
         guards = (digest, len(data), " ".join(needs), "" if if_match is None else if_match or "-", int(if_absent))
+
+        def publish(dry: int, blob: bytes | str = "") -> tuple[bytes, list[bytes]]:
+            above = self._follower.highest.get((kind, name), 0)
+            word, *answer = self._run(
+                scripts.PUBLISH, dry, kind, name, *guards, told, above, blob, extra=f"blob:{digest}"
+            )
+            return word, answer
+
         # Dry first: a refused upload leaves no blob. The real one decides again.
-        word, *answer = self._run(scripts.PUBLISH, 1, kind, name, *guards, "", digest=digest)
+        word, answer = publish(1)
         if word == b"allowed":
-            self._run(scripts.STORE, digest, data, digest=digest)
-            word, *answer = self._run(scripts.PUBLISH, 0, kind, name, *guards, "", digest=digest)
+            try:
+                self._run(scripts.STORE, digest, data, extra=f"blob:{digest}")
+            except ReadOnly as error:
+                self._refused_bytes = len(data) if FULL in str(error) else 0
+                raise
+            self._refused_bytes, self._room_then = 0, None
+            word, answer = publish(0)
         if word == b"collected":  # since it was stored: with no grace period that can happen, and happen again
-            word, *answer = self._run(scripts.PUBLISH, 0, kind, name, *guards, data, digest=digest)
+            word, answer = publish(0, data)
         if word not in {b"new", b"same"}:
             _refuse_publish(kind, name, word, [text.decode() for text in answer], if_match)
         return Published(self._put(kind, name, answer).current, created=word == b"new")
@@ -131,6 +145,27 @@ class RedisRegistry:
             raise absent(kind, name, self._table.names(kind))
         return pick(kind, self._put(kind, name, answer), version)
 
+    def set_alias(self, kind: Kind, name: str, alias: str, version: int) -> bool:
+        check_name(name)
+        check_alias(alias)
+        word, *answer = self._run(scripts.ALIAS, kind, name, alias, version)
+        if word == b"absent":
+            raise absent(kind, name, self._table.names(kind))
+        if word == b"old":
+            raise Conflict(f"alias {alias}: a server that shares the registry is too old to read aliases")
+        pick(kind, self._put(kind, name, answer), version)
+        return word == b"new"
+
+    def delete_alias(self, kind: Kind, name: str, alias: str) -> None:
+        check_name(name)
+        check_alias(alias)
+        word, *answer = self._run(scripts.ALIAS, kind, name, alias, "")
+        if word == b"absent":
+            raise absent(kind, name, self._table.names(kind))
+        entry = self._put(kind, name, answer)
+        if word == b"unknown":
+            pick(kind, replace(entry, aliases={k: v for k, v in entry.aliases.items() if k != alias}), alias)
+
     def delete(self, kind: Kind, name: str, version: int | None = None) -> None:
         check_name(name)
         word, *answer = self._run(scripts.DELETE, kind, name, "" if version is None else version)
@@ -138,159 +173,176 @@ class RedisRegistry:
             raise absent(kind, name, self._table.names(kind))
         if word == b"current":
             raise Conflict(f"{name}@{version} is the current version: make another one current, or delete {name}")
+        if word == b"aliased":
+            raise Conflict(f"{name}@{version} is {name}@{answer[0].decode()}: move the alias, or delete it, first")
         if word == b"needed":
-            users = ", ".join(sorted(text.decode() for text in answer))
-            raise Conflict(f"mask {name} is needed by: {users}; delete the cascade first")
+            raise StillNeeded(name, [text.decode() for text in answer])
         if word == b"unversioned":
             pick(kind, self._put(kind, name, answer), version)
-        self._put_row(kind, name, answer)
+        self._follower.put([(kind, name, answer[1])], int(answer[0]))
 
     def collect(self, grace_s: float = GRACE_S) -> Sequence[str]:
-        found = [digest.decode() for digest in self._run(scripts.COLLECTABLE, grace_s)]
-        return [d for d in sorted(found) if self._run(scripts.COLLECT, d, grace_s, digest=d)[0] == b"gone"]
+        found = [digest.decode() for digest in self._run(upkeep.COLLECTABLE, grace_s)]
+        return [
+            digest
+            for digest in sorted(found)
+            if self._run(upkeep.COLLECT, digest, grace_s, extra=f"blob:{digest}")[0] == b"gone"
+        ]
+
+    def examine(self, *, mend: bool) -> Sequence[Finding]:
+        self._follower.require_table()
+        held = {version.digest for kind in KINDS for entry in self.names(kind, 2**62) for version in entry.versions}
+        found = [
+            Finding(
+                f"{kind[:-1]} {name}", f"its record is damaged: {wrong}; it is put aside, upload its files again", mend
+            )
+            for (kind, name), wrong in sorted(self._follower.damaged.items())
+        ]
+        if found and mend:
+            self._run(upkeep.RECOUNT, extra="damaged")
+        for digest in sorted(held):
+            try:
+                self.blob(digest)
+            except NotFound:
+                found.append(Finding(digest, "it is missing: upload the file again", mended=False))
+            except Unavailable as error:
+                if "damaged" not in str(error):
+                    raise
+                found.append(Finding(digest, "it is damaged: upload the file again", mended=False))
+        return found
+
+    def records(self, kind: Kind) -> Iterator[tuple[str, Record]]:
+        found: dict[str, Record] = {}
+        for name, text in self._pages(kind):
+            try:
+                found[name] = parse_record(text)
+            except ValueError as error:
+                raise Unavailable(f"the record of {name} is damaged: {error}; smn gc --check mends it") from error
+        for key, last in self._pages("last"):  # what is not among the records has been deleted
+            of, _, name = key.partition(":")
+            if of == kind:
+                found[name] = replace(found.get(name, Record()), last=int(last))
+        yield from sorted(found.items())
+
+    def _pages(self, key: str) -> Iterator[tuple[str, bytes]]:
+        cursor: int | None = None
+        while cursor != 0:
+            page: dict[bytes, bytes]
+            read = partial(self._hscan, key, cursor or 0)
+            cursor, page = self._lines.call(read)
+            for name, text in page.items():
+                yield name.decode(), text
+
+    def _hscan(self, key: str, cursor: int, client: Client) -> tuple[int, dict[bytes, bytes]]:
+        found: tuple[int, dict[bytes, bytes]] = client.hscan(f"{self._prefix}{key}", cursor, count=NAMES_A_PAGE)
+        return found
+
+    def store(self, data: bytes) -> str:
+        digest = digest_of(data)
+        self._run(scripts.STORE, digest, data, extra=f"blob:{digest}")
+        return digest
+
+    def put_back(self, kind: Kind, name: str, record: Record) -> None:
+        text = record.to_redis() if record.versions else ""
+        self._run(upkeep.PUT_BACK, kind, name, text, record.last)
 
     def listen(self, heard: Callable[[], object]) -> None:
         self._table.heard = heard
 
     def check(self) -> None:
-        with unavailable(self._where):
-            self._client(FOLLOW_TIMEOUT_S).ping()
-        self._require_table()
+        self._lines.call(lambda client: client.ping())
+        self._follower.require_table()
+
+    def watch(self, told: Callable[[Health], object]) -> None:
+        self._watch = Watch(self._look, told)
+        self._watch.start()
+
+    def health(self) -> Health:
+        return self._watch.health() if self._watch is not None else Health()
+
+    def epoch(self) -> str:
+        return self._follower.epoch
 
     def close(self) -> None:
-        self._stopping.set()
-        with self._clients_lock:
-            clients = [*self._clients.values()]
-            self._clients.clear()
-        # Again and again: a disconnection just before the follower's next read makes it connect once more.
-        until = monotonic() + FOLLOW_TIMEOUT_S
-        while self._thread.is_alive() and monotonic() < until:
-            following = self._following
-            if following is not None:
-                disconnect(following)
-            self._thread.join(0.02)
-        for client in clients:
+        if self._watch is not None:
+            self._watch.stop()
+            self._withdraw()
+        self._lines.close()
+        self._follower.close()
+
+    def _look(self) -> None:
+        """Write to Redis: that this server is there, on a connection of its own that is never waited for long."""
+        try:
+            self._announce()
+        except Moved:  # perhaps only this connection is with a server that is a replica now
+            self._hang_up()
+            self._announce()
+            self._moved()
+        except Unavailable:
+            self._hang_up()
+            raise
+        self._follower.require_current()
+
+    def _announce(self) -> None:
+        with unavailable():
+            if self._looking is None:
+                self._looking = self._connect(LOOK_TIMEOUT_S)
+            scripts.run(self._looking, self._prefix, upkeep.ANNOUNCE, self._member, EXPIRES_S)
+            if self._refused_bytes:
+                self._look_for_room(self._looking)
+
+    def _look_for_room(self, client: Client) -> None:
+        """A small write may pass after a file was refused: the registry is full until it has room for that."""
+        memory = client.info("memory")  # a cluster tells of each node: there it counts as shed
+        if most := memory.get("maxmemory"):
+            room = most - memory["used_memory"]
+            self._room_then = room if self._room_then is None else self._room_then
+            if room < self._room_then + self._refused_bytes:
+                raise ReadOnly(f"the registry cannot be written: {FULL}")
+        self._refused_bytes, self._room_then = 0, None
+
+    def _hang_up(self) -> None:
+        client, self._looking = self._looking, None
+        if client is not None:
+            with suppress(*ERRORS):  # a lost connection is as good as closed
+                client.close()
+
+    def _withdraw(self) -> None:
+        """Leave the list of servers, if that can be done at once; else this one expires."""
+        with suppress(*ERRORS):
+            client = self._connect(LOOK_TIMEOUT_S)
+            client.zrem(f"{self._prefix}servers", self._member)
             client.close()
 
-    def _client(self, timeout_s: float = COMMAND_TIMEOUT_S) -> Client:
-        with self._clients_lock:
-            if self._stopping.is_set():
-                raise Unavailable("the registry is closed")
-            if self._hangs and timeout_s == COMMAND_TIMEOUT_S:
-                # Each command would wait out its timeout, and those who wait for it with it.
-                raise Unavailable(f"the registry at {self._where} is away: {self._trouble}")
-            if timeout_s not in self._clients:
-                self._clients[timeout_s] = self._connect(timeout_s)  # a cluster connects here, the others do not
-            return self._clients[timeout_s]
+    def _moved(self) -> None:
+        """Another server is behind the address now: leave the old one."""
+        self._lines.drop()
+        self._follower.reconnect()
 
-    def _run(self, script: str, *arguments: object, digest: str | None = None, client: Client = None) -> list[Any]:
-        keys = [self._prefix + key for key in (*KEYS, *([f"blob:{digest}"] if digest else []))]
-        with unavailable(self._where):
-            client = client or self._client()
-            try:
-                return client.evalsha(sha1(script.encode()).hexdigest(), len(keys), *keys, *arguments)
-            except exceptions.NoScriptError:
-                return client.eval(script, len(keys), *keys, *arguments)
+    def _refuse_to_hang(self) -> None:
+        if self._follower.hangs:
+            # Each command would wait out its timeout, and those who wait for it with it.
+            raise Unavailable(f"the registry is away: {self._follower.trouble}")
+
+    def _run(self, script: str, *arguments: object, extra: str | None = None) -> list[Any]:
+        self._refuse_to_hang()
+        return self._lines.call(
+            lambda client: scripts.run(client, self._prefix, script, *arguments, extra=extra), self._moved
+        )
 
     def _put(self, kind: Kind, name: str, answer: list[bytes]) -> Entry:
         """Put what a script answered (change, record) into the table: this process sees its own write at once."""
-        entry = self._put_row(kind, name, answer)
-        assert entry is not None
+        self._follower.put([(kind, name, answer[1])], int(answer[0]))
+        entry = self._follower.entry_of(kind, name, answer[1])
+        if entry is None:
+            raise Unavailable(f"the record of {name} is damaged; smn gc --check mends it")
         return entry
-
-    def _put_row(self, kind: Kind, name: str, answer: list[bytes]) -> Entry | None:
-        entry = _entry(name, answer[1])
-        self._table.put([(kind, name, entry)], int(answer[0]))
-        return entry
-
-    def _require_table(self) -> None:
-        if not self._table.loaded:
-            raise Unavailable(f"the registry at {self._where} is away and has not been read yet: {self._trouble}")
-
-    # The follower's thread.
-
-    def _follow(self) -> None:
-        backoff_s = LONGEST_BACKOFF_S / 16
-        while not self._stopping.is_set():
-            try:
-                with unavailable(self._where):
-                    self._following = self._connect(FOLLOW_TIMEOUT_S)
-                    position = self._snapshot()
-                    self._tried.set()
-                    self._hangs = False
-                    backoff_s = LONGEST_BACKOFF_S / 16
-                    while not self._stopping.is_set():
-                        position = self._step(position)
-            except Exception as error:
-                # Every exception, not Unavailable alone: if this thread died, the table would stay as it is for ever.
-                if self._stopping.is_set():
-                    break
-                self._trouble = str(error).removeprefix(f"the registry at {self._where} is away: ")
-                self._hangs = isinstance(error.__cause__, TimeoutError | exceptions.TimeoutError)
-                self._tried.set()
-                log.warning("following the registry failed, again in %.2f s: %s", backoff_s, error)
-                self._stopping.wait(backoff_s)
-                backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
-            finally:
-                self._forget()
-
-    def _snapshot(self) -> int:
-        """Read everything; returns the id of the last change in it."""
-        self._table.begin()
-        at, masks, cascades = self._run(scripts.SNAPSHOT, client=self._following)
-        kinds: tuple[tuple[Kind, Sequence[bytes]], ...] = (("masks", masks), ("cascades", cascades))
-        rows = [
-            (kind, entry)
-            for kind, flat in kinds
-            for name, text in zip(flat[::2], flat[1::2], strict=True)
-            if (entry := _entry(name.decode(), text))
-        ]
-        self._table.replace(rows, int(at))
-        return int(at)
-
-    def _step(self, position: int) -> int:
-        """Wait for changes after `position` and put them in the table; returns the new position."""
-        key = f"{self._prefix}changes"
-        streams = self._following.xread({key: f"{position}-0"}, count=CHANGES_A_READ, block=BLOCK_MS)
-        if not streams:
-            now = int(self._following.get(f"{self._prefix}changed") or 0)
-            return position if now == position else self._snapshot()
-        names: dict[tuple[Kind, str], None] = {}
-        for identity, change in streams[0][1]:
-            if int(change[b"after"]) != position:
-                return self._snapshot()
-            position = int(identity.partition(b"-")[0])
-            names[change[b"kind"].decode(), change[b"name"].decode()] = None
-        arguments = [text for pair in names for text in pair]
-        at, *records = self._run(scripts.READ, *arguments, client=self._following)
-        rows = [(kind, name, _entry(name, text)) for (kind, name), text in zip(names, records, strict=True)]
-        self._table.put(rows, int(at))
-        return position
-
-    def _forget(self) -> None:
-        following, self._following = self._following, None
-        if following is not None:
-            try:
-                following.close()
-            except ERRORS as error:
-                log.debug("closing a lost connection: %s", error)
-
-
-def _entry(name: str, text: bytes | None) -> Entry | None:
-    """A record of scripts.py as an entry; None where there is no record."""
-    if not text:
-        return None
-    record = json.loads(text)
-    versions = tuple(
-        Version(v["version"], v["digest"], v["bytes"], strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(v["uploaded"])))
-        for v in record["versions"]
-    )
-    return Entry(name, next(v for v in versions if v.version == record["current"]), versions)
 
 
 def _refuse_publish(kind: Kind, name: str, word: bytes, answer: list[str], if_match: str | None) -> NoReturn:
     if word == b"missing":
-        raise MissingMasks(f"{kind[:-1]} {name} needs masks that are not in the registry: {', '.join(answer)}")
+        missing = ", ".join(dict.fromkeys(answer))
+        raise MissingMasks(f"{kind[:-1]} {name} needs masks that are not in the registry: {missing}")
     if word == b"exists":
         raise PreconditionFailed(f"{kind[:-1]} {name} exists, its current digest is {answer[0]}")
     found = f"its current digest is {answer[0]}" if answer[0] else "it does not exist"

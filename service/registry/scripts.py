@@ -1,23 +1,35 @@
 """The Lua scripts of the Redis registry. Redis runs each as one step that nothing else comes between.
 
 KEYS, all under the prefix `smn:{<first 16 hex of the fingerprint>}:`, which puts them in one cluster slot:
-    1 masks     hash   name -> record, JSON: {"current", "versions": [{"version","digest","bytes","uploaded","needs"}]}
-    2 cascades  hash   the same; `uploaded` is Unix seconds, `needs` digests with spaces between
+    1 masks     hash   name -> record (record.py), JSON; `uploaded` is Unix seconds, `needs` digests with spaces between
+    2 cascades  hash   the same
     3 last      hash   `<kind>:<name>` -> its last version number; stays when the name is deleted
-    4 refs      hash   `<kind>:<digest>` -> versions that hold it; `needs:<digest>` -> cascade versions that need it
+    4 refs      hash   `<kind>:<digest>` -> versions that have it; `needs:<digest>` -> cascade versions made of it;
+                       `holds:<name>@<version>` -> cascade versions that hold this version of a mask
     5 blobs     zset   digest -> Unix seconds when it was last uploaded or lost a version
     6 changed   string id of the last change
     7 changes   stream `<id>-0` -> after (the id before it), kind, name; about the last 10,000
-    8 blob:<digest>    the bytes, where the script concerns a blob
+    8 epoch     string 16 hex digits, made with the registry
+    9 servers   zset   `<record format>:<random>` of every server that runs -> Unix seconds when it counts as gone
+    10 blob:<digest>   the bytes, where the script concerns a blob
 Ids are server time in microseconds, or one more than the last where the clock stands or goes back: they rise, even
 after a restart that lost the last changes or a FLUSHALL, and `after` shows a follower that it missed something.
 Answers of scripts that write are lists whose first item is a word. When its memory is full, Redis decides by a script's
 first write whether it may go on: that one needs memory in an upload and none in a deletion, so none stops half-way.
+
+A server of format 1 has scripts of its own, which keep what they do not know in a record and count `needs` alone. So
+`needs` is counted for every cascade, and what `holds` counts is looked up in the cascades before it refuses anything.
 """
 
 from __future__ import annotations
 
-_COMMON = """
+from hashlib import sha1
+from typing import Any
+
+from redis import exceptions
+
+COMMON = """
+local FORMAT = 2
 local function seconds() return tonumber(redis.call('TIME')[1]) end
 
 local function plane(kind) if kind == 'masks' then return KEYS[1] end return KEYS[2] end
@@ -51,21 +63,48 @@ local function held(digest)
   return redis.call('HEXISTS', KEYS[4], 'masks:' .. digest) + redis.call('HEXISTS', KEYS[4], 'cascades:' .. digest) > 0
 end
 
-local function count_needs(version, by)
+local function facts(record, number) return record.facts and record.facts[string.format('%d', number)] end
+
+local function holds(record, number)
+  local found = facts(record, number)
+  return found and found.holds or {}
+end
+
+local function count_needs(record, version, by)
   for digest in string.gmatch(version.needs, '%S+') do count('needs:' .. digest, by) end
+  for _, hold in ipairs(holds(record, version.version)) do
+    count(string.format('holds:%s@%d', hold.name, hold.version), by)
+  end
+end
+
+-- The newest record format that every server which runs can read.
+local function oldest()
+  local found = FORMAT
+  for _, server in ipairs(redis.call('ZRANGEBYSCORE', KEYS[9], seconds(), '+inf')) do
+    found = math.min(found, tonumber(string.match(server, '^%d+')) or found)
+  end
+  return found
+end
+
+-- The record as text: in the newest format that all can read, without facts and aliases of versions that are gone.
+local function text_of(record)
+  if oldest() >= 2 or (record.format or 1) >= 2 then
+    local kept, aliases = {}, {}
+    for _, version in ipairs(record.versions) do
+      kept[string.format('%d', version.version)] = facts(record, version.version)
+    end
+    for alias, number in pairs(record.aliases or {}) do
+      if find(record, number) then aliases[alias] = number end
+    end
+    record.facts, record.aliases, record.format = kept, aliases, 2
+    record.epoch = redis.call('GET', KEYS[8]) or record.epoch or ''
+  end
+  return cjson.encode(record)
 end
 """
 
-SNAPSHOT = (
-    _COMMON
-    + """
--- Atomic: all records together with the id of the last change in them.
-return {changed(), redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])}
-"""
-)
-
 READ = (
-    _COMMON
+    COMMON
     + """
 -- Atomic: the records of some names (ARGV: kind, name, ...; false if absent) with the id of the last change in them.
 local found = {changed()}
@@ -75,54 +114,69 @@ return found
 )
 
 STORE = (
-    _COMMON
+    COMMON
     + """
 -- Atomic: a blob with its time (ARGV: digest, bytes), so that a collection finds both or neither.
-redis.call('SET', KEYS[8], ARGV[2])
+redis.call('SET', KEYS[10], ARGV[2])
 redis.call('ZADD', KEYS[5], seconds(), ARGV[1])
 return {'stored'}
 """
 )
 
 PUBLISH = (
-    _COMMON
+    COMMON
     + """
 -- Atomic: guards, references, version number, record, counts, change. ARGV: dry, kind, name, digest, bytes, needs,
--- if_match, if_absent, data or ''. dry = '1' only checks the guards and references; data is stored if the blob is gone.
-local dry, kind, name, digest, bytes, needs, if_match, if_absent, data = unpack(ARGV)
-local record, text = load(kind, name)
+-- if_match, if_absent, facts as JSON, a number below the version's, data or ''. dry = '1' only checks the guards and
+-- references; data is stored if the blob is gone.
+local dry, kind, name, digest, bytes, needs, if_match, if_absent, told, above, data = unpack(ARGV)
+local record = load(kind, name)
 local current = record and find(record, record.current)
 if if_absent == '1' and record then return {'exists', current.digest} end
 if if_match ~= '' and (not record or current.digest ~= if_match) then
   return {'differs', record and current.digest or ''}
 end
-local missing = {'missing'}
+told = cjson.decode(told)
+local missing, named = {'missing'}, {}
+for _, hold in ipairs(told.holds or {}) do
+  local mask = load('masks', hold.name)
+  local version = mask and find(mask, hold.version)
+  named[hold.digest] = true
+  if not version or version.digest ~= hold.digest then missing[#missing + 1] = hold.digest end
+end
 for needed in string.gmatch(needs, '%S+') do
-  if redis.call('HEXISTS', KEYS[4], 'masks:' .. needed) == 0 then missing[#missing + 1] = needed end
+  if not named[needed] and redis.call('HEXISTS', KEYS[4], 'masks:' .. needed) == 0 then
+    missing[#missing + 1] = needed
+  end
 end
 if #missing > 1 then return missing end
 if dry == '1' then return {'allowed'} end
-if redis.call('EXISTS', KEYS[8]) == 0 then
+if redis.call('EXISTS', KEYS[10]) == 0 then
   if data == '' then return {'collected'} end
-  redis.call('SET', KEYS[8], data)
+  redis.call('SET', KEYS[10], data)
   redis.call('ZADD', KEYS[5], seconds(), digest)
 end
-if record and current.digest == digest then return {'same', changed(), text} end
-local number = redis.call('HINCRBY', KEYS[3], kind .. ':' .. name, 1)
+if record and current.digest == digest then return {'same', changed(), redis.call('HGET', plane(kind), name)} end
+local number = math.max(tonumber(redis.call('HGET', KEYS[3], kind .. ':' .. name) or 0), tonumber(above)) + 1
+redis.call('HSET', KEYS[3], kind .. ':' .. name, string.format('%d', number))
 local version = {version = number, digest = digest, bytes = tonumber(bytes), uploaded = seconds(), needs = needs}
 record = record or {versions = {}}
 record.versions[#record.versions + 1] = version
 record.current = number
-text = cjson.encode(record)
+if oldest() >= 2 then
+  record.facts = record.facts or {}
+  record.facts[string.format('%d', number)] = next(told) and told or nil
+end
+local text = text_of(record)
 redis.call('HSET', plane(kind), name, text)
 count(kind .. ':' .. digest, 1)
-count_needs(version, 1)
+count_needs(record, version, 1)
 return {'new', change(kind, name), text}
 """
 )
 
 SET_CURRENT = (
-    _COMMON
+    COMMON
     + """
 -- Atomic: is the version there, make it current, change. ARGV: kind, name, version.
 local kind, name, number = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -131,22 +185,47 @@ if not record then return {'absent'} end
 if not find(record, number) then return {'unversioned', changed(), text} end
 if record.current == number then return {'same', changed(), text} end
 record.current = number
-text = cjson.encode(record)
+text = text_of(record)
 redis.call('HSET', plane(kind), name, text)
 return {'new', change(kind, name), text}
 """
 )
 
-DELETE = (
-    _COMMON
+ALIAS = (
+    COMMON
     + """
--- Atomic: may it go (not the current version alone, nothing that a cascade needs and no other mask holds), then the
--- versions, counts, change. ARGV: kind, name, version or '' for all.
+-- Atomic: an alias of a name means a version from now on, or is gone. ARGV: kind, name, alias, version or ''.
+local kind, name, alias, number = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local record, text = load(kind, name)
+if not record then return {'absent'} end
+record.aliases = record.aliases or {}
+local known = record.aliases[alias]
+if known and not find(record, known) then known = nil end
+if not number and not known then return {'unknown', changed(), text} end
+if number and not find(record, number) then return {'unversioned', changed(), text} end
+if number and oldest() < 2 then return {'old'} end
+if known == number then return {'same', changed(), text} end
+record.aliases[alias] = number
+text = text_of(record)
+redis.call('HSET', plane(kind), name, text)
+return {known and 'moved' or 'new', change(kind, name), text}
+"""
+)
+
+DELETE = (
+    COMMON
+    + """
+-- Atomic: may it go (not the current version alone, none under an alias, none that a cascade holds, no digest that one
+-- needs and no other mask has), then the versions, counts, change. ARGV: kind, name, version or '' for all.
 local kind, name, number = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local record, text = load(kind, name)
 if not record then return {'absent'} end
+local all = cjson.decode(text)
 if number and not find(record, number) then return {'unversioned', changed(), text} end
 if number == record.current then return {'current'} end
+for alias, at in pairs(record.aliases or {}) do
+  if number and at == number then return {'aliased', alias} end
+end
 local gone, kept, left = {}, {}, {}
 for _, version in ipairs(record.versions) do
   if not number or version.version == number then
@@ -157,60 +236,57 @@ for _, version in ipairs(record.versions) do
   end
 end
 if kind == 'masks' then
-  local needed, lost = {'needed'}, false
+  local needed, going, look = {'needed'}, {}, false
+  for _, version in ipairs(gone) do
+    going[version.version] = true
+    look = look or redis.call('HEXISTS', KEYS[4], string.format('holds:%s@%d', name, version.version)) == 1
+  end
   for digest, n in pairs(left) do
     left[digest] = redis.call('HEXISTS', KEYS[4], 'needs:' .. digest) == 1
       and tonumber(redis.call('HGET', KEYS[4], 'masks:' .. digest)) <= n
-    lost = lost or left[digest]
+    look = look or left[digest]
   end
-  if lost then
+  if look then
     local cascades = redis.call('HGETALL', KEYS[2])
     for i = 1, #cascades, 2 do
+      local sound, cascade = pcall(cjson.decode, cascades[i + 1])
       local uses = false
-      for _, version in ipairs(cjson.decode(cascades[i + 1]).versions) do
-        for digest in string.gmatch(version.needs, '%S+') do uses = uses or left[digest] end
+      for _, version in ipairs(sound and cascade.versions or {}) do
+        local held_here = holds(cascade, version.version)
+        for _, hold in ipairs(held_here) do uses = uses or (hold.name == name and going[hold.version]) end
+        if #held_here == 0 then
+          for digest in string.gmatch(version.needs, '%S+') do uses = uses or left[digest] end
+        end
       end
       if uses then needed[#needed + 1] = cascades[i] end
     end
-    return needed
+    if #needed > 1 then return needed end
   end
 end
 redis.call('HDEL', plane(kind), name)
 text = ''
 if #kept > 0 then
   record.versions = kept
-  text = cjson.encode(record)
+  text = text_of(record)
   redis.call('HSET', plane(kind), name, text)
 end
 for _, version in ipairs(gone) do
   count(kind .. ':' .. version.digest, -1)
-  count_needs(version, -1)
+  count_needs(all, version, -1)
+  if kind == 'masks' then redis.call('HDEL', KEYS[4], string.format('holds:%s@%d', name, version.version)) end
   redis.call('ZADD', KEYS[5], 'XX', seconds(), version.digest)
 end
 return {'new', change(kind, name), text}
 """
 )
 
-COLLECTABLE = (
-    _COMMON
-    + """
--- Atomic: which blobs no version holds and are older than the grace period (ARGV: seconds).
-local found = {}
-for _, digest in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', seconds() - tonumber(ARGV[1]))) do
-  if not held(digest) then found[#found + 1] = digest end
-end
-return found
-"""
-)
+KEYS = ("masks", "cascades", "last", "refs", "blobs", "changed", "changes", "epoch", "servers")
 
-COLLECT = (
-    _COMMON
-    + """
--- Atomic: whether one blob may still go (as above), and its bytes and time. ARGV: digest, grace seconds.
-local time = redis.call('ZSCORE', KEYS[5], ARGV[1])
-if not time or tonumber(time) > seconds() - tonumber(ARGV[2]) or held(ARGV[1]) then return {'kept'} end
-redis.call('DEL', KEYS[8])
-redis.call('ZREM', KEYS[5], ARGV[1])
-return {'gone'}
-"""
-)
+
+def run(client: Any, prefix: str, script: str, *arguments: object, extra: str | None = None) -> list[Any]:
+    """What a script answers; it is sent whole where Redis does not know it yet. `extra` is the tenth key."""
+    keys = [prefix + key for key in (*KEYS, *([extra] if extra else []))]
+    try:
+        return client.evalsha(sha1(script.encode()).hexdigest(), len(keys), *keys, *arguments)
+    except exceptions.NoScriptError:
+        return client.eval(script, len(keys), *keys, *arguments)

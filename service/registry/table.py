@@ -8,6 +8,8 @@ from threading import Lock
 from service.registry.base import KINDS, Entry, Kind
 
 Row = tuple[Kind, str, Entry | None]
+Text = bytes
+Parse = Callable[[Kind, str, Text], Entry | None]
 
 
 class Table:
@@ -17,21 +19,33 @@ class Table:
 
     Every row carries the id of a change at or after which it was read, and never goes back to an earlier one: a
     process's own writes and the follower's come in any order. A snapshot replaces everything but what was put since its
-    reading began and is later than it.
+    reading began and is later than it. Its records stay texts until somebody asks: most names are never asked for.
+
+    Args:
+        parse: makes an entry of a record's text; None of one that is damaged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parse: Parse) -> None:
+        self._parse = parse
         self.loaded = False
         self.heard: Callable[[], object] = lambda: None
         self._lock = Lock()
-        self._rows: dict[Kind, dict[str, Entry]] = {kind: {} for kind in KINDS}
+        self._rows: dict[Kind, dict[str, Entry | Text]] = {kind: {} for kind in KINDS}
         self._order: dict[Kind, list[str] | None] = dict.fromkeys(KINDS)
         self._at = 0
         self._changed: dict[tuple[Kind, str], int] = {}
         self._since: list[tuple[int, Row]] | None = None
 
     def get(self, kind: Kind, name: str) -> Entry | None:
-        return self._rows[kind].get(name)
+        rows = self._rows[kind]
+        found = rows.get(name)
+        if not isinstance(found, bytes):
+            return found
+        entry = self._parse(kind, name, found)
+        with self._lock:
+            if entry is not None and rows.get(name) is found:
+                rows[name] = entry
+        return entry
 
     def names(self, kind: Kind) -> list[str]:
         """All names in order. The caller must not change the list."""
@@ -55,15 +69,15 @@ class Table:
         with self._lock:
             self._since = []
 
-    def replace(self, rows: Iterable[tuple[Kind, Entry]], at: int) -> None:
+    def replace(self, rows: Iterable[tuple[Kind, str, Text]], at: int) -> None:
         """Replace the table by the snapshot that was read at the change `at`."""
         with self._lock:
             self._at = at
             self._changed.clear()
             self._order = dict.fromkeys(KINDS)
-            fresh: dict[Kind, dict[str, Entry]] = {kind: {} for kind in KINDS}
-            for kind, entry in rows:
-                fresh[kind][entry.name] = entry
+            fresh: dict[Kind, dict[str, Entry | Text]] = {kind: {} for kind in KINDS}
+            for kind, name, text in rows:
+                fresh[kind][name] = text
             for put_at, row in self._since or ():
                 if put_at > at:
                     self._set(fresh, row, put_at)
@@ -72,7 +86,7 @@ class Table:
             self.loaded = True
         self.heard()
 
-    def _set(self, rows: dict[Kind, dict[str, Entry]], row: Row, at: int) -> None:
+    def _set(self, rows: dict[Kind, dict[str, Entry | Text]], row: Row, at: int) -> None:
         kind, name, entry = row
         if at < self._changed.get((kind, name), self._at):
             return

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
 from service.bodies import read_body
 from service.embedding import in_time
-from service.registry.base import Entry, Registry
-from service.routes.versions import add_common_routes, answer, guards, in_thread
+from service.registry.base import Entry, Hold, Published, Registry, Version, blob_of_version
+from service.routes.versions import add_common_routes, answer, changing, guards, reading, version_table
 from service.schemas import CascadeInfo, Written
 from service.security import Caller, Changer, OwnName, OwnNameToChange, Reader
 from service.server import Server, TheServer
 from smn_core.cascade.cascade import Cascade
 from smn_core.cascade.file import check_fits, parse_cascade
 from smn_core.errors import MissingMasks
+from smn_core.maskfile import parse_mask
+from smn_core.vectors import vectors_of_cascade, vectors_of_mask
 
 router = APIRouter(prefix="/cascades", tags=["cascades"])
 add_common_routes(router, "cascades")
@@ -40,28 +42,37 @@ async def upload(
         limit = server.settings.max_body_bytes
         data = await in_time(server, request, lambda: read_body(request, limit))
         cascade = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
-        if caller.prefix:
-            await in_thread(server, lambda: _require_own(server.registry, caller.prefix, name, cascade))
-        done = await in_thread(
-            server,
-            lambda: server.registry.publish(
-                "cascades", name, data, needs=cascade.masks, if_match=guard, if_absent=absent
-            ),
-        )
+
+        def publish() -> Published:
+            tied = _tie(server, caller.prefix, name, cascade)
+            vectors = vectors_of_cascade(cascade, [_vectors_of(server, tied[digest][1]) for digest in cascade.masks])
+            return server.registry.publish(
+                "cascades",
+                name,
+                data,
+                holds=[Hold(digest, of, version.version) for digest, (of, version) in tied.items()],
+                vectors=vectors,
+                if_match=guard,
+                if_absent=absent,
+            )
+
+        done = await changing(server, request, publish)
     return answer(name, done, [], response)
 
 
 @router.get("/{name}", response_model=CascadeInfo)
-async def read(name: OwnName, server: TheServer, caller: Reader) -> dict[str, Any]:
+async def read(name: OwnName, server: TheServer, request: Request, caller: Reader) -> dict[str, Any]:
     """Versions, and the current one's masks, by a name that holds each, fusion and modes."""
     entry = server.registry.entry("cascades", name)
     async with server.embedder.hold_cascade(entry.current.digest) as cascade:
-        places = await in_thread(server, lambda: _places(server.registry, caller.prefix, name, cascade))
+        places = await reading(server, request, lambda: _places(server.registry, caller.prefix, entry, cascade))
     width = server.backbone.n_features
     return {
         "name": name,
         "current": {"version": entry.current.version, "digest": entry.current.digest},
-        "versions": [vars(version) for version in entry.versions],
+        "versions": [version_table(version) for version in entry.versions],
+        "aliases": dict(entry.aliases),
+        "vectors": entry.current.vectors,
         "metadata": {**cascade.metadata, "fingerprint": cascade.fingerprint},
         "masks": places,
         "fusion": cascade.fusion.kind,
@@ -77,29 +88,49 @@ def _check(server: Server, data: bytes) -> Cascade:
     return cascade
 
 
-def _require_own(registry: Registry, prefix: str, name: str, cascade: Cascade) -> None:
-    """A key bound to names may build on masks of these names alone: others' cannot be used, or held fast, by digest.
+def _tie(server: Server, prefix: str, name: str, cascade: Cascade) -> dict[str, tuple[str, Version]]:
+    """The version that the cascade will hold for each of its digests, among names that begin with a prefix.
 
     Raises:
         MissingMasks: it lists what the caller does not have, in the registry or not.
     """
-    places = _places(registry, prefix, name, cascade)
-    if missing := list(dict.fromkeys(place["digest"] for place in places if place["name"] is None)):
-        raise MissingMasks(f"cascade {name} needs masks that are not among yours: {', '.join(missing)}")
+    found = _find(server.registry, prefix, name, cascade.masks)
+    if missing := [digest for digest in dict.fromkeys(cascade.masks) if digest not in found]:
+        whose = "among yours" if prefix else "in the registry"
+        raise MissingMasks(f"cascade {name} needs masks that are not {whose}: {', '.join(missing)}")
+    return found
 
 
-def _places(registry: Registry, prefix: str, name: str, cascade: Cascade) -> list[dict[str, Any]]:
-    """A name and version for every mask, `<name>.` first, among names that begin with a prefix."""
-    found: dict[str, tuple[str, int]] = {}
+def _find(registry: Registry, prefix: str, name: str, digests: Sequence[str]) -> dict[str, tuple[str, Version]]:
+    """A name and its newest version for every digest that is there: a name that begins `<name>.`, else the first."""
+    wanted, found = set(digests), dict[str, tuple[str, Version]]()
     for entry in _entries(registry, prefix):
         for version in entry.versions:
-            known = found.get(version.digest)
-            if known is None or (entry.name.startswith(f"{name}.") and not known[0].startswith(f"{name}.")):
-                found[version.digest] = entry.name, version.version
-    return [
-        {"digest": digest, "name": found.get(digest, (None, None))[0], "version": found.get(digest, (None, None))[1]}
-        for digest in cascade.masks
-    ]
+            if version.digest in wanted:
+                known = found.get(version.digest)
+                own = entry.name.startswith(f"{name}.")
+                if known is None or known[0] == entry.name or (own and not known[0].startswith(f"{name}.")):
+                    found[version.digest] = entry.name, version
+    return found
+
+
+def _vectors_of(server: Server, version: Version) -> str:
+    """What makes the vectors of a mask, worked out from its file where its record is older than that."""
+    if version.vectors is not None:
+        return version.vectors
+    return vectors_of_mask(parse_mask(blob_of_version(server.registry, version.digest), server.backbone.layout))
+
+
+def _places(registry: Registry, prefix: str, entry: Entry, cascade: Cascade) -> list[dict[str, Any]]:
+    """What the cascade holds for each of its masks; no name where the caller may not see it.
+
+    Of a cascade that was uploaded before there were holds: any version that has the digest.
+    """
+    found = {hold.digest: (hold.name, hold.version) for hold in entry.current.holds if hold.name.startswith(prefix)}
+    if not entry.current.holds:
+        found = {d: (n, v.version) for d, (n, v) in _find(registry, prefix, entry.name, cascade.masks).items()}
+    places = [(digest, *found.get(digest, (None, None))) for digest in cascade.masks]
+    return [{"digest": digest, "name": name, "version": version} for digest, name, version in places]
 
 
 def _entries(registry: Registry, prefix: str) -> Iterator[Entry]:

@@ -11,11 +11,13 @@ from service.bodies import read_body
 from service.embedding import in_time
 from service.errors import Rejected
 from service.registry.base import blob_of_version
-from service.routes.versions import add_common_routes, answer, guards, in_thread
+from service.routes.versions import add_common_routes, answer, changing, guards, reading, version_table
 from service.schemas import MaskInfo, Written
 from service.security import OwnName, OwnNameToChange
 from service.server import Server, TheServer
+from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits, max_file_bytes, parse_mask
+from smn_core.vectors import vectors_of_mask
 
 router = APIRouter(prefix="/masks", tags=["masks"])
 add_common_routes(router, "masks")
@@ -39,24 +41,38 @@ async def upload(
     async with server.working():
         limit = min(server.settings.max_body_bytes, max_file_bytes(server.backbone.layout))
         data = await in_time(server, request, lambda: read_body(request, limit))
-        warnings = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
-        done = await in_thread(
-            server, lambda: server.registry.publish("masks", name, data, if_match=guard, if_absent=absent)
+        mask, warnings = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
+        done = await changing(
+            server,
+            request,
+            lambda: server.registry.publish(
+                "masks",
+                name,
+                data,
+                vectors=vectors_of_mask(mask),
+                parent=mask.metadata.get("parent"),
+                if_match=guard,
+                if_absent=absent,
+            ),
         )
     return answer(name, done, warnings, response)
 
 
 @router.get("/{name}", response_model=MaskInfo)
-async def read(name: OwnName, server: TheServer) -> dict[str, Any]:
+async def read(name: OwnName, server: TheServer, request: Request) -> dict[str, Any]:
     """Versions, the current one's metadata, and its density by tensor."""
     entry = server.registry.entry("masks", name)
-    mask = await in_thread(
-        server, lambda: parse_mask(blob_of_version(server.registry, entry.current.digest), server.backbone.layout)
+    mask = await reading(
+        server,
+        request,
+        lambda: parse_mask(blob_of_version(server.registry, entry.current.digest), server.backbone.layout),
     )
     return {
         "name": name,
         "current": {"version": entry.current.version, "digest": entry.current.digest},
-        "versions": [vars(version) for version in entry.versions],
+        "versions": [version_table(version) for version in entry.versions],
+        "aliases": dict(entry.aliases),
+        "vectors": entry.current.vectors or vectors_of_mask(mask),
         "metadata": {
             **mask.metadata,
             "model": mask.model,
@@ -70,6 +86,7 @@ async def read(name: OwnName, server: TheServer) -> dict[str, Any]:
     }
 
 
-def _check(server: Server, data: bytes) -> list[str]:
-    """Whether the bytes are a mask of this backbone; returns warnings."""
-    return check_fits(parse_mask(data, server.backbone.layout), server.backbone)
+def _check(server: Server, data: bytes) -> tuple[TaskMask, list[str]]:
+    """The mask that the bytes are, if it is this backbone's, and warnings."""
+    mask = parse_mask(data, server.backbone.layout)
+    return mask, check_fits(mask, server.backbone)

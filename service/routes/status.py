@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,8 +10,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.security import Reader
-from service.server import Server, TheServer
-from smn_core.errors import SMNError
+from service.server import TheServer
 
 router = APIRouter(tags=["status"])
 
@@ -65,10 +63,11 @@ async def readyz(server: TheServer) -> JSONResponse:
     if server.draining:
         reasons.append("draining")
     reasons += await server.embedder.troubles()
-    ready, away = not reasons, await _registry_away(server)
-    if away is not None:
-        reasons.append(f"registry: {away}")
-    body = {"status": "ready" if ready else "not ready", "reasons": reasons, "registry": away or "ok"}
+    ready, health = not reasons, server.registry.health()
+    trouble = health.away or health.unwritable
+    if trouble is not None:
+        reasons.append(f"registry: {trouble}")
+    body = {"status": "ready" if ready else "not ready", "reasons": reasons, "registry": trouble or "ok"}
     return JSONResponse(body, 200 if ready else 503, headers={} if ready else {"Retry-After": "1"})
 
 
@@ -76,18 +75,9 @@ async def readyz(server: TheServer) -> JSONResponse:
 async def metrics(server: TheServer) -> Response:
     """Prometheus text."""
     server.metrics.hold(await server.embedder.state())
-    server.metrics.registry_up.set(await _registry_away(server) is None)
+    server.metrics.registry_is(server.registry.health())
     server.metrics.queue_images.set(server.admission.admitted)
     return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _registry_away(server: Server) -> str | None:
-    """Why the registry does not answer; None where it does."""
-    try:
-        await asyncio.get_running_loop().run_in_executor(server.clerks, server.registry.check)
-    except SMNError as error:
-        return str(error)
-    return None
 
 
 @router.get("/openapi.json", include_in_schema=False)

@@ -1,38 +1,52 @@
-"""What masks and cascades have in common: list, file, roll back, delete; and the parts of an upload."""
+"""What masks and cascades have in common: list, file, roll back, delete, aliases; and the parts of an upload."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.bodies import read_json
-from service.embedding import in_time
+from service.embedding import deadline_s, in_time
 from service.errors import Rejected
-from service.registry.base import DIGEST, Kind, Published, Version, blob_of_version
-from service.schemas import MaskList, SetCurrent, Written
-from service.security import OwnName, OwnNameToChange, Reader
+from service.record import Record
+from service.registry.base import (
+    DIGEST,
+    Kind,
+    Published,
+    StillNeeded,
+    Version,
+    blob_of_version,
+    check_alias,
+)
+from service.registry.within import within
+from service.schemas import AliasSet, MaskList, SetCurrent, Written
+from service.security import Changer, OwnName, OwnNameToChange, Reader
 from service.server import Server, TheServer
 
 VersionNumber = Annotated[int | None, Query(ge=1, description="Default: the current one.")]
+Alias = Annotated[str, Path(description="[a-z][a-z0-9-]*, at most 32 characters; not sha256, nor v with digits")]
 CURRENT = {"required": True, "content": {"application/json": {"schema": SetCurrent.model_json_schema()}}}
 T = TypeVar("T")
 
 
 def add_common_routes(router: APIRouter, kind: Kind) -> None:
-    """List, file, roll back and delete, of masks or of cascades."""
+    """List, file, roll back, delete and aliases, of masks or of cascades."""
 
     @router.get("", response_model=MaskList)
     async def listing(
         server: TheServer,
+        request: Request,
         caller: Reader,
         limit: Annotated[int, Query(ge=1, le=1000, description="Names a page.")] = 100,
         after: Annotated[str, Query(max_length=128, description="`next` of the page before.")] = "",
     ) -> dict[str, Any]:
         """In order of names, a page at a time; a key bound to a prefix sees its own."""
-        entries = await in_thread(server, lambda: server.registry.names(kind, limit + 1, caller.after(after)))
+        entries = await reading(server, request, lambda: server.registry.names(kind, limit + 1, caller.after(after)))
         mine = [entry for entry in entries if entry.name.startswith(caller.prefix)]
         page = mine[:limit]
         return {
@@ -56,7 +70,7 @@ def add_common_routes(router: APIRouter, kind: Kind) -> None:
         known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
         if etag in known or "*" in known:
             return Response(status_code=304, headers={"ETag": etag})
-        data = await in_thread(server, lambda: blob_of_version(server.registry, digest))
+        data = await reading(server, request, lambda: blob_of_version(server.registry, digest))
         return Response(data, media_type="application/octet-stream", headers={"ETag": etag, "X-SMN-Digest": digest})
 
     @router.put("/{name}/current", response_model=Written, openapi_extra={"requestBody": CURRENT})
@@ -64,14 +78,44 @@ def add_common_routes(router: APIRouter, kind: Kind) -> None:
         """Roll back, or forward again."""
         async with server.working():
             body = await in_time(server, request, lambda: read_json(request, SetCurrent))
-            version = await in_thread(server, lambda: server.registry.set_current(kind, name, body.version))
+            version = await changing(server, request, lambda: server.registry.set_current(kind, name, body.version))
         return written(name, version, [])
 
     @router.delete("/{name}", status_code=204, response_class=Response)
-    async def delete(name: OwnNameToChange, server: TheServer, version: VersionNumber = None) -> None:
+    async def delete(
+        name: OwnNameToChange, server: TheServer, request: Request, caller: Changer, version: VersionNumber = None
+    ) -> None:
         """Delete one version, or without a version the name with all of them."""
         async with server.working():
-            await in_thread(server, lambda: server.registry.delete(kind, name, version))
+            try:
+                await changing(server, request, lambda: server.registry.delete(kind, name, version))
+            except StillNeeded as error:  # it tells of no cascade that the caller may not see
+                raise StillNeeded(name, error.users, caller.prefix) from error
+
+    @router.put(
+        "/{name}/aliases/{alias}",
+        status_code=201,
+        response_model=AliasSet,
+        responses={200: {"model": AliasSet}},
+        openapi_extra={"requestBody": CURRENT},
+    )
+    async def set_alias(
+        name: OwnNameToChange, alias: Alias, server: TheServer, request: Request, response: Response
+    ) -> dict[str, Any]:
+        """Let name@alias mean a version: 201 for a new alias, 200 where it was there."""
+        check_alias(alias)
+        async with server.working():
+            body = await in_time(server, request, lambda: read_json(request, SetCurrent))
+            new = await changing(server, request, lambda: server.registry.set_alias(kind, name, alias, body.version))
+        response.status_code = 201 if new else 200
+        return {"name": name, "alias": alias, "version": body.version}
+
+    @router.delete("/{name}/aliases/{alias}", status_code=204, response_class=Response)
+    async def delete_alias(name: OwnNameToChange, alias: Alias, server: TheServer, request: Request) -> None:
+        """Forget an alias; the version that it meant stays."""
+        check_alias(alias)
+        async with server.working():
+            await changing(server, request, lambda: server.registry.delete_alias(kind, name, alias))
 
 
 def answer(name: str, done: Published, warnings: list[str], response: Response) -> dict[str, Any]:
@@ -103,6 +147,28 @@ def guards(if_match: str | None, if_none_match: str | None) -> tuple[str | None,
     return digest, if_none_match is not None
 
 
-async def in_thread(server: Server, call: Callable[[], T]) -> T:
-    """Run what may wait for the registry off the event loop."""
-    return await asyncio.get_running_loop().run_in_executor(server.clerks, call)
+def version_table(version: Version) -> dict[str, Any]:
+    """One version, as the answer about its name lists it."""
+    shown = ("version", "digest", "bytes", "uploaded", "vectors")
+    return {key: getattr(version, key) for key in shown}
+
+
+async def reading(server: Server, request: Request, call: Callable[[], T]) -> T:
+    """Read the registry off the event loop, until the request's deadline."""
+    return await _in_thread(server, request, server.clerks, call)
+
+
+async def changing(server: Server, request: Request, call: Callable[[], T]) -> T:
+    """Change the registry likewise, on threads that no reader waits for."""
+    return await _in_thread(server, request, server.scribes, call)
+
+
+async def _in_thread(server: Server, request: Request, threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    record: Record = request.state.record
+    ends = record.began + deadline_s(server, request)
+
+    def in_thread() -> T:
+        with within(ends - time.perf_counter()):  # the wait for a thread counts
+            return call()
+
+    return await in_time(server, request, lambda: asyncio.get_running_loop().run_in_executor(threads, in_thread))

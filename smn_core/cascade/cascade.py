@@ -77,10 +77,11 @@ class Cascade:
             return self.router.n_features
         return self.fusion.n_inputs // self.n_parts if self.fusion.n_inputs is not None else None
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of router and fusion as they are stored."""
-        return self.fusion.nbytes + (self.router.nbytes if self.router is not None else 0)
+    def resident_bytes(self, n_features: int) -> int:
+        """Bytes that router, fusion and texts take in memory, of a backbone with `n_features`."""
+        texts = sum(len(key) + len(value) for key, value in self.metadata.items())
+        router = self.router.nbytes if self.router is not None else 0
+        return router + self.fusion.resident_bytes(self.n_parts * n_features) + texts
 
     def width(self, mode: str, n_features: int) -> int:
         """Components of a fused embedding of a backbone with `n_features`."""

@@ -20,10 +20,7 @@ def pack(codes: UInt8[ndarray, "q f"], n_bits: int) -> UInt8[ndarray, "q n_bytes
 
 def unpack(packed: UInt8[ndarray, "q n_bytes"], n_bits: int, n_codes: int) -> UInt8[ndarray, "q f"]:
     """Read the first `n_codes` codes of every row."""
-    planes = np.stack([bits.unpack(row, n_codes * n_bits) for row in packed])
-    weights = (1 << np.arange(n_bits)).astype(np.uint8)
-    codes: UInt8[ndarray, "q f"] = planes.view(np.uint8).reshape(len(packed), n_codes, n_bits) @ weights
-    return codes
+    return bits.unpack_fields(packed, n_bits, n_codes)
 
 
 def row_bytes(n_codes: int, n_bits: int) -> int:

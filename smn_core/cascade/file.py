@@ -43,6 +43,11 @@ def serialise_cascade(cascade: Cascade) -> bytes:
     }
     if cascade.fusion.seed is not None:
         metadata["seed"] = str(cascade.fusion.seed)
+    return tensorfile.serialise_with_content(tensors_of(cascade), metadata)
+
+
+def tensors_of(cascade: Cascade) -> dict[str, ndarray]:
+    """The tensors of fusion and router, by their names in the file."""
     tensors = {
         f"fusion.{mode}.{name}": array
         for mode, group in cascade.fusion.tensors.items()
@@ -50,7 +55,7 @@ def serialise_cascade(cascade: Cascade) -> bytes:
     }
     if cascade.router is not None:
         tensors |= {f"router.{name}": array for name, array in cascade.router.tensors().items()}
-    return tensorfile.serialise_with_content(tensors, metadata)
+    return tensors
 
 
 def write_cascade(cascade: Cascade, path: Path | str) -> Cascade:

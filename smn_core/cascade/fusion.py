@@ -75,7 +75,7 @@ class Fusion:
             InvalidArgument: the fusion does not have the mode.
         """
         self._require(mode)
-        return self._formula.apply(x, self._dequantised.get(mode, {}))
+        return self._formula.apply(x, self.tensors.get(mode, {}))
 
     def apply_slowly(self, mode: str, x: Float64[ndarray, "n f"]) -> Float32[ndarray, "n q"]:
         """What `apply` must agree with: row by row in float64.
@@ -84,13 +84,19 @@ class Fusion:
             InvalidArgument: the fusion does not have the mode.
         """
         self._require(mode)
-        tensors = {name: array.astype(np.float64) for name, array in self._dequantised.get(mode, {}).items()}
+        full = self._formula.dequantise(self.tensors[mode]) if self._has_tensors else {}
+        tensors = {name: array.astype(np.float64) for name, array in full.items()}
         return np.stack([self._formula.apply_slowly(row, tensors) for row in x]).astype(np.float32)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors as they are stored."""
         return sum(array.nbytes for tensors in self.tensors.values() for array in tensors.values())
+
+    def resident_bytes(self, n_inputs: int) -> int:
+        """Bytes that it takes in memory for as long as it is kept, used or not."""
+        drawn = {len(t.get("mean", ())): self._formula.drawn_bytes(t, n_inputs) for t in self.tensors.values()}
+        return self.nbytes + sum(drawn.values())
 
     @cached_property
     def _formula(self) -> Kind:
@@ -99,11 +105,6 @@ class Fusion:
     @property
     def _has_tensors(self) -> bool:
         return bool(self._formula.shapes)
-
-    @cached_property
-    def _dequantised(self) -> dict[str, dict[str, ndarray]]:
-        """The tensors of every mode as float32: made at the first use, then kept."""
-        return {mode: self._formula.dequantise(tensors) for mode, tensors in self.tensors.items()}
 
     def _require(self, mode: str) -> None:
         if not self.has(mode):

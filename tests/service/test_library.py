@@ -5,7 +5,7 @@ import contextlib
 import threading
 
 import pytest
-from served import inputs
+from served import eventually, inputs
 
 from service.library import Library
 from service.registry.base import Registry, Resolved
@@ -280,14 +280,18 @@ def test_away_from_its_registry_a_server_serves_what_it_holds_and_answers_503_fo
     registry = client.app.state.server.registry
     for method in ("blob", "publish", "check", "set_current", "delete"):
         monkeypatch.setattr(registry, method, away)
+    monkeypatch.setattr(registry._records, "check", away)  # what the look of every second begins with
     assert embed("hot").status_code == 200
     answer = embed("cold")
     require_error(answer, 503, "unavailable")
     assert answer.headers["retry-after"]
     require_error(client.put("/masks/new", content=masks[2].data), 503, "unavailable")
-    ready = client.get("/readyz")
-    assert ready.status_code == 200 and "away" in ready.json()["registry"]
+    eventually(lambda: "away" in client.get("/readyz").json()["registry"])
+    assert client.get("/readyz").status_code == 200
+    assert "smn_registry_up 0.0" in client.get("/metrics").text
     monkeypatch.undo()
+    eventually(lambda: client.get("/readyz").json()["registry"] == "ok")
+    assert "smn_registry_writable 1.0" in client.get("/metrics").text
     assert embed("cold").status_code == 200
 
 
@@ -296,10 +300,16 @@ def test_a_registry_that_hangs_does_not_keep_images_from_being_decoded(serve, ma
 
     client = serve(decode_workers=1)
     gate = threading.Event()
-    monkeypatch.setattr(client.app.state.server.registry, "check", lambda: gate.wait(10))
-    asking = [threading.Thread(target=client.get, args=("/readyz",)) for _ in range(3)]
+    registry = client.app.state.server.registry
+    for method in ("names", "delete", "check"):
+        monkeypatch.setattr(registry, method, lambda *_, **__: gate.wait(10))
+    monkeypatch.setattr(registry._records, "check", lambda: gate.wait(10))
+    calls = [(client.get, "/masks"), (client.delete, "/masks/m")] * 5
+    asking = [threading.Thread(target=call, args=(path,)) for call, path in calls]
     for thread in asking:
         thread.start()
+    for path in ("/readyz", "/metrics", "/livez"):
+        assert client.get(path).status_code == 200 and not gate.is_set()
     answer = client.post("/embed", content=photo(), headers={"Content-Type": "image/png", "X-Timeout-Ms": "5000"})
     assert answer.status_code == 200 and not gate.is_set()
     gate.set()

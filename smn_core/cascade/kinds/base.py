@@ -12,7 +12,7 @@ from jaxtyping import Float32, Float64
 from numpy import ndarray
 
 from smn_core.errors import InvalidCascade
-from smn_core.matrices import PRECISIONS, dequantise
+from smn_core.matrices import PRECISIONS, dequantise, times
 
 Tensors = Mapping[str, ndarray]
 """The tensors of one mode by name."""
@@ -44,15 +44,24 @@ class Kind(ABC):
 
     @abstractmethod
     def apply(self, x: Float32[ndarray, "n f"], tensors: Tensors) -> Float32[ndarray, "n q"]:
-        """Fuse all rows at once; `tensors` are what `dequantise` gave."""
+        """Fuse all rows at once; `tensors` are as they are stored, and matrices among them go through `times`."""
 
     @abstractmethod
     def apply_slowly(self, x: Float64[ndarray, "f"], tensors: Tensors) -> Float64[ndarray, "q"]:
-        """What `apply` must agree with: the formula of docs/formats.md for one row, in float64."""
+        """What `apply` must agree with: the formula of docs/formats.md for one row, in float64, of `dequantise`."""
 
     def width(self, tensors: Tensors, n_inputs: int) -> int:
         """q, the components of a fused embedding: one for each number of `scale`, or all of x where there is none."""
         return len(tensors["scale"]) if "scale" in self.shapes else n_inputs
+
+    def times(self, x: Float32[ndarray, "n f"], tensors: Tensors, name: str) -> Float32[ndarray, "n q"]:
+        """`x @ tensor.T`, without the tensor in float32."""
+        matrix = tensors[name]
+        return times(x, lambda start, stop: matrix[start:stop], len(matrix), tensors.get(f"{name}_scale"))
+
+    def drawn_bytes(self, _tensors: Tensors, _n_inputs: int) -> int:
+        """Bytes that it keeps beside its tensors."""
+        return 0
 
     def dequantise(self, tensors: Tensors) -> dict[str, ndarray]:
         """Every tensor of `shapes` as float32, without its scale."""

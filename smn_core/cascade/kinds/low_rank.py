@@ -23,11 +23,14 @@ class LowRank(Kind):
     quantised = ("components", "parts")
 
     def apply(self, x: Float32[ndarray, "n f"], tensors: Tensors) -> Float32[ndarray, "n q"]:
-        m, _, d = tensors["parts"].shape
-        centred = (x - tensors["mean"]).reshape(-1, m, d).transpose(1, 0, 2)
-        y = (centred @ tensors["parts"].transpose(0, 2, 1)).transpose(1, 0, 2).reshape(len(x), -1)
-        z: ndarray = (y @ tensors["components"].T) * tensors["scale"]
-        return z
+        parts, scales = tensors["parts"], tensors.get("parts_scale")
+        centred = np.split(x - tensors["mean"].astype(np.float32), len(parts), axis=1)
+        y = [
+            self.times(part, {"part": parts[j], **({} if scales is None else {"part_scale": scales[j]})}, "part")
+            for j, part in enumerate(centred)
+        ]
+        z: ndarray = self.times(np.concatenate(y, axis=1), tensors, "components")
+        return z * tensors["scale"].astype(np.float32)
 
     def apply_slowly(self, x: Float64[ndarray, "f"], tensors: Tensors) -> Float64[ndarray, "q"]:
         centred = np.split(x - tensors["mean"], len(tensors["parts"]))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 from jaxtyping import Float32, Float64
 from numpy import ndarray
 
 from smn_core.cascade import codes
 from smn_core.cascade.kinds.base import Kind, Tensors
 from smn_core.errors import InvalidCascade
+from smn_core.matrices import times
 
 
 class Pca(Kind):
@@ -23,7 +25,8 @@ class Pca(Kind):
     quantised = ("components",)
 
     def apply(self, x: Float32[ndarray, "n f"], tensors: Tensors) -> Float32[ndarray, "n q"]:
-        z: ndarray = ((x - tensors["mean"]) @ tensors["components"].T) * tensors["scale"]
+        centred = x - tensors["mean"].astype(np.float32)
+        z: ndarray = self.times(centred, tensors, "components") * tensors["scale"].astype(np.float32)
         return z
 
     def apply_slowly(self, x: Float64[ndarray, "f"], tensors: Tensors) -> Float64[ndarray, "q"]:
@@ -51,6 +54,14 @@ class PackedPca(Pca):
         if not codes.padding_is_clear(tensors["components"], self.n_bits, sizes["f"]):
             raise InvalidCascade(f"fusion.{mode}.components has a bit set past its last code")
         return sizes
+
+    def times(self, x: Float32[ndarray, "n f"], tensors: Tensors, name: str) -> Float32[ndarray, "n q"]:
+        packed, f = tensors[name], x.shape[1]
+
+        def rows(start: int, stop: int) -> ndarray:
+            return codes.to_levels(codes.unpack(packed[start:stop], self.n_bits, f), self.n_bits)
+
+        return times(x, rows, len(packed), tensors[f"{name}_scale"])
 
     def dequantise(self, tensors: Tensors) -> dict[str, ndarray]:
         found = codes.unpack(tensors["components"], self.n_bits, len(tensors["mean"]))

@@ -9,12 +9,13 @@ import hashlib
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, UInt8
 from numpy import ndarray
 
 from smn_core import bits
 from smn_core.cascade.kinds.base import Kind, Tensors
 from smn_core.errors import InvalidCascade
+from smn_core.matrices import times
 
 MAX_SIGNS = 2**27
 """Most entries of R. Its size is in no byte of the file, so a small file could ask for all memory."""
@@ -30,12 +31,17 @@ class RandomSigns(Kind):
 
     def __init__(self, seed: int | None = None) -> None:
         super().__init__(seed)
-        self._drawn: dict[tuple[int, int], ndarray] = {}
+        self._drawn: dict[tuple[int, int], UInt8[ndarray, "p n_bytes"]] = {}
 
     def apply(self, x: Float32[ndarray, "n f"], tensors: Tensors) -> Float32[ndarray, "n q"]:
-        y = x @ self._signs(len(tensors["mean"]), x.shape[1]).T - tensors["mean"]
-        z: ndarray = (y @ tensors["components"].T) * tensors["scale"]
-        return z
+        f, signs = x.shape[1], self._signs(len(tensors["mean"]), x.shape[1])
+        y = times(x, lambda start, stop: _signs_of(signs[start:stop], f), len(signs))
+        z: ndarray = self.times(y - tensors["mean"].astype(np.float32), tensors, "components")
+        return z * tensors["scale"].astype(np.float32)
+
+    def drawn_bytes(self, tensors: Tensors, n_inputs: int) -> int:
+        """Of R, packed: it is drawn at the first use, so that it counts before."""
+        return len(tensors["mean"]) * bits.packed_bytes(n_inputs)
 
     def apply_slowly(self, x: Float64[ndarray, "f"], tensors: Tensors) -> Float64[ndarray, "q"]:
         assert self.seed is not None
@@ -51,11 +57,11 @@ class RandomSigns(Kind):
         if p > f or p * f > MAX_SIGNS:
             raise InvalidCascade(f"a random projection of {f} features to {p} is refused: too large")
 
-    def _signs(self, n_rows: int, n_columns: int) -> Float32[ndarray, "p f"]:
-        """R, drawn once for all modes."""
+    def _signs(self, n_rows: int, n_columns: int) -> UInt8[ndarray, "p n_bytes"]:
+        """R, packed, drawn once for all modes of this size."""
         assert self.seed is not None
         if (n_rows, n_columns) not in self._drawn:
-            self._drawn[n_rows, n_columns] = draw_signs(self.seed, n_rows, n_columns)
+            self._drawn[n_rows, n_columns] = _draw(self.seed, n_rows, n_columns)
         return self._drawn[n_rows, n_columns]
 
 
@@ -65,7 +71,16 @@ def draw_signs(seed: int, n_rows: int, n_columns: int) -> Float32[ndarray, "p f"
     Bit j is bit j mod 8, least significant first, of byte j // 8. Every language draws the same signs, because no
     random number generator takes part.
     """
+    return _signs_of(_draw(seed, n_rows, n_columns), n_columns)
+
+
+def _draw(seed: int, n_rows: int, n_columns: int) -> UInt8[ndarray, "p n_bytes"]:
     n_bytes = bits.packed_bytes(n_columns)
     drawn = [hashlib.shake_256(f"smn-cascade/1 random {seed} {i}".encode()).digest(n_bytes) for i in range(n_rows)]
-    on = [bits.unpack(np.frombuffer(row, np.uint8), n_columns) for row in drawn]
-    return (np.where(np.stack(on), 1.0, -1.0) / np.sqrt(n_columns)).astype(np.float32)
+    return np.frombuffer(b"".join(drawn), np.uint8).reshape(n_rows, n_bytes)
+
+
+def _signs_of(packed: UInt8[ndarray, "p n_bytes"], n_columns: int) -> Float32[ndarray, "p f"]:
+    on = bits.unpack_fields(packed, 1, n_columns)
+    sign = np.float32(1 / np.sqrt(n_columns))
+    return np.where(on.view(np.bool_), sign, -sign)

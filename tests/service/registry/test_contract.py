@@ -129,7 +129,7 @@ def test_a_name_that_is_none_is_refused_everywhere(registry, name):
             call()
 
 
-@pytest.mark.parametrize("reference", ["a@", "a@0", "a@-1", "a@x", "a@1@2", "a@sha256:0", "a@../b"])
+@pytest.mark.parametrize("reference", ["a@", "a@0", "a@-1", "a@X", "a@v3", "a@sha256", "a@1@2", "a@sha256:0", "a@../b"])
 def test_a_reference_that_is_none_is_refused(registry, reference):
     with pytest.raises(InvalidArgument):
         registry.resolve("masks", reference)

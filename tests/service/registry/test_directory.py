@@ -113,13 +113,6 @@ def test_a_blob_without_a_name_is_only_an_unreferenced_blob(registry, folder):
     assert registry.collect() == [digest_of(b"half")]
 
 
-def test_a_damaged_record_is_reported_with_its_path(registry, folder):
-    registry.publish("masks", "cats", b"one")
-    (folder / "masks" / "cats.json").write_text('{"last": 1')
-    with pytest.raises(Unavailable, match=r"cats\.json is damaged"):
-        registry.resolve("masks", "cats")
-
-
 def test_a_registry_whose_folder_went_away_is_unavailable_not_empty(registry, folder):
     registry.publish("masks", "cats", b"one")
     folder.rename(folder.with_name("elsewhere"))

@@ -105,7 +105,7 @@ def test_every_key_has_the_hash_tag_of_the_backbone(registry, client):
     registry.publish("cascades", "c", b"c", needs=[digest_of(b"a")])
     keys = {key.decode() for key in client.scan_iter()}
     assert {key.removeprefix(PREFIX) for key in keys} == {
-        "masks", "cascades", "last", "refs", "blobs", "changed", "changes",
+        "masks", "cascades", "last", "refs", "blobs", "changed", "changes", "epoch",
         f"blob:{digest_of(b'a')}", f"blob:{digest_of(b'c')}",
     }  # fmt: skip
     assert all(key.startswith(PREFIX) for key in keys)
@@ -118,7 +118,9 @@ def test_deleting_and_collecting_everything_leaves_only_numbers(registry, client
     registry.delete("cascades", "c")
     registry.delete("masks", "a")
     registry.collect(0)
-    assert {key.decode().removeprefix(PREFIX) for key in client.scan_iter()} == {"last", "changed", "changes"}
+    assert {key.decode().removeprefix(PREFIX) for key in client.scan_iter()} == {
+        "last", "changed", "changes", "epoch",
+    }  # fmt: skip
 
 
 def test_without_redis_it_still_resolves_and_the_rest_fails_fast(server, open_again):
@@ -139,7 +141,7 @@ def test_a_redis_that_hangs_costs_its_timeout_once_and_not_every_caller(server, 
     digest = registry.publish("masks", "cats", b"one").version.digest
     server.process.send_signal(signal.SIGSTOP)
     try:
-        eventually(lambda: registry._hangs, within_s=10)
+        eventually(lambda: registry._follower.hangs, within_s=10)
         assert registry.resolve("masks", "cats").digest == digest
         for call in (lambda: registry.blob(digest), lambda: registry.publish("masks", "dogs", b"two")):
             assert seconds(call, Unavailable) < 1
@@ -187,7 +189,9 @@ def test_after_a_crash_that_lost_changes_it_forgets_them(tmp_path, open_again):
         server.append_only_file().write_bytes(kept)
         server.start()
         eventually(lambda: digest_at(registry, "cats") == digest_of(b"one") and digest_at(registry, "dogs") is None)
-        assert registry.publish("masks", "cats", b"three").version.version == 2
+        assert (
+            registry.publish("masks", "cats", b"three").version.version == 3
+        )  # a second version 2 would be another file
 
 
 def test_a_follower_that_missed_trimmed_changes_reads_everything_again(place, client, registry, start_peers):
@@ -301,7 +305,7 @@ def test_passwords_stay_out_of_messages(server, open_again):
     with pytest.raises(Unavailable) as error:
         registry.check()
     assert "geheim" not in str(error.value)
-    assert "127.0.0.1" in str(error.value)
+    assert "127.0.0.1" not in str(error.value) and "connecting to Redis" in str(error.value)
 
 
 def test_a_wrong_password_says_so(tmp_path, open_again):

@@ -1,0 +1,152 @@
+"""The verbs that look after a registry without a server: gc, backup, restore."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from smn_core.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from service.registry.base import Registry
+    from service.registry.whole import WholeRegistry
+
+app = typer.Typer()
+
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+Place = Annotated[str, typer.Argument(metavar="REGISTRY", help="A folder, or a redis:// URL.")]
+
+
+@app.command()
+def gc(
+    fingerprint: Annotated[str, typer.Option(help="Of the backbone whose masks it holds (GET /info, smn inspect).")],
+    registry: Annotated[
+        str, typer.Option(metavar="DIR_OR_URL", envvar="SMN_REGISTRY", help="The registry.")
+    ] = "registry",
+    grace_s: Annotated[
+        float, typer.Option(min=0, help="Leave blobs that are younger, or lost their last version later.")
+    ] = 3600.0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Instead: read every record and file, and mend what is damaged.")
+    ] = False,
+    as_json: Json = False,
+    yes: Yes = False,
+) -> None:
+    """Delete what no version of a registry refers to any more, or find and mend what is damaged. Asks first."""
+    from service.registry.open import hide_user, open_registry, require_there
+    from smn_core.verbs import show
+
+    require_there(registry, fingerprint)
+    opened = open_registry(registry, fingerprint)
+    try:
+        if check:
+            _check(opened, hide_user(registry), as_json=as_json, yes=yes)
+            return
+        agree(f"what no version refers to for {grace_s:g} s, in registry {hide_user(registry)}", yes=yes)
+        gone = list(opened.collect(grace_s))
+    finally:
+        opened.close()
+    if as_json:
+        show.as_json(gone)
+    else:
+        show.note(f"{len(gone)} blobs deleted")
+
+
+@app.command()
+def backup(
+    registry: Place,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive; must not exist.")],
+    fingerprint: Annotated[str | None, typer.Option(help="Of one backbone. Default: all of the registry.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Over an archive that exists.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a registry into one verified archive, while servers use it."""
+    from service.registry.archive import write_archive
+    from service.registry.open import backbones_in, hide_user, require_there
+
+    if file.exists() and not overwrite:
+        raise InvalidArgument(f"{file} exists: give --overwrite, or another FILE")
+    if fingerprint is not None:
+        require_there(registry, fingerprint)
+    backbones = [fingerprint[:16]] if fingerprint is not None else backbones_in(registry)
+    if not backbones:
+        raise InvalidArgument(f"{hide_user(registry)} holds no registry")
+    held = write_archive(file, backbones, _opener(registry))
+    _say([(h.backbone, h.names, len(h.digests)) for h in held], f"in {file}, read again and sound", as_json=as_json)
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An archive of smn backup.")],
+    registry: Place,
+    as_json: Json = False,
+) -> None:
+    """Put an archive into a registry that has none of its names. The archive is checked first."""
+    from service.registry.archive import restore_archive
+    from service.registry.open import hide_user
+
+    held = restore_archive(file, _opener(registry))
+    _say([(h.backbone, h.names, len(h.digests)) for h in held], f"in {hide_user(registry)}", as_json=as_json)
+
+
+def agree(what: str, *, yes: bool) -> None:
+    """Ask whether `what` may be deleted; on a terminal the user, elsewhere only --yes says so.
+
+    Raises:
+        InvalidArgument: nobody can be asked.
+        typer.Exit: the user said no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise InvalidArgument(f"this deletes {what}: give --yes")
+    if not typer.confirm(f"Delete {what}?", err=True):
+        raise typer.Exit(1)
+
+
+def _opener(registry: str) -> Callable[[str], WholeRegistry]:
+    from service.registry.open import open_registry
+
+    def open_one(backbone: str) -> WholeRegistry:
+        opened = open_registry(registry, backbone)
+        opened.check()
+        return opened
+
+    return open_one
+
+
+def _check(registry: Registry, place: str, *, as_json: bool, yes: bool) -> None:
+    """Look, ask before anything is mended, mend; exit code 1 where something stays wrong."""
+    from dataclasses import asdict
+
+    from smn_core.verbs import show
+
+    found = registry.examine(mend=False)
+    if any(finding.what.startswith(("mask ", "cascade ")) for finding in found):
+        for finding in found:
+            show.note(f"{finding.what}: {finding.wrong}")
+        agree(f"the damaged records in registry {place}, once their copies or numbers are kept", yes=yes)
+        found = registry.examine(mend=True)
+    if as_json:
+        show.as_json([asdict(finding) for finding in found])
+    else:
+        for finding in found:
+            print(f"{finding.what}: {finding.wrong} ({'mended' if finding.mended else 'not mended'})")
+        show.note(f"{len(found)} things wrong" if found else "nothing is wrong")
+    if not all(finding.mended for finding in found):
+        raise typer.Exit(1)
+
+
+def _say(rows: list[tuple[str, int, int]], where: str, *, as_json: bool) -> None:
+    from smn_core.verbs import show
+
+    if as_json:
+        show.as_json([{"backbone": backbone, "names": names, "files": files} for backbone, names, files in rows])
+        return
+    for backbone, names, files in rows:
+        print(f"backbone {backbone}: {names} names, {files} files {where}")

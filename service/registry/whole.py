@@ -1,0 +1,26 @@
+"""What a registry can do besides, for backups: give out its records as they are kept, and take them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from service.registry.base import Kind, Registry
+from service.registry.record import Record
+
+
+class WholeRegistry(Registry, Protocol):
+    """Both backends are one."""
+
+    def records(self, kind: Kind) -> Iterator[tuple[str, Record]]:
+        """Every record, those of deleted names too, for a backup.
+
+        Raises:
+            Unavailable: one is damaged.
+        """
+
+    def store(self, data: bytes) -> str:
+        """Store a blob that a record is to follow; its digest."""
+
+    def put_back(self, kind: Kind, name: str, record: Record) -> None:
+        """Restore a name whose blobs are there. It does nothing where the name is there already."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -74,10 +74,25 @@ class Embedding:
         return used.digest if used is not None else "root"
 
 
+@asynccontextmanager
+async def begun(server: Server, request: Request, caller: Caller) -> AsyncIterator[None]:
+    """A request that embeds, inside the block: it has a deadline and a place before its body is read.
+
+    Raises:
+        Rejected: 400, a deadline that cannot be read.
+        QueueFull, Unavailable: as their sources.
+    """
+    record: Record = request.state.record
+    record.ends = record.began + deadline_s(server, request)  # first of all: a deadline that cannot be read is refused
+    async with server.working():
+        with server.admission.admit(1, caller.who):
+            yield
+
+
 async def embed(
     server: Server, request: Request, caller: Caller, read: Callable[[], Awaitable[Images]], wanted: Wanted
 ) -> Embedding:
-    """Embed what `read` finds in the request, through what its references mean now.
+    """Embed what `read` finds in the request, through what its references mean now. To be called inside `begun`.
 
     Raises:
         Rejected: 403 a reference that the caller's key is not for, 400 more dimensions than there are, 504 past the
@@ -88,14 +103,11 @@ async def embed(
         if reference is not None:
             caller.require_name(parse_reference(reference)[0])
     record: Record = request.state.record
-    record.ends = record.began + deadline_s(server, request)  # first of all: a deadline that cannot be read is refused
-    async with server.working():
-        # One place before the body is read, the others once the number of images is known.
-        with server.admission.admit(1):
-            target = await in_time(server, request, lambda: _check(server, _resolve(server, wanted), wanted))
-            images = await in_time(server, request, read)
-            with server.admission.admit(max(0, images.count - 1)):
-                return await in_time(server, request, lambda: until_gone(request, _run(server, record, images, target)))
+    target = await in_time(server, request, lambda: _check(server, _resolve(server, wanted), wanted))
+    images = await in_time(server, request, read)
+    # `begun` took one place before the body was read; the others follow once the number of images is known.
+    with server.admission.admit(max(0, images.count - 1), caller.who):
+        return await in_time(server, request, lambda: until_gone(request, _run(server, record, images, target)))
 
 
 def _resolve(server: Server, wanted: Wanted) -> Target:

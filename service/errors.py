@@ -46,6 +46,7 @@ TYPES = {
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "timeout_error",
     409: "conflict_error",
     412: "precondition_error",
     413: "invalid_request_error",

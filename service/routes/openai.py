@@ -8,8 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service import respond
-from service.bodies import Images, decode_text, read_json, require_count
-from service.embedding import Wanted, embed, in_time
+from service.bodies import Images, require_count
+from service.embedding import Wanted, begun, embed, in_time
+from service.imagetext import decode_text
+from service.jsonbody import read_json
 from service.registry.base import CASCADE, Kind
 from service.schemas import OpenAIAnswer, OpenAIModels, OpenAIRequest
 from service.security import Reader
@@ -25,18 +27,19 @@ BODY = {"required": True, "content": {"application/json": {"schema": OpenAIReque
 @router.post("/embeddings", response_model=OpenAIAnswer, openapi_extra={"requestBody": BODY})
 async def embeddings(server: TheServer, request: Request, caller: Reader) -> Response:
     """Embeddings as OpenAI's API gives them; base64 is little-endian float32."""
-    limit = server.settings.max_body_bytes
-    async with server.working():
-        body = await in_time(server, request, lambda: read_json(request, OpenAIRequest, limit))
-    texts = [body.input] if isinstance(body.input, str) else body.input
-    require_count(len(texts), server.settings.most_images)
-    wanted = _wanted(body, server)
+    limits = server.settings
+    async with begun(server, request, caller):
+        body = await in_time(
+            server, request, lambda: read_json(request, OpenAIRequest, limits.max_body_bytes, limits.most_images)
+        )
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        require_count(len(texts), limits.most_images)
 
-    async def read() -> Images:
-        named = [(text, f"input[{i}]") for i, text in enumerate(texts)]
-        return Images(await asyncio.to_thread(lambda: [decode_text(*one) for one in named]))
+        async def read() -> Images:
+            named = [(text, f"input[{i}]") for i, text in enumerate(texts)]
+            return Images(await asyncio.to_thread(lambda: [decode_text(*one) for one in named]))
 
-    found = await embed(server, request, caller, read, wanted)
+        found = await embed(server, request, caller, read, _wanted(body, server))
     z = respond.shape(found.z, body.dimensions, normalize=False)
     data = [
         {

@@ -8,9 +8,9 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.bodies import read_json
 from service.embedding import in_time
 from service.errors import Rejected
+from service.jsonbody import read_json
 from service.registry.base import DIGEST, Kind, Published, Version, blob_of_version
 from service.schemas import MaskList, SetCurrent, Written
 from service.security import OwnName, OwnNameToChange, Reader

@@ -83,6 +83,7 @@ async def begun(server: Server, request: Request, caller: Caller) -> AsyncIterat
         QueueFull, Unavailable: as their sources.
     """
     record: Record = request.state.record
+    record.who = caller.who
     record.ends = record.began + deadline_s(server, request)  # first of all: a deadline that cannot be read is refused
     async with server.working():
         with server.admission.admit(1, caller.who):

@@ -14,6 +14,8 @@ from service.admission import QueueFull
 from smn_core import errors
 
 RETRY_AFTER_S = 1
+NEAR = "; near it: "
+"""What the registry puts before names that are nearly the one that is not there."""
 
 
 class Rejected(errors.SMNError):
@@ -71,6 +73,13 @@ def _sayable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def _without_names_of_others(message: str, prefix: str) -> str:
+    """A message that names near misses, of which the caller is told those that begin with the prefix of its key."""
+    said, _, near = message.partition(NEAR)
+    own = [name for name in near.split(", ") if name.startswith(prefix)]
+    return f"{said}{NEAR}{', '.join(own)}" if near and own else said
+
+
 def status_of(error: errors.SMNError) -> int:
     """The HTTP status of an exception."""
     if isinstance(error, Rejected):
@@ -91,7 +100,8 @@ def response_of(status: int, code: str, message: str, param: str | None = None) 
 def _methods_of(request: Request) -> list[str]:
     """The methods that a path takes. Starlette alone would name those of the first route with that path."""
     path = getattr(request.scope.get("route"), "path", "")
-    return sorted(method.upper() for method in request.app.openapi()["paths"].get(path, ()))
+    methods = {method.upper() for method in request.app.openapi()["paths"].get(path, ())}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 def install(app: FastAPI) -> None:
@@ -102,7 +112,7 @@ def install(app: FastAPI) -> None:
         message = str(error)
         caller = getattr(request.state, "caller", None)
         if isinstance(error, errors.NotFound) and caller is not None and caller.prefix:
-            message = message.partition("; near it:")[0]  # without the names of other customers
+            message = _without_names_of_others(message, caller.prefix)
         return response_of(status_of(error), error.code, message, getattr(error, "param", None))
 
     @app.exception_handler(ClientDisconnect)

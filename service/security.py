@@ -102,7 +102,6 @@ async def may_read(request: Request) -> Caller:
     """Dependency: any known key."""
     caller: Caller = request.app.state.guard.caller(request)
     request.state.caller = caller
-    request.state.record.who = caller.who
     return caller
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -15,6 +16,9 @@ from service.server import Server, TheServer
 from smn_core.errors import SMNError
 
 router = APIRouter(tags=["status"])
+T = TypeVar("T")
+PROBE_S = 0.5
+"""Probes answer within a second, whatever hangs."""
 
 
 @router.get("/info")
@@ -63,7 +67,8 @@ async def readyz(server: TheServer) -> JSONResponse:
         reasons.append("starting")
     if server.draining:
         reasons.append("draining")
-    reasons += await server.embedder.troubles()
+    troubles = await _soon(server.embedder.troubles())
+    reasons += ["the engines do not answer"] if troubles is None else troubles
     ready, away = not reasons, await _registry_away(server)
     if away is not None:
         reasons.append(f"registry: {away}")
@@ -74,10 +79,20 @@ async def readyz(server: TheServer) -> JSONResponse:
 @router.get("/metrics", response_class=Response)
 async def metrics(server: TheServer) -> Response:
     """Prometheus text."""
-    server.metrics.hold(await server.embedder.state())
+    state = await _soon(server.embedder.state())
+    if state is not None:  # else the gauges stay as they were
+        server.metrics.hold(state)
     server.metrics.registry_up.set(await _registry_away(server) is None)
     server.metrics.queue_images.set(server.admission.admitted)
     return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _soon(asked: Awaitable[T]) -> T | None:
+    """What is asked of engines that may be in other processes; None where it does not come while a probe waits."""
+    try:
+        return await asyncio.wait_for(asked, PROBE_S)
+    except TimeoutError:
+        return None
 
 
 async def _registry_away(server: Server) -> str | None:

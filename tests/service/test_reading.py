@@ -11,7 +11,7 @@ MIB = 2**20
 
 
 def call(app, method, path, headers, parts=()):
-    """One request straight to the application; status, code, headers, and how many parts were read before the answer."""
+    """One request straight to the application; status, code, headers, and the parts read before the answer."""
     sent, left, read = [], list(parts), []
 
     async def receive():

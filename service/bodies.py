@@ -25,7 +25,7 @@ from torch import Tensor
 from service.errors import Rejected
 from service.imagetext import decode_text
 from service.jsonbody import parse_json
-from service.reading import begin, media_type, read_body, read_parts
+from service.reading import begin, media_type, read_body, read_buffer
 from service.respond import NPY
 from smn_core.errors import InvalidImage
 from smn_core.images import ImageReader
@@ -65,11 +65,11 @@ async def read_images(request: Request, limit_bytes: int, max_images: int) -> Im
     if kind == "multipart/form-data":
         found = await _from_multipart(request, limit_bytes, max_images)
     elif kind == "application/json":
-        found = await asyncio.to_thread(_from_json, await read_body(request, limit_bytes), max_images)
+        found = await asyncio.to_thread(_from_json, await read_buffer(request, limit_bytes), max_images)
     elif kind.startswith("image/"):
         found = [await read_body(request, limit_bytes)]
     elif kind == NPY:
-        array = bytearray().join(await read_parts(request, limit_bytes))
+        array = await read_buffer(request, limit_bytes)
         shape = _npy_header(array)[0]
         n_rows = shape[0] if shape else 0
         require_count(n_rows, max_images)
@@ -150,7 +150,7 @@ def _require_fields(given: Iterable[str], known: Sequence[str]) -> None:
             raise Rejected(400, "unknown_field", f"{field[:64]!r} is no field here: {takes}", field[:64])
 
 
-def _from_json(body: bytes, max_images: int) -> list[bytes]:
+def _from_json(body: bytearray, max_images: int) -> list[bytes]:
     given = parse_json(body, max_images)
     images = given.get("images")
     if not isinstance(images, list):

@@ -15,12 +15,14 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from service.errors import Rejected
-from service.reading import media_type, read_body
+from service.reading import media_type, read_buffer
 
 MAX_SMALL_BYTES = 64 * 1024
 """Most bytes of a JSON body that holds no image."""
 ITEMS, ITEMS_AN_IMAGE = 1024, 16
 """Values of a body, and more for each image that it may have."""
+ESCAPES, BYTES_AN_ESCAPE = 4096, 16
+"""Escapes by number of a body, and more for its length: some writers escape the + of base64."""
 STEP_BYTES = 2**20
 """As much is looked at before another thread may run."""
 Model = TypeVar("Model", bound=BaseModel)
@@ -38,7 +40,7 @@ async def read_json(
     if media_type(request) != "application/json":
         kind = media_type(request) or "missing"
         raise Rejected(415, "unsupported_type", f"content type {kind}: send application/json", "Content-Type")
-    body = await read_body(request, limit_bytes)
+    body = await read_buffer(request, limit_bytes)
     try:
         return await asyncio.to_thread(lambda: model.model_validate(parse_json(body, max_images)))
     except ValidationError as error:
@@ -46,7 +48,7 @@ async def read_json(
         raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in found]) from error
 
 
-def parse_json(body: bytes, max_images: int = 0) -> dict[str, Any]:
+def parse_json(body: bytes | bytearray, max_images: int = 0) -> dict[str, Any]:
     """A JSON object; in a worker thread, if it may be long.
 
     Raises:
@@ -62,13 +64,16 @@ def parse_json(body: bytes, max_images: int = 0) -> dict[str, Any]:
     return value
 
 
-def _require_few(body: bytes, most: int) -> None:
+def _require_few(body: bytes | bytearray, most: int) -> None:
     """Every value follows a comma or stands first in a list or a table. Commas of texts count too: they are few."""
-    commas = opened = 0
+    commas = opened = escapes = 0
     for start in range(0, len(body), STEP_BYTES):
         end = start + STEP_BYTES
         commas += body.count(b",", start, end)
         opened += body.count(b"[", start, end) + body.count(b"{", start, end)
+        escapes += body.count(b"\\u", start, end)
+        if escapes > ESCAPES + len(body) // BYTES_AN_ESCAPE:
+            raise Rejected(400, "invalid_json", "the body is nearly all escapes")
         if opened > most:  # one inside the other, or side by side
             raise Rejected(400, "invalid_json", f"the body has more than {most} lists and tables")
         if commas > most:

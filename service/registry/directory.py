@@ -16,6 +16,7 @@ last.
 
 from __future__ import annotations
 
+import bisect
 import fcntl
 import json
 import os
@@ -29,6 +30,7 @@ from pathlib import Path
 from service.registry.base import (
     GRACE_S,
     KINDS,
+    NEIGHBOURS,
     Entry,
     Kind,
     Published,
@@ -102,7 +104,7 @@ class DirectoryRegistry:
         check_name(name)
         entry = self._read(kind, name).entry(name)
         if entry is None:
-            raise absent(kind, name, [entry.name for entry in self._entries(kind)])
+            raise absent(kind, name, self._neighbours(kind, name))
         return entry
 
     def names(self, kind: Kind, limit: int = 100, after: str = "") -> Sequence[Entry]:
@@ -233,14 +235,23 @@ class DirectoryRegistry:
 
     def _entries(self, kind: Kind, after: str = "") -> Iterator[Entry]:
         """The entries of all names after `after`, in order."""
+        for name in sorted(name for name in self._names(kind) if name > after):
+            if entry := self._read(kind, name).entry(name):
+                yield entry
+
+    def _names(self, kind: Kind) -> list[str]:
         try:
             files = os.listdir(self._folder / kind)  # noqa: PTH208 - as in check
         except OSError as error:
             raise self._away(error) from error
-        names = (file.removesuffix(".json") for file in files if file.endswith(".json") and not file.startswith("."))
-        for name in sorted(name for name in names if name > after):
-            if entry := self._read(kind, name).entry(name):
-                yield entry
+        return [file.removesuffix(".json") for file in files if file.endswith(".json") and not file.startswith(".")]
+
+    def _neighbours(self, kind: Kind, name: str) -> list[str]:
+        """The names beside one in the order; a deleted one is none, so only these records are read."""
+        names = sorted(self._names(kind))
+        place = bisect.bisect_left(names, name)
+        around = names[max(0, place - NEIGHBOURS) : place + NEIGHBOURS]
+        return [near for near in around if self._read(kind, near).entry(near)]
 
     def _guard(self, kind: Kind, name: str, needs: Sequence[str], if_match: str | None, if_absent: bool) -> _Record:
         """The record of a name, after checking that this upload may change it."""

@@ -1,4 +1,4 @@
-"""Does one who floods keep others waiting? A quiet client beside a flood of ten connections, and beside one of its size.
+"""Does one who floods keep others waiting? A quiet client beside a flood of ten connections, and beside one.
 
     .venv/bin/python -m benchmarks.fairness [--quick] [--out FILE.jsonl]
 

@@ -37,6 +37,6 @@ RUN [ -z "${PRELOAD}" ] || python -c "import sys; from smn_core.backbone import 
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
-  CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ['SMN_PORT'] + '/readyz', timeout=4)"]
+  CMD ["python", "-c", "import os, urllib.request; from service.hints import url_of; urllib.request.urlopen(url_of(os.environ.get('SMN_HOST', ''), int(os.environ['SMN_PORT'])) + '/readyz', timeout=4)"]
 ENTRYPOINT ["smn"]
 CMD ["serve"]

@@ -95,7 +95,7 @@ def demo(
         note(f"\nserving on http://127.0.0.1:{port}, stop with ctrl-C; in another shell:\n")
         note(f"  curl -F image=@{made.sample} 'http://127.0.0.1:{port}/embed?mask=inverted'\n")
 
-    run(create_app(settings, backbone, registry), settings.host, port, settings.drain_s, say_serving)
+    run(create_app(settings, backbone, registry), say_serving)
 
 
 @app.command()

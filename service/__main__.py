@@ -65,7 +65,7 @@ def serve(ctx: typer.Context) -> None:
         for line in put_in(registry, backbone, offers):
             note(line)
     application = create_app(settings, backbone, registry)
-    run(application, settings.host, settings.port, settings.drain_s, lambda port: _say_serving(settings, port, offers))
+    run(application, lambda port: _say_serving(settings, port, offers))
 
 
 @app.command()

@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI
 from opentelemetry.trace import TracerProvider
 
 from service import errors, tracing
-from service.connection import Lingering
+from service.connection import Bodies
 from service.local import Local, engine_of
 from service.registry.base import Registry
 from service.routes import cascades, embed, masks, openai, status
@@ -86,7 +86,7 @@ def app_of(settings: Settings, server: Server, tracer_provider: TracerProvider |
     for routes in (embed, openai, masks, cascades):
         app.include_router(routes.router, dependencies=[Depends(known_query)])
     app.include_router(status.router)
-    app.add_middleware(Lingering)
+    app.add_middleware(Bodies, budget=server.body_bytes)
     app.add_middleware(Observed, metrics=server.metrics)
     return app
 

@@ -1,10 +1,7 @@
 """One queue per mask, and the one thread that owns the engine.
 
-A batch leaves as soon as the engine is free: the images with the smallest tags across all masks, up to the batch size
-and the engine's capacity of distinct masks, grouped into segments. Tags are those of start-time fair queueing (Goyal
-et al., 1996): `tag = max(now, last tag of the mask + 1)` where now is the tag of the newest image taken. An image of a
-quiet mask is tagged with the present, the n-th waiting image of a flood n places into the future, so a flood on one
-mask waits for itself; where nobody floods it is first come, first served.
+A batch leaves as soon as the engine is free: the images whose turn it is by `order.py`, across all who ask and all
+masks, up to the batch size and the engine's capacity of distinct masks, grouped into segments.
 
 A cascade's jobs are enqueued together, so an unconditional one is one mixed batch where it fits. The second pass of a
 conditional one takes the places that its first pass had: it is as old as that.
@@ -13,11 +10,8 @@ conditional one takes the places that its first pass had: it is as old as that.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import threading
 import time
-from bisect import insort
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +21,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 from torch import Tensor
 
+from service.order import Order, Place, Row
 from smn_core.engine import MaskEngine, Segment
 from smn_core.errors import NotReady, SMNError, Unavailable
 
@@ -35,10 +30,6 @@ class EngineFailed(SMNError):
     """A forward raised. Its batch is lost; the engine goes on with the next one."""
 
     code = "engine_failed"
-
-
-Place = tuple[float, int]
-"""(tag, arrival) of a row: its place in the queue."""
 
 
 @dataclass
@@ -100,9 +91,6 @@ class BatchDone:
     forward_s: float
 
 
-Row = tuple[float, int, Job, int]
-"""(tag, arrival, job, row of the job)"""
-
 Work = tuple[str | None, Float32[Tensor, "n 3 h w"], Sequence[Place]]
 """A mask, its images, and the places in the queue that an earlier pass of them had; () joins at the end."""
 
@@ -120,12 +108,8 @@ class Batcher:
         self, engine: MaskEngine, batch_size: int, heard: Callable[[BatchDone], None] = lambda _: None
     ) -> None:
         self._engine, self._batch_size, self._heard = engine, batch_size, heard
-        self._queues: dict[str | None, deque[Row]] = {}
-        self._last_tag: dict[str | None, float] = {}
-        self._now = 0.0
-        self._arrivals = 0
+        self._order: Order[Job] = Order()
         self._batches = 0
-        self._waiting = 0
         self._stopping = False
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="smn-engine", daemon=True)
@@ -134,17 +118,20 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Images in the queues."""
-        return self._waiting
+        return len(self._order)
 
-    async def embed(self, mask: str | None, x: Float32[Tensor, "n 3 h w"]) -> Timing:
+    async def embed(self, mask: str | None, x: Float32[Tensor, "n 3 h w"], who: str = "") -> Timing:
         """Embeddings of `x` through a mask that is ready. Cancelling drops what has not run yet.
+
+        Args:
+            who: those who ask have equal shares.
 
         Raises:
             EngineFailed: the forward raised.
         """
-        return (await self.embed_all([(mask, x, ())]))[0]
+        return (await self.embed_all([(mask, x, ())], who))[0]
 
-    async def embed_all(self, works: Sequence[Work]) -> list[Timing]:
+    async def embed_all(self, works: Sequence[Work], who: str = "") -> list[Timing]:
         """Embed several of these at once, all of one request: what fits goes into one batch.
 
         Raises:
@@ -158,7 +145,7 @@ class Batcher:
         ]
         with self._wake:
             for job in jobs:
-                self._enqueue(job)
+                job.places = self._order.put(who, job, len(job.x), job.places)
             self._wake.notify()
         try:
             return await asyncio.gather(*(job.done for job in jobs))
@@ -178,56 +165,18 @@ class Batcher:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def _enqueue(self, job: Job) -> None:
-        queue = self._queues.setdefault(job.mask, deque())
-        self._waiting += len(job.x)
-        if job.places:
-            for row, place in enumerate(job.places):
-                insort(queue, (*place, job, row), key=_place_of)
-            return
-        tag = max(self._now, self._last_tag.get(job.mask, -1.0) + 1)
-        job.places = [(tag + row, self._arrivals + row) for row in range(len(job.x))]
-        queue.extend((*place, job, row) for row, place in enumerate(job.places))
-        self._arrivals += len(job.x)
-        self._last_tag[job.mask] = tag + len(job.x) - 1
-
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._stopping and not (rows := self._take()):
+                while not self._stopping and not (rows := self._order.take(self._batch_size, self._engine.capacity)):
                     self._wake.wait()
                 if self._stopping:
-                    _fail([row for queue in self._queues.values() for row in queue], Unavailable("the server stopped"))
+                    _fail(list(self._order.rows()), Unavailable("the server stopped"))
                     return
             self._run_batch(rows)
 
-    def _take(self) -> list[Row]:
-        """The rows of the next batch, in order of tags; rows of cancelled jobs are dropped on the way."""
-        heads = [(queue[0][:2], mask) for mask, queue in self._queues.items()]
-        heapq.heapify(heads)
-        taken: list[Row] = []
-        masks: set[str | None] = set()
-        while heads and len(taken) < self._batch_size:
-            _, mask = heapq.heappop(heads)
-            if mask is not None and mask not in masks and len(masks - {None}) >= self._engine.capacity:
-                continue
-            queue = self._queues[mask]
-            row = queue.popleft()
-            self._waiting -= 1
-            if not row[2].cancelled:
-                taken.append(row)
-                masks.add(mask)
-                self._now = max(self._now, row[0])
-            if queue:
-                heapq.heappush(heads, (queue[0][:2], mask))
-            else:
-                del self._queues[mask]
-        if not self._queues:
-            self._last_tag.clear()
-        return taken
-
-    def _run_batch(self, rows: list[Row]) -> None:
-        by_mask: dict[str | None, list[Row]] = {}
+    def _run_batch(self, rows: list[Row[Job]]) -> None:
+        by_mask: dict[str | None, list[Row[Job]]] = {}
         for row in rows:
             by_mask.setdefault(row[2].mask, []).append(row)
         segments, start = [], 0
@@ -262,11 +211,7 @@ class Batcher:
                 _settle(job, Timing(job.out, job.first_taken - job.entered, job.batches, job.places))
 
 
-def _place_of(row: Row) -> Place:
-    return row[:2]
-
-
-def _gather(rows: list[Row]) -> Float32[Tensor, "n 3 h w"]:
+def _gather(rows: list[Row[Job]]) -> Float32[Tensor, "n 3 h w"]:
     """The batch's input; a batch that is one whole job is passed through without a copy."""
     job = rows[0][2]
     if len(rows) == len(job.x) and all(row[2] is job and row[3] == i for i, row in enumerate(rows)):
@@ -274,7 +219,7 @@ def _gather(rows: list[Row]) -> Float32[Tensor, "n 3 h w"]:
     return torch.stack([job.x[row] for _, _, job, row in rows])
 
 
-def _fail(rows: list[Row], error: Exception) -> None:
+def _fail(rows: list[Row[Job]], error: Exception) -> None:
     """End the jobs of a batch with this error; their rows that still wait are dropped too."""
     for job in {id(row[2]): row[2] for row in rows}.values():
         job.cancelled = True

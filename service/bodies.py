@@ -1,27 +1,22 @@
-"""Request bodies: how they come in, within limits, and which images they hold.
+"""Request bodies: which images they hold.
 
-Everything is bounded before it is read; decoding happens later, in worker processes.
+`reading.py` bounds their bytes before they are read, `jsonbody.py` and `imagetext.py` read texts. Decoding happens
+later, in worker processes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import io
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import orjson
 import torch
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from jaxtyping import Float32
-from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -29,10 +24,12 @@ from starlette.formparsers import MultiPartException
 from torch import Tensor
 
 from service.errors import Rejected
+from service.imagetext import decode_text
+from service.jsonbody import parse_json
+from service.reading import begin, media_type, read_body, read_buffer
 from service.respond import NPY
 from smn_core.images import ImageReader
 
-DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]+)*,", re.ASCII)
 MAX_FIELDS = 16
 IMAGE_FIELDS = ("image", "images")
 EPILOGUE_BYTES = 1024
@@ -41,9 +38,6 @@ MAX_HEADER_BYTES = 4096
 """Most bytes of the header of an .npy array."""
 MAX_SIDE = 2**63 - 1
 """Longest side of an .npy array."""
-MAX_SMALL_BYTES = 64 * 1024
-"""Most bytes of a JSON body that holds no image."""
-Model = TypeVar("Model", bound=BaseModel)
 MEDIA_TYPES = "image/*, multipart/form-data, application/json or application/x-npy"
 
 
@@ -61,38 +55,6 @@ class Images:
         return len(self.encoded) if self.array is None else self.n_rows
 
 
-class TooLarge(Rejected):
-    def __init__(self, limit: int) -> None:
-        super().__init__(413, "body_too_large", f"the body is larger than {limit} bytes")
-
-
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The whole body; refused as soon as it is known to be too large.
-
-    Raises:
-        Rejected: 413.
-    """
-    return b"".join(await _read_parts(request, limit_bytes))
-
-
-async def _read_parts(request: Request, limit_bytes: int) -> list[bytes]:
-    require_length(request, limit_bytes)
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit_bytes:
-            raise TooLarge(limit_bytes)
-        parts.append(part)
-    return parts
-
-
-def require_length(request: Request, limit_bytes: int) -> None:
-    """Refuse a declared length over the limit, before a byte is read."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > limit_bytes:
-        raise TooLarge(limit_bytes)
-
-
 async def read_images(request: Request, limit_bytes: int, max_images: int) -> Images:
     """The images of a request by its content type; not decoded yet.
 
@@ -103,11 +65,11 @@ async def read_images(request: Request, limit_bytes: int, max_images: int) -> Im
     if kind == "multipart/form-data":
         found = await _from_multipart(request, limit_bytes, max_images)
     elif kind == "application/json":
-        found = await asyncio.to_thread(_from_json, await read_body(request, limit_bytes), max_images)
+        found = await asyncio.to_thread(_from_json, await read_buffer(request, limit_bytes), max_images)
     elif kind.startswith("image/"):
         found = [await read_body(request, limit_bytes)]
     elif kind == NPY:
-        array = bytearray().join(await _read_parts(request, limit_bytes))
+        array = await read_buffer(request, limit_bytes)
         shape = _npy_header(array)[0]
         n_rows = shape[0] if shape else 0
         require_count(n_rows, max_images)
@@ -118,28 +80,6 @@ async def read_images(request: Request, limit_bytes: int, max_images: int) -> Im
     return Images(found)
 
 
-def media_type(request: Request) -> str:
-    """The content type without its parameters; empty where there is none."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def read_json(request: Request, model: type[Model], limit_bytes: int = MAX_SMALL_BYTES) -> Model:
-    """A JSON body as a model. FastAPI's own reading has no limit on its size.
-
-    Raises:
-        Rejected: 413 too large, 415 another content type.
-        RequestValidationError: 400, not JSON, or not the model's.
-    """
-    if media_type(request) != "application/json":
-        kind = media_type(request) or "missing"
-        raise Rejected(415, "unsupported_type", f"content type {kind}: send application/json", "Content-Type")
-    body = await read_body(request, limit_bytes)
-    try:
-        return await asyncio.to_thread(model.model_validate_json, body)
-    except ValidationError as error:
-        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from error
-
-
 def require_count(n_images: int, max_images: int) -> None:
     """Refuse a request without images, or with too many."""
     if n_images == 0:
@@ -148,54 +88,18 @@ def require_count(n_images: int, max_images: int) -> None:
         raise Rejected(413, "too_many_images", f"{n_images} images, at most {max_images} a request", "images")
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        Rejected: 400.
-    """
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Rejected(400, "invalid_json", f"the body is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise Rejected(400, "invalid_json", "the body is not a JSON object")
-    return value
-
-
-def decode_text(text: object, param: str) -> bytes:
-    """The bytes of base64 text, or of a data URI with base64. A URL is refused: the server fetches nothing.
-
-    Raises:
-        Rejected: 400.
-    """
-    if not isinstance(text, str):
-        raise Rejected(400, "invalid_image_text", f"{param} is not base64 text or a data URI", param)
-    header = DATA_URI.match(text[:256])
-    if header is None and "://" in text[:32]:
-        raise Rejected(400, "url_not_fetched", f"{param} is a URL; this server fetches nothing: send the bytes", param)
-    if header is not None and not header[0].endswith(";base64,"):
-        raise Rejected(400, "invalid_image_text", f"{param} is a data URI without ;base64", param)
-    try:
-        return base64.b64decode(text[header.end() :] if header else text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Rejected(400, "invalid_image_text", f"{param} is not base64: {error}", param) from error
-
-
 async def _from_multipart(request: Request, limit_bytes: int, max_images: int) -> list[bytes]:
-    require_length(request, limit_bytes)
+    grow = begin(request, limit_bytes)
     # A body that was cut short lacks its closing boundary; Starlette would drop the cut part and go on without it.
     closing = b"--%b--" % parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"")
-    seen, end = 0, b""
+    end = b""
     receive = request._receive
 
     async def counted() -> Any:
-        nonlocal seen, end
+        nonlocal end
         message = await receive()
         part = message.get("body", b"")
-        seen += len(part)
-        if seen > limit_bytes:
-            raise TooLarge(limit_bytes)
+        grow(len(part))
         kept = len(closing) + EPILOGUE_BYTES
         end = part[-kept:] if len(part) >= kept else (end + part)[-kept:]
         if message["type"] == "http.request" and not message.get("more_body") and closing not in end:
@@ -206,7 +110,7 @@ async def _from_multipart(request: Request, limit_bytes: int, max_images: int) -
     try:
         async with request.form(max_files=max_images + 1, max_fields=MAX_FIELDS, max_part_size=limit_bytes) as form:
             _require_fields(form, IMAGE_FIELDS)
-            parts = [part for field in IMAGE_FIELDS for part in form.getlist(field)]
+            parts = [part for _, part in form.multi_items()]  # rows are in the order of the parts, whatever their names
             return [await p.read() if isinstance(p, UploadFile) else p.encode("latin-1", "replace") for p in parts]
     except HTTPException as error:  # Starlette turns its MultiPartException into this one inside an application
         if "Too many files" in error.detail:
@@ -228,8 +132,8 @@ def _require_fields(given: Iterable[str], known: Sequence[str]) -> None:
             raise Rejected(400, "unknown_field", f"{field[:64]!r} is no field here: {takes}", field[:64])
 
 
-def _from_json(body: bytes, max_images: int) -> list[bytes]:
-    given = parse_json(body)
+def _from_json(body: bytearray, max_images: int) -> list[bytes]:
+    given = parse_json(body, max_images)
     images = given.get("images")
     if not isinstance(images, list):
         raise Rejected(400, "no_images", 'send {"images": [base64 or data URI, ...]}', "images")

@@ -75,6 +75,16 @@ def _wait_s(response: httpx2.Response, attempt: int) -> float | None:
     return min(float(after[:9]) if told else 0.1 * 2**attempt, LONGEST_WAIT_S)
 
 
+def _may_resend(call: Call, error: httpx2.RequestError, *, reused: bool) -> bool:
+    """Whether a call should be sent once more: its connection was an old one that the server had just closed.
+
+    Not an upload with a guard: had the first one been made, the second would be refused.
+    """
+    lost = isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError | httpx2.WriteError)
+    guarded = not {"If-Match", "If-None-Match"}.isdisjoint(call.headers or ())
+    return reused and lost and not guarded
+
+
 def _away(url: httpx2.URL, error: Exception) -> ServerAway:
     return ServerAway(f"no answer from {hide_user(str(url))}: {one_line(str(error)) or type(error).__name__}")
 
@@ -90,6 +100,7 @@ class Client:
     def __init__(self, server: str, key: str | None = None, timeout_s: float = 60.0) -> None:
         settings = connection(server, key, timeout_s)
         try:
+            self._reused = False  # whether a connection may be kept from an earlier call
             self._http = httpx2.Client(**settings, transport=httpx2.HTTPTransport(proxy=proxy_of(server)))
         except ImportError as error:
             raise InvalidArgument(unusable_proxy("a SOCKS proxy needs the package socksio")) from error
@@ -237,7 +248,11 @@ class Client:
             try:
                 response = self._http.request(call.method, call.path, **call.arguments())
             except httpx2.RequestError as error:
-                raise _away(self._http.base_url, error) from error
+                if attempt + 1 == ATTEMPTS or not _may_resend(call, error, reused=self._reused):
+                    raise _away(self._http.base_url, error) from error
+                self._reused = False
+                continue
+            self._reused = True
             wait_s = _wait_s(response, attempt)
             if wait_s is None:
                 return check(response)
@@ -251,6 +266,7 @@ class AsyncClient:
     def __init__(self, server: str, key: str | None = None, timeout_s: float = 60.0) -> None:
         settings = connection(server, key, timeout_s)
         try:
+            self._reused = False
             self._http = httpx2.AsyncClient(**settings, transport=httpx2.AsyncHTTPTransport(proxy=proxy_of(server)))
         except ImportError as error:
             raise InvalidArgument(unusable_proxy("a SOCKS proxy needs the package socksio")) from error
@@ -288,7 +304,11 @@ class AsyncClient:
             try:
                 response = await self._http.request(call.method, call.path, **call.arguments())
             except httpx2.RequestError as error:
-                raise _away(self._http.base_url, error) from error
+                if attempt + 1 == ATTEMPTS or not _may_resend(call, error, reused=self._reused):
+                    raise _away(self._http.base_url, error) from error
+                self._reused = False
+                continue
+            self._reused = True
             wait_s = _wait_s(response, attempt)
             if wait_s is None:
                 return check(response)

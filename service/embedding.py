@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -75,10 +74,26 @@ class Embedding:
         return used.digest if used is not None else "root"
 
 
+@asynccontextmanager
+async def begun(server: Server, request: Request, caller: Caller) -> AsyncIterator[None]:
+    """A request that embeds, inside the block: it has a deadline and a place before its body is read.
+
+    Raises:
+        Rejected: 400, a deadline that cannot be read.
+        QueueFull, Unavailable: as their sources.
+    """
+    record: Record = request.state.record
+    record.who = caller.who
+    record.ends = record.began + deadline_s(server, request)  # first of all: a deadline that cannot be read is refused
+    async with server.working():
+        with server.admission.admit(1, caller.who):
+            yield
+
+
 async def embed(
     server: Server, request: Request, caller: Caller, read: Callable[[], Awaitable[Images]], wanted: Wanted
 ) -> Embedding:
-    """Embed what `read` finds in the request, through what its references mean now.
+    """Embed what `read` finds in the request, through what its references mean now. To be called inside `begun`.
 
     Raises:
         Rejected: 403 a reference that the caller's key is not for, 400 more dimensions than there are, 504 past the
@@ -88,17 +103,12 @@ async def embed(
     for reference in (wanted.mask, wanted.cascade):
         if reference is not None:
             caller.require_name(parse_reference(reference)[0])
-    client = request.client.host if request.client is not None else ""
     record: Record = request.state.record
-    record.ends = record.began + deadline_s(server, request)  # first of all: a deadline that cannot be read is refused
-    async with server.working():
-        # One place before the body is read, the others once the number of images is known.
-        with server.admission.admit(1):
-            target = await in_time(server, request, lambda: _check(server, _resolve(server, wanted), wanted))
-            images = await in_time(server, request, read)
-            with server.admission.admit(max(0, images.count - 1)):
-                run = partial(_run, server, record, images, target, client)
-                return await in_time(server, request, lambda: until_gone(request, run()))
+    target = await in_time(server, request, lambda: _check(server, _resolve(server, wanted), wanted))
+    images = await in_time(server, request, read)
+    # `begun` took one place before the body was read; the others follow once the number of images is known.
+    with server.admission.admit(max(0, images.count - 1), caller.who):
+        return await in_time(server, request, lambda: until_gone(request, _run(server, record, images, target)))
 
 
 def _resolve(server: Server, wanted: Wanted) -> Target:
@@ -122,12 +132,12 @@ async def _check(server: Server, target: Target, wanted: Wanted) -> Target:
     return replace(target, mode=mode)
 
 
-async def _run(server: Server, record: Record, images: Images, target: Target, client: str) -> Embedding:
+async def _run(server: Server, record: Record, images: Images, target: Target) -> Embedding:
     """Decode while the embedder loads what it needs, then embed."""
     used = target.cascade or target.mask
     record.facts |= {"images": images.count, "digest": used.digest if used is not None else None}
     mask, cascade = (found.digest if found else None for found in (target.mask, target.cascade))
-    decoding = asyncio.create_task(_decode(server, record, images, client))
+    decoding = asyncio.create_task(_decode(server, record, images))
     try:
         done = await server.embedder.embed(record, Through(mask, cascade, target.mode), decoding)
     finally:
@@ -142,13 +152,13 @@ async def _run(server: Server, record: Record, images: Images, target: Target, c
     return Embedding(done.z, target.mask, done.warnings, target.cascade, mode, done.chosen)
 
 
-async def _decode(server: Server, record: Record, images: Images, client: str) -> Float32[Tensor, "n 3 h w"]:
+async def _decode(server: Server, record: Record, images: Images) -> Float32[Tensor, "n 3 h w"]:
     began = time.perf_counter()
     loop = asyncio.get_running_loop()
     if images.array is not None:
         x = await loop.run_in_executor(server.decoders, from_npy, images.array, server.reader)
     else:
-        pixels = await server.decoding.decode(client, images.encoded)
+        pixels = await server.decoding.decode(record.who, images.encoded)
         x = await loop.run_in_executor(server.decoders, server.reader.normalise, pixels)
     record.stages["decode"] = time.perf_counter() - began
     server.metrics.decode_seconds.observe(record.stages["decode"])

@@ -15,6 +15,8 @@ from service.registry.within import TooLate
 from smn_core import errors
 
 RETRY_AFTER_S = 1
+NEAR = "; near it: "
+"""What the registry puts before names that are nearly the one that is not there."""
 
 
 class Rejected(errors.SMNError):
@@ -48,6 +50,7 @@ TYPES = {
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "timeout_error",
     409: "conflict_error",
     412: "precondition_error",
     413: "invalid_request_error",
@@ -72,6 +75,13 @@ def _sayable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def _without_names_of_others(message: str, prefix: str) -> str:
+    """A message that names near misses, of which the caller is told those that begin with the prefix of its key."""
+    said, _, near = message.partition(NEAR)
+    own = [name for name in near.split(", ") if name.startswith(prefix)]
+    return f"{said}{NEAR}{', '.join(own)}" if near and own else said
+
+
 def status_of(error: errors.SMNError) -> int:
     """The HTTP status of an exception."""
     if isinstance(error, Rejected):
@@ -92,7 +102,8 @@ def response_of(status: int, code: str, message: str, param: str | None = None) 
 def _methods_of(request: Request) -> list[str]:
     """The methods that a path takes. Starlette alone would name those of the first route with that path."""
     path = getattr(request.scope.get("route"), "path", "")
-    return sorted(method.upper() for method in request.app.openapi()["paths"].get(path, ()))
+    methods = {method.upper() for method in request.app.openapi()["paths"].get(path, ())}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 def install(app: FastAPI) -> None:
@@ -103,7 +114,7 @@ def install(app: FastAPI) -> None:
         message = str(error)
         caller = getattr(request.state, "caller", None)
         if isinstance(error, errors.NotFound) and caller is not None and caller.prefix:
-            message = message.partition("; near it:")[0]  # without the names of other customers
+            message = _without_names_of_others(message, caller.prefix)
         return response_of(status_of(error), error.code, message, getattr(error, "param", None))
 
     @app.exception_handler(ClientDisconnect)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
+import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -13,20 +15,25 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from service.connection import BoundedProtocol
+from service.connection import LINGER_S
+from service.protocol import BoundedProtocol, Connections
 from service.server import Server
 from smn_core.errors import InvalidArgument
 
 STOPPED_S = 0.05
 """Time for requests that the engine has just failed to send their 503."""
+FILES_KEPT = 64
+"""Fewest descriptors that connections leave to everything else: files, Redis, decoders."""
 
 
 class DrainingServer(uvicorn.Server):
     """Answers what is in flight before it closes; a second signal ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float, answers: Callable[[], object]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: FastAPI, connections: Connections, answers: Callable[[], object]
+    ) -> None:
         super().__init__(config)
-        self._app, self._drain_s, self._answers = app, drain_s, answers
+        self._app, self._connections, self._answers = app, connections, answers
         self._server: Server = app.state.server
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -41,6 +48,11 @@ class DrainingServer(uvicorn.Server):
         if not self.should_exit:
             self._answers()
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # once a second
+            self._connections.sweep(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Begin the drain. uvicorn's own handler would close the socket at once and raise the signal again."""
         if self._server.draining:
@@ -52,7 +64,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._drain_s
+        end = loop.time() + self._server.settings.drain_s
         while self._server.in_flight and loop.time() < end:
             await asyncio.sleep(0.01)
         if self._server.in_flight:  # the time is over: what still waits for the engine gets 503 while that can be sent
@@ -64,8 +76,8 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def run(app: FastAPI, host: str, port: int, drain_s: float, answers: Callable[[int], object] = lambda _: None) -> None:
-    """Serve until a signal; returns once everything is answered and closed.
+def run(app: FastAPI, answers: Callable[[int], object] = lambda _: None) -> None:
+    """Serve until a signal, as the settings of the application's server say; returns once everything is answered.
 
     `answers` is called with the port once requests are answered: it is bound, and what is to be resident is loaded.
 
@@ -74,27 +86,39 @@ def run(app: FastAPI, host: str, port: int, drain_s: float, answers: Callable[[i
         OSError: the address is not this machine's.
         SMNError: what is to be preloaded cannot be.
     """
+    server: Server = app.state.server
+    settings = server.settings
+    connections = Connections(
+        connections_within(settings.max_connections), settings.head_s, settings.timeout_ms / 1e3 + LINGER_S + 1
+    )
     config = uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=functools.partial(BoundedProtocol, bounds=connections),  # type: ignore[arg-type]  # it is only called
         ws="none",
+        timeout_keep_alive=settings.keep_alive_s,
         log_config=None,
         lifespan="off",
         access_log=False,
         server_header=False,
     )
     assert threading.current_thread() is threading.main_thread()
-    with _listen(host, port, config.backlog) as listening:
+    with _listen(settings.host, settings.port, config.backlog) as listening:
         bound = listening.getsockname()[1]
-        server = DrainingServer(config, app, drain_s, lambda: answers(bound))
-        structlog.get_logger("smn.server").info("listening", host=host, port=bound)
-        server.run([listening])
+        structlog.get_logger("smn.server").info("listening", host=settings.host, port=bound)
+        DrainingServer(config, app, connections, lambda: answers(bound)).run([listening])
+
+
+def connections_within(most: int) -> int:
+    """So many connections, or as many as the limit of open files has room for beside everything else."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if soft == resource.RLIM_INFINITY else max(1, min(most, soft - max(FILES_KEPT, soft // 4)))
 
 
 def _listen(host: str, port: int, backlog: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=backlog)
+        both = host == "::" and socket.has_dualstack_ipv6()  # every address of the machine: IPv4's too
+        return socket.create_server((host, port), family=family, backlog=backlog, dualstack_ipv6=both)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise

@@ -88,12 +88,12 @@ class Local:
                 done = await self._passes.run(record, cascade, through.mode, decoded)
             return Done(done.z, done.warnings, done.chosen)
         if through.mask is None:
-            timing, warnings = await self.batcher.embed(None, await decoded), list[str]()
+            timing, warnings = await self.batcher.embed(None, await decoded, record.who), list[str]()
         else:
             began = time.perf_counter()
             async with self.library.hold(through.mask) as warnings:
                 record.stages["load"] = time.perf_counter() - began
-                timing = await self.batcher.embed(through.mask, await decoded)
+                timing = await self.batcher.embed(through.mask, await decoded, record.who)
         record.stages |= {"queue": timing.queue_s, "swap": timing.swap_s, "forward": timing.forward_s}
         self._metrics.queue_seconds.observe(timing.queue_s)
         return Done(timing.embeddings, warnings)

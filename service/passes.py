@@ -66,7 +66,7 @@ class Passes:
     async def _all(self, record: Record, cascade: Cascade, decoded: Awaitable[Tensor]) -> Passed:
         async with self._hold(record, "load", *cascade.masks) as warnings:
             x = await decoded
-            timings = await self._batcher.embed_all([(digest, x, ()) for digest in cascade.masks])
+            timings = await self._batcher.embed_all([(digest, x, ()) for digest in cascade.masks], record.who)
         self._tell(record, "", together(timings))
         joined = concatenate_all([timing.embeddings for timing in timings])
         z = await self._timed(record, "fuse", lambda: fuse(cascade, UNCONDITIONAL, joined))
@@ -77,7 +77,7 @@ class Passes:
         assert router is not None  # a cascade without a router has no conditional mode
         async with self._hold(record, "load", cascade.root) as warnings:
             x = await decoded
-            first = await self._batcher.embed(cascade.root, x)
+            first = await self._batcher.embed(cascade.root, x, record.who)
         self._tell(record, "", first)
         root = first.embeddings
         chosen = await self._timed(record, "route", lambda: route(router, root))
@@ -87,7 +87,8 @@ class Passes:
                 [
                     (cascade.experts[j], x[torch.from_numpy(of)], [first.places[i] for i in of.tolist()])
                     for j, of in rows.items()
-                ]
+                ],
+                record.who,
             )
         self._tell(record, "expert_", together(second))
         expert = np.empty_like(root)

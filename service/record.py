@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 class Record:
     """What is known of one request: the seconds of its stages, and facts such as its digest.
 
-    `began` and `ends`, its deadline, are readings of `time.perf_counter`.
+    `began` and `ends`, its deadline, are readings of `time.perf_counter`. `who` shares what is scarce with others.
     """
 
     request_id: str
     began: float = field(default_factory=time.perf_counter)
     ends: float = math.inf
+    who: str = ""
     stages: dict[str, float] = field(default_factory=dict)
     facts: dict[str, object] = field(default_factory=dict)
 

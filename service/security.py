@@ -22,19 +22,24 @@ PREFIX = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 
 @dataclass(frozen=True)
 class Key:
-    """A secret, whether it may change masks, and the prefix of the names it is bound to."""
+    """A secret, whether it may change masks, the prefix of the names it is bound to, and what it is called inside."""
 
     secret: bytes
     admin: bool
     prefix: str
+    who: str
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request: what they may change, and which names they may touch."""
+    """Who sent a request: what they may change, and which names they may touch.
+
+    `who` is one of those who share the server: a key, or without keys a network address.
+    """
 
     admin: bool
     prefix: str = ""
+    who: str = ""
 
     def require_name(self, name: str) -> None:
         """Raise 403 unless the caller's key is for this name."""
@@ -61,7 +66,7 @@ class Guard:
             Rejected: 401, no key or none that is known.
         """
         if not self._keys:
-            return Caller(admin=True)
+            return Caller(admin=True, who=network_of(request.client.host if request.client else ""))
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret:
             raise Rejected(401, "no_key", "send a key: Authorization: Bearer <key>")
@@ -71,7 +76,7 @@ class Guard:
                 found = key
         if found is None:
             raise Rejected(401, "unknown_key", "the key is not known here")
-        return Caller(found.admin, found.prefix)
+        return Caller(found.admin, found.prefix, found.who)
 
 
 def guard_of(settings: Settings) -> Guard:
@@ -81,7 +86,8 @@ def guard_of(settings: Settings) -> Guard:
         InvalidArgument: no admin key on an address that others reach, a key that no header can carry, or one that is
             bound to two prefixes. The message never has the key.
     """
-    keys = [_key(text, admin=False) for text in settings.api_keys] + [_key(t, admin=True) for t in settings.admin_keys]
+    texts = [(text, False) for text in settings.api_keys] + [(text, True) for text in settings.admin_keys]
+    keys = [_key(text, admin=admin, who=f"key {number}") for number, (text, admin) in enumerate(texts)]
     given: dict[bytes, str] = {}
     for key in keys:
         if given.setdefault(key.secret, key.prefix) != key.prefix:
@@ -152,7 +158,19 @@ async def known_query(request: Request) -> None:
             raise Rejected(400, "repeated_parameter", f"{name} is given {given.count(name)} times", name)
 
 
-def _key(text: str, *, admin: bool) -> Key:
+def network_of(host: str) -> str:
+    """The address, of IPv6 its first 64 bits: that much belongs to one customer of a provider."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        mapped = address.ipv4_mapped
+        return str(mapped) if mapped else str(ipaddress.IPv6Address(int(address) >> 64 << 64))
+    return host
+
+
+def _key(text: str, *, admin: bool, who: str) -> Key:
     secret, bound, prefix = (part.strip() for part in text.partition("="))
     if not secret:
         raise InvalidArgument("a key is empty: write key or key=prefix")
@@ -162,7 +180,7 @@ def _key(text: str, *, admin: bool) -> Key:
             "a key is bound to a prefix that no name can have: a key holds no = of its own, as base64 does "
             "(`openssl rand -hex 32` makes one without)"
         )
-    return Key(secret.encode(), admin, prefix)
+    return Key(secret.encode(), admin, prefix, who)
 
 
 def _is_loopback(host: str) -> bool:

@@ -33,6 +33,7 @@ class Server:
     def __init__(self, settings: Settings, embedder: Embedder, registry: Registry, metrics: Metrics) -> None:
         self.settings, self.embedder, self.registry, self.metrics = settings, embedder, registry, metrics
         self.admission = Admission(settings.queue_images)
+        self.body_bytes = Admission(max(settings.body_bytes, settings.max_body_bytes), "bytes of bodies")
         self.reader = ImageReader(self.backbone.preprocess, settings.max_pixels)
         self.decoding = DecodePool(
             self.backbone.preprocess,

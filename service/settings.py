@@ -180,6 +180,30 @@ class Settings(BackboneSettings):
     )
 
     max_body_bytes: int = setting(64 * MIB, "Largest request body; then 413.", short="Largest body.", ge=1024)
+    body_bytes: int = setting(
+        256 * MIB,
+        "Bytes of bodies in flight, claimed before they are read, of all requests; then 429.",
+        short="Bytes of bodies in flight.",
+        ge=1024,
+    )
+    max_connections: int = setting(
+        1024,
+        "Connections at once; one more closes the longest idle one. Fewer where few files may be open.",
+        short="Connections at once.",
+        ge=1,
+    )
+    head_s: float = setting(
+        10.0,
+        "Longest wait for a request's head, and for the first byte of a connection; then it is closed.",
+        short="Longest wait for a request's head.",
+        gt=0,
+    )
+    keep_alive_s: int = setting(
+        75,
+        "How long a connection without a request is kept open; more than the proxy in front keeps its own.",
+        short="How long an idle connection is kept open.",
+        ge=1,
+    )
     max_pixels: int = setting(
         51_000_000,
         "Most pixels of one image; then 422.",

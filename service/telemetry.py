@@ -127,7 +127,9 @@ class Observed:
         given = Headers(scope=scope).get("x-request-id", "")
         record = Record(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         scope.setdefault("state", {})["record"] = record
-        status = 500
+        status, method = 500, scope["method"]
+        if method == "HEAD":  # every GET route answers it: FastAPI's routes alone do not
+            scope = {**scope, "method": "GET"}
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -138,14 +140,16 @@ class Observed:
                 if record.stages:
                     headers["Server-Timing"] = record.server_timing()
                 annotate(record)
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
             await self._app(scope, receive, sending)
         finally:
-            self._finish(scope, record, status)
+            self._finish(scope, method, record, status)
 
-    def _finish(self, scope: Scope, record: Record, status: int) -> None:
+    def _finish(self, scope: Scope, method: str, record: Record, status: int) -> None:
         annotate(record)  # again: a request that failed has sent no answer, and so was not annotated above
         route = getattr(scope.get("route"), "path", "none")
         seconds = time.perf_counter() - record.began
@@ -157,7 +161,7 @@ class Observed:
         self._log.info(
             "request",
             request_id=record.request_id,
-            method=scope["method"],
+            method=method,
             route=route,
             status=status,
             total_ms=round(1e3 * seconds, 3),

@@ -23,7 +23,9 @@ from smn_core.errors import SMNError
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_METADATA_BYTES = 4 * 2**20
 """Most bytes of `__metadata__` as UTF-8, keys and values: a list of 100,000 classes fits."""
-MAX_KEYS, MAX_TENSORS, MAX_KEY_CHARS = 256, 2**16, 512
+MAX_KEYS, MAX_TENSORS, MAX_KEY_CHARS = 256, 2**14, 512
+MAX_QUOTES = 10 * (MAX_TENSORS + 1) + 4 * MAX_KEYS
+"""Of a header: a tensor has ten, a key of the metadata with its text four. Those inside of texts are escaped."""
 MAX_DEPTH = 16
 """Most tables and lists inside each other, in the header and in a JSON text of the metadata."""
 MAX_INTEGER = 2**63 - 1
@@ -159,6 +161,9 @@ def _checked_metadata(data: bytes) -> dict[str, str]:
     (length,) = struct.unpack("<Q", data[:8])
     if length > min(len(data) - 8, MAX_HEADER_BYTES):
         raise InvalidTensorFile(f"not a safetensors file: a header of {length} bytes in a file of {len(data)}")
+    # A parser holds the interpreter for as long as there are keys: count them first.
+    if data.count(b'"', 8, 8 + length) - data.count(b'\\"', 8, 8 + length) > MAX_QUOTES:
+        raise InvalidTensorFile(f"the header has more than {MAX_TENSORS} tensors or {MAX_KEYS} metadata keys")
     try:
         header = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=_unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:

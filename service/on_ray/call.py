@@ -16,6 +16,7 @@ class Call:
         fingerprint: of the backbone that the ingress speaks for.
         left_s: seconds until the client's deadline.
         avoid: replicas that refused it already.
+        who: who asks, for fair shares.
     """
 
     through: Through
@@ -23,6 +24,7 @@ class Call:
     left_s: float
     request_id: str
     avoid: tuple[str, ...] = ()
+    who: str = ""
 
     @property
     def digest(self) -> str | None:

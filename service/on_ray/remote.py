@@ -63,7 +63,7 @@ class Remote:
             as the first refusal that no other replica can mend; QueueFull, Unavailable where all refused so.
         """
         x = (await decoded).numpy()
-        call = Call(through, self.backbone.fingerprint, 0.0, record.request_id)
+        call = Call(through, self.backbone.fingerprint, 0.0, record.request_id, who=record.who)
         while True:
             call = replace(call, left_s=max(0.0, record.ends - time.perf_counter()))
             try:

@@ -49,9 +49,9 @@ class Replica:
         """Embeddings of normalised images. A refusal is returned, not raised: Ray would log a traceback for each."""
         try:
             self._require(call.fingerprint, self._local.backbone)
-            with self._admission.admit(len(x)):
+            with self._admission.admit(len(x), call.who):
                 async with asyncio.timeout(call.left_s):
-                    record = Record(call.request_id)
+                    record = Record(call.request_id, who=call.who)
                     done = await self._local.embed(record, call.through, _given(x))
         except (QueueFull, WrongBackbone, Unavailable) as error:
             return Refused(self._id, error, elsewhere=True)

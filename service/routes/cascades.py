@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
-from service.bodies import read_body
 from service.embedding import in_time
+from service.reading import read_body
 from service.registry.base import Entry, Hold, Published, Registry, Version, blob_of_version
 from service.routes.versions import add_common_routes, answer, changing, guards, reading, version_table
 from service.schemas import CascadeInfo, Written

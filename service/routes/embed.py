@@ -64,7 +64,8 @@ async def embed(
     async def read() -> Images:
         return await read_images(request, limits.max_body_bytes, limits.most_images)
 
-    found = await embedding.embed(server, request, caller, read, wanted)
+    async with embedding.begun(server, request, caller):
+        found = await embedding.embed(server, request, caller, read, wanted)
     return _answer(request, server, found, dimensions, normalize=normalize)
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
-from service.bodies import read_body
 from service.embedding import in_time
 from service.errors import Rejected
+from service.reading import read_body
 from service.registry.base import blob_of_version
 from service.routes.versions import add_common_routes, answer, changing, guards, reading, version_table
 from service.schemas import MaskInfo, Written

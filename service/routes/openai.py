@@ -8,10 +8,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service import respond
-from service.bodies import Images, decode_text, read_json, require_count
-from service.embedding import Wanted, embed, in_time
-from service.registry.base import CASCADE, Kind
-from service.schemas import OpenAIAnswer, OpenAIModels, OpenAIRequest
+from service.bodies import Images, require_count
+from service.embedding import Wanted, begun, embed, in_time
+from service.imagetext import decode_text
+from service.jsonbody import read_json
+from service.registry.base import CASCADE, Kind, parse_reference
+from service.schemas import OpenAIAnswer, OpenAIModel, OpenAIModels, OpenAIRequest
 from service.security import Reader
 from service.server import Server, TheServer
 
@@ -25,18 +27,19 @@ BODY = {"required": True, "content": {"application/json": {"schema": OpenAIReque
 @router.post("/embeddings", response_model=OpenAIAnswer, openapi_extra={"requestBody": BODY})
 async def embeddings(server: TheServer, request: Request, caller: Reader) -> Response:
     """Embeddings as OpenAI's API gives them; base64 is little-endian float32."""
-    limit = server.settings.max_body_bytes
-    async with server.working():
-        body = await in_time(server, request, lambda: read_json(request, OpenAIRequest, limit))
-    texts = [body.input] if isinstance(body.input, str) else body.input
-    require_count(len(texts), server.settings.most_images)
-    wanted = _wanted(body, server)
+    limits = server.settings
+    async with begun(server, request, caller):
+        body = await in_time(
+            server, request, lambda: read_json(request, OpenAIRequest, limits.max_body_bytes, limits.most_images)
+        )
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        require_count(len(texts), limits.most_images)
 
-    async def read() -> Images:
-        named = [(text, f"input[{i}]") for i, text in enumerate(texts)]
-        return Images(await asyncio.to_thread(lambda: [decode_text(*one) for one in named]))
+        async def read() -> Images:
+            named = [(text, f"input[{i}]") for i, text in enumerate(texts)]
+            return Images(await asyncio.to_thread(lambda: [decode_text(*one) for one in named]))
 
-    found = await embed(server, request, caller, read, wanted)
+        found = await embed(server, request, caller, read, _wanted(body.model, server, body.dimensions))
     z = respond.shape(found.z, body.dimensions, normalize=False)
     data = [
         {
@@ -62,13 +65,28 @@ async def models(server: TheServer, caller: Reader) -> dict[str, Any]:
         ids += [before + entry.name for entry in entries if entry.name.startswith(caller.prefix)]
     return {
         "object": "list",
-        "data": [{"id": name, "object": "model", "created": 0, "owned_by": "smn"} for name in ids],
+        "data": [_model(name) for name in ids],
     }
 
 
-def _wanted(body: OpenAIRequest, server: Server) -> Wanted:
+@router.get("/models/{model}", response_model=OpenAIModel)
+async def model(model: str, server: TheServer, caller: Reader) -> dict[str, Any]:
+    """One of them; any reference that `/v1/embeddings` takes as a model."""
+    wanted = _wanted(model, server)
+    named: tuple[tuple[Kind, str | None], ...] = (("masks", wanted.mask), ("cascades", wanted.cascade))
+    for kind, reference in named:
+        if reference is not None:
+            caller.require_name(parse_reference(reference)[0])
+            server.registry.resolve(kind, reference)
+    return _model(model)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "smn"}
+
+
+def _wanted(model: str, server: Server, dimensions: int | None = None) -> Wanted:
     """What OpenAI's `model` means; a cascade runs in its default mode."""
-    if body.model.startswith(CASCADE):
-        return Wanted(cascade=body.model.removeprefix(CASCADE), dimensions=body.dimensions)
-    mask = None if body.model == server.backbone.architecture else body.model
-    return Wanted(mask=mask, dimensions=body.dimensions)
+    if model.startswith(CASCADE):
+        return Wanted(cascade=model.removeprefix(CASCADE), dimensions=dimensions)
+    return Wanted(mask=None if model == server.backbone.architecture else model, dimensions=dimensions)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -13,6 +15,9 @@ from service.security import Reader
 from service.server import TheServer
 
 router = APIRouter(tags=["status"])
+T = TypeVar("T")
+PROBE_S = 0.5
+"""Probes answer within a second, whatever hangs."""
 
 
 @router.get("/info")
@@ -62,7 +67,8 @@ async def readyz(server: TheServer) -> JSONResponse:
         reasons.append("starting")
     if server.draining:
         reasons.append("draining")
-    reasons += await server.embedder.troubles()
+    troubles = await _soon(server.embedder.troubles())
+    reasons += ["the engines do not answer"] if troubles is None else troubles
     ready, health = not reasons, server.registry.health()
     trouble = health.away or health.unwritable
     if trouble is not None:
@@ -74,10 +80,20 @@ async def readyz(server: TheServer) -> JSONResponse:
 @router.get("/metrics", response_class=Response)
 async def metrics(server: TheServer) -> Response:
     """Prometheus text."""
-    server.metrics.hold(await server.embedder.state())
+    state = await _soon(server.embedder.state())
+    if state is not None:  # else the gauges stay as they were
+        server.metrics.hold(state)
     server.metrics.registry_is(server.registry.health())
     server.metrics.queue_images.set(server.admission.admitted)
     return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _soon(asked: Awaitable[T]) -> T | None:
+    """What is asked of engines that may be in other processes; None where it does not come while a probe waits."""
+    try:
+        return await asyncio.wait_for(asked, PROBE_S)
+    except TimeoutError:
+        return None
 
 
 @router.get("/openapi.json", include_in_schema=False)

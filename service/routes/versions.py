@@ -10,9 +10,9 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from service.bodies import read_json
 from service.embedding import deadline_s, in_time
 from service.errors import Rejected
+from service.jsonbody import read_json
 from service.record import Record
 from service.registry.base import (
     DIGEST,

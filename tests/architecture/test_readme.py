@@ -102,6 +102,7 @@ def test_every_setting_is_an_option_of_serve_and_its_help_says_the_default():
         "1 GiB": 2**30,
         "2 GiB": 2**31,
         "64 MiB": 64 * 2**20,
+        "256 MiB": 2**28,
         "51 million": 51_000_000,
         "a GPU where there is one": "auto",
         "by --slot-bytes": 0,

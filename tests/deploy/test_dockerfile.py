@@ -59,18 +59,19 @@ def test_the_cpu_build_takes_torch_and_torchvision_from_one_index():
         assert done.stdout.strip() == words
 
 
-def health(port):
+def health(port, **more):
     """The exit code of HEALTHCHECK's command."""
     python, *rest = argument_of("HEALTHCHECK")
     assert python == "python"
     return subprocess.run(
-        [sys.executable, *rest], env={"SMN_PORT": str(port)}, capture_output=True, check=False
+        [sys.executable, *rest], env={"SMN_PORT": str(port), **more}, capture_output=True, check=False
     ).returncode
 
 
 def test_the_health_check_knows_a_running_server_from_a_stopped_one(flags, tmp_path):
     with ServerProcess([*flags, "--registry", tmp_path / "registry"], tmp_path) as server:
-        assert health(server.port) == 0
+        assert health(server.port) == health(server.port, SMN_HOST="0.0.0.0") == 0
+        assert health(server.port, SMN_HOST="::1") != 0  # it asks where the server listens
     assert health(server.port) != 0
 
 

@@ -5,6 +5,7 @@ import http.server
 import io
 import itertools
 import json
+import socket
 import sys
 import threading
 import urllib.request
@@ -421,3 +422,60 @@ def test_preloaded_masks_are_resident_before_the_server_is_ready(theta, tmp_path
         with urllib.request.urlopen(f"{server.url}/metrics") as answer:
             assert 'smn_masks_resident{tier="host"} 2.0' in answer.read().decode()
         assert client.embed(inputs(), mask="a").digest == theta.mask(ord("a")).digest
+
+
+class ClosingServer:
+    """Answers the first request of every connection, and closes the connection when the second comes."""
+
+    def __init__(self):
+        self.listening, self.seen = socket.create_server(("127.0.0.1", 0)), []
+        self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                connection, _ = self.listening.accept()
+            except OSError:
+                return
+            with connection:
+                self.seen.append(connection.recv(65536).split(b" ")[0])
+                body = b'{"data":[],"next":null}'
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+                if connection.recv(65536):
+                    self.seen.append(b"closed")
+
+
+@pytest.fixture
+def closing():
+    server = ClosingServer()
+    yield server
+    server.listening.close()
+
+
+def test_a_connection_that_the_server_has_just_closed_costs_no_error(closing):
+    with Client(closing.url) as client:
+        assert client.masks() == client.masks() == []
+    assert closing.seen == [b"GET", b"closed", b"GET"]
+
+
+def test_an_upload_with_a_guard_is_not_sent_twice(closing):
+    with Client(closing.url) as client:
+        client.masks()
+        with pytest.raises(ServerAway, match="disconnected"):
+            client.push("a", b"x", if_absent=True)
+    assert closing.seen == [b"GET", b"closed"]
+
+
+def test_a_first_connection_that_is_closed_is_an_error_at_once(closing):
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def close_all():
+        for _ in range(2):
+            connection, _ = listening.accept()
+            connection.recv(65536)
+            connection.close()
+
+    threading.Thread(target=close_all, daemon=True).start()
+    with listening, Client(f"http://127.0.0.1:{listening.getsockname()[1]}") as client, pytest.raises(ServerAway):
+        client.masks()

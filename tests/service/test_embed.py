@@ -460,7 +460,7 @@ def test_base64_in_the_openai_shape_is_little_endian_float32(client, theta):
 def test_a_405_names_every_method_that_the_path_takes(client, require_error, method, path):
     answer = client.request(method, path)
     require_error(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "DELETE, GET, PUT"
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, PUT"
 
 
 # --- nothing of a request is passed over
@@ -506,3 +506,75 @@ def test_warnings_reach_who_asked_for_an_array(client, theta):
     answer = embed(client, photo(), mask="resized", headers={"Accept": NPY})
     assert "input_size" in answer.headers["x-smn-warnings"]
     assert "x-smn-warnings" not in embed(client, photo(), headers={"Accept": NPY}).headers
+
+
+TEXTS = {
+    "lines of 76": base64.encodebytes,
+    "a line break at its end": lambda data: base64.b64encode(data) + b"\r\n",
+    "no padding": lambda data: base64.b64encode(data).rstrip(b"="),
+    "a data URI in capitals": lambda data: b"DATA:image/PNG;BASE64," + base64.b64encode(data),
+    "a data URI with lines": lambda data: b"data:image/png;base64,\n" + base64.encodebytes(data).rstrip(b"=\n"),
+}
+
+
+@pytest.mark.parametrize("size", [(40, 36), (41, 36), (43, 37)])
+@pytest.mark.parametrize("form", TEXTS)
+def test_base64_is_read_as_clients_of_every_kind_write_it(client, form, size):
+    image = photo(size=size)
+    image += b"\0" * ((1 - len(image)) % 3)  # so that there is padding to leave out
+    plain = client.post("/embed", content=image, headers={"content-type": "image/png"}).json()["embeddings"]
+    found = client.post("/embed", json={"images": [TEXTS[form](image).decode()]}).json()["embeddings"]
+    assert found == plain
+
+
+@pytest.mark.parametrize("text", ["AAA=AAAA", "AAAAA", "AA==AAAA", "AAAA====", "A" * 2**20 + "=AAA", "AAé=", "AA-_"])
+def test_what_is_not_base64_is_refused(client, require_error, text):
+    require_error(client.post("/embed", json={"images": [text]}), 400, "invalid_image_text")
+
+
+def test_rows_are_in_the_order_of_the_parts_whatever_their_fields_are_called(client):
+    images = [photo(seed=seed) for seed in range(4)]
+    one = [client.post("/embed", files=[("image", ("a", image))]).json()["embeddings"][0] for image in images]
+    names = ["images", "image", "images", "image"]
+    parts = [(name, ("a", image)) for name, image in zip(names, images, strict=True)]
+    found = client.post("/embed", files=parts).json()["embeddings"]
+    assert [relative_error(np.array(a), np.array(b)) < 1e-5 for a, b in zip(found, one, strict=True)] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/metrics", "/info", "/masks", "/masks/h", "/masks/h/file", "/v1/models", "/docs"]
+)
+def test_head_is_answered_as_get_is_without_a_body(client, theta, path):
+    client.put("/masks/h", content=theta.mask(3).data)
+    get, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"] and head.headers["content-length"] != "0"
+    assert client.head("/masks/absent").status_code == 404 and client.head("/embed").status_code == 405
+
+
+def test_one_model_is_told_of_by_every_reference_that_means_it(client, theta, require_error):
+    mask = theta.mask(4)
+    client.put("/masks/one", content=mask.data)
+    for model in ("one", "one@1", f"one@{mask.digest}", "test_vit"):
+        assert client.get(f"/v1/models/{model}").json() == {
+            "id": model,
+            "object": "model",
+            "created": 0,
+            "owned_by": "smn",
+        }
+    for model in ("onee", "one@2", "cascade:one"):
+        require_error(client.get(f"/v1/models/{model}"), 404, "not_found")
+    require_error(client.get("/v1/models/UPPER"), 400)
+
+
+def test_a_key_bound_to_a_prefix_is_told_of_near_misses_of_its_own(serve, theta, require_error):
+    keys = {"admin_keys": ["admin", "cats=a."], "insecure": True}
+    client = serve(**keys)
+    for name in ("a.flower", "b.flower"):
+        client.put(f"/masks/{name}", content=theta.mask(5).data, headers={"authorization": "Bearer admin"})
+    found = {
+        key: require_error(client.get("/masks/a.flowers", headers={"authorization": f"Bearer {key}"}), 404)
+        for key in ("admin", "cats")
+    }
+    assert "a.flower, b.flower" in found["admin"]
+    assert found["cats"].endswith("near it: a.flower")

@@ -164,7 +164,7 @@ class Layers:
             for convolution, (weight, bias) in self._folded[packed].items():
                 held = convolution._parameters
                 self._undo.append(partial(held.update, weight=held["weight"], bias=None))
-                held.update(weight=weight, bias=bias)  # type: ignore[arg-type]
+                held.update(weight=weight, bias=bias)  # type: ignore[call-overload]
 
     def _turn(self, module: nn.Module, kind: type[nn.Module], **attributes: object) -> None:
         """Make a module one of another class. What it needs to know goes past torch's list of submodules."""

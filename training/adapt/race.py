@@ -59,36 +59,48 @@ def race(
     Raises:
         KeyboardInterrupt: ctrl-C; the record has what was finished.
     """
-    frozen, seconds = scorer.score(None), dict(step_s)
-    course.tell(f"without a mask an image keeps {frozen:.3f} of its neighbours between two views")
-    heat_s = HEATS * course.budget.learning_left_s
-    entered = _enter(candidates, seconds, heat_s)
+    seconds = dict(step_s)
+    course.tell(f"without a mask an image keeps {scorer.neighbours_kept:.3f} of its neighbours between two views")
+    heats = share_out(candidates, seconds, HEATS * course.budget.learning_left_s)
+    entered = [candidate for candidate in candidates if candidate.name in heats]
     for i, candidate in enumerate(entered):
         if record.best_of(candidate.name) is None:
-            _run(course, candidate, None, heat_s / len(entered), seconds, record, scorer)
+            _run(course, candidate, None, heats[candidate.name], seconds, record, scorer)
         elif i == 0:
             course.tell(f"{len(record.runs)} runs are finished already, in {record.folder}")
-    while (chosen := _choose(course, entered, frozen, seconds, record)) is not None:
+    while (chosen := _choose(course, entered, seconds, record)) is not None:
         candidate, before = chosen
         _run(course, candidate, before, course.budget.learning_left_s, seconds, record, scorer)
 
 
-def _enter(candidates: Sequence[Candidate], step_s: Mapping[str, float], heat_s: float) -> list[Candidate]:
-    """As many of the first candidates as have time for a heat that tells something; at least one."""
-    for n in range(len(candidates), 1, -1):
-        if all(heat_s / n >= STEPS_OF_A_HEAT * step_s[c.name] + LEARNING_STARTS_S for c in candidates[:n]):
-            return list(candidates[:n])
-    return list(candidates[:1])
+def share_out(candidates: Sequence[Candidate], step_s: Mapping[str, float], heat_s: float) -> dict[str, float]:
+    """The seconds of each candidate's heat, by its name; those that do not fit have none.
+
+    In their order candidates enter as long as each can take the steps that tell something. What one needs for them it
+    gets, and what is left goes to those with less, so that all have alike as far as that can be. The first one enters
+    in any case.
+    """
+    needs: dict[str, float] = {}
+    for candidate in candidates:
+        needed = STEPS_OF_A_HEAT * step_s[candidate.name] + LEARNING_STARTS_S
+        if not needs or sum(needs.values()) + needed <= heat_s:
+            needs[candidate.name] = needed
+    shares: dict[str, float] = {}
+    left = heat_s
+    for number, name in enumerate(sorted(needs, key=lambda name: needs[name], reverse=True)):
+        shares[name] = max(min(needs[name], left), left / (len(needs) - number))
+        left -= shares[name]
+    return shares
 
 
 def _choose(
-    course: Course, entered: Sequence[Candidate], frozen: float, step_s: Mapping[str, float], record: Record
+    course: Course, entered: Sequence[Candidate], step_s: Mapping[str, float], record: Record
 ) -> tuple[Candidate, Run] | None:
     """The best candidate that may go on, and the run that it goes on from; None: none promises anything, or no time."""
     ranked = sorted(entered, key=lambda c: _score(record, c), reverse=True)
     for candidate in ranked:
         before = record.best_of(candidate.name)
-        if before is None or before.score < frozen:
+        if before is None or before.score < 0:
             continue
         went_on = max(run.total_steps for run in record.runs if run.candidate == candidate.name)
         # A run that went on and came out worse shows where the candidate ends.
@@ -138,7 +150,7 @@ def _run(
     step_s[candidate.name] = fit_s / max(1, taken)
     score = scorer.score(mask)
     record.add(Run(candidate.name, name, taken, done + taken, clock() - began, score, mask.n_off))
-    course.tell(f"  {taken} steps in {clock() - began:.0f} s, {mask.n_off:,} weights OFF, neighbours kept {score:.3f}")
+    course.tell(f"  {taken} steps in {clock() - began:.0f} s, {mask.n_off:,} weights OFF, evidence {score:+.2f}")
 
 
 def _expect_measuring_s(candidate: Candidate, step_s: Mapping[str, float]) -> float:

@@ -23,7 +23,7 @@ class Run:
         steps: that were taken.
         total_steps: of this run and of those that it went on from.
         seconds: of this run, start and end included.
-        score: shared neighbours of strong views, a fraction; higher is better.
+        score: the mean evidence for it against the frozen backbone, in deviations; higher is better.
         n_off: weights that are OFF.
     """
 

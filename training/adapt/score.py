@@ -1,19 +1,21 @@
-"""Rank candidates without labels: how many neighbours an image keeps between two strong views of everything."""
+"""Rank candidates without labels, by the evidence that decides a verdict, on images that were learned from."""
 
 from __future__ import annotations
 
+import math
 import time
 
 from smn_core.engine import Engine
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from training.adapt.look import Clock
-from training.evaluation.signs import neighbours_kept
-from training.features import embed_view
+from training.evaluation.paired import NEIGHBOURS, Measured, Pool, measure, weigh
+from training.features import VIEW_SCALE, embed_view
+from training.maps import GENTLE_SCALE
 
-VIEW_SEEDS = (11, 12)
-"""Not those of the map, nor those of the verdict: what ranks candidates must not judge them too."""
-NEIGHBOURS = 20
+VIEWS = ((11, GENTLE_SCALE), (12, GENTLE_SCALE), (13, VIEW_SCALE), (14, VIEW_SCALE))
+"""Seeds and scales of the crops. The seeds are not those of the map, nor those of the verdict: what ranks candidates
+must not judge them too."""
 BATCH = 32
 
 
@@ -29,15 +31,27 @@ class Scorer:
         self.engine, self._images, self._clock = engine, images, clock
         self.image_s = 0.0
         """Seconds that one image takes to be read and embedded, as last measured."""
+        self._frozen = self._measure(None)
 
-    def score(self, mask: TaskMask | None) -> float:
-        """The part of an image's neighbours in one view that are its neighbours in the other; None: no mask."""
-        digest = mask.digest if mask is not None else None
-        if mask is not None:
-            self.engine.prepare(mask)
+    @property
+    def neighbours_kept(self) -> float:
+        """The part of an image's neighbours in one strong view that are so in another, without a mask."""
+        return float(self._frozen.signs[NEIGHBOURS].mean()) if not self._frozen.broken else 0.0
+
+    def score(self, mask: TaskMask) -> float:
+        """The mean evidence for the mask against the frozen backbone, in deviations; -inf of a space that is broken."""
+        self.engine.prepare(mask)
+        found = self._measure(mask.digest)
+        self.engine.release(str(mask.digest))
+        if found.broken or self._frozen.broken:
+            return -math.inf
+        return float(weigh(self._frozen, found).mean())
+
+    def _measure(self, digest: str | None) -> Measured:
         began, n = self._clock(), len(self._images.names)
-        a, b = (embed_view(self.engine, digest, self._images, seed, BATCH, most_images=n) for seed in VIEW_SEEDS)
-        self.image_s = (self._clock() - began) / (2 * n)
-        if digest is not None:
-            self.engine.release(digest)
-        return neighbours_kept(a, b, min(NEIGHBOURS, max(1, n // 4)))
+        a, b, c, d = (
+            embed_view(self.engine, digest, self._images, seed, BATCH, scale=scale, most_images=n)
+            for seed, scale in VIEWS
+        )
+        self.image_s = (self._clock() - began) / (len(VIEWS) * n)
+        return measure(Pool((a, b), (c, d)))

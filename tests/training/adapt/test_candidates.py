@@ -30,8 +30,8 @@ def test_crops_keep_their_proportion_and_are_multiples_of_the_patch(world: World
     assert {c.config.swav.crops.big_px for c in small} == {32, 16}
 
 
-def test_the_resolution_that_serves_is_tried_first():
-    assert CANDIDATES[0][0] == "small-vit"
+def test_the_recipe_of_cheap_steps_is_tried_first_and_the_resolution_that_serves_next():
+    assert [name for name, _ in CANDIDATES[:2]] == ["small-vit-64px", "small-vit"]
 
 
 def test_a_run_that_goes_on_trains_no_head_alone(world: World):

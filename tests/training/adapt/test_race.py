@@ -16,11 +16,12 @@ from smn_core.imageset import open_images
 from tests.training.adapt.photos import Ticking
 from tests.training.builders import World
 from training.adapt.budget import ENDING, Budget
-from training.adapt.candidates import list_candidates
-from training.adapt.race import Course, race
+from training.adapt.candidates import Candidate, list_candidates
+from training.adapt.race import Course, race, share_out
 from training.adapt.record import Record
 from training.adapt.score import Scorer
 from training.data import Subset
+from training.recipes import tiny
 
 NAMES = (("bold", "first"), ("small-vit-gentle", "second"))
 N_IMAGES = 32
@@ -123,3 +124,25 @@ def test_ctrl_c_in_the_second_run_keeps_the_first(world: World, tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         track.run(tell=interrupt)
     assert [run.candidate for run in Record.open(track.folder, {"plan": "one"}).runs] == ["bold"]
+
+
+@pytest.mark.parametrize(
+    ("heat_s", "entered"),
+    [
+        (400, {"cheap", "dear", "cheap-too"}),
+        (100, {"cheap", "cheap-too"}),
+        (20, {"cheap"}),
+        (5, {"cheap"}),
+    ],
+)
+def test_a_heat_has_what_it_needs_to_tell_something_and_the_rest_is_shared(heat_s, entered):
+    """At 1 s a step 24 steps and a start take 26 s, at 10 s they take 242 s: who cannot have them does not enter."""
+    step_s = {"cheap": 1.0, "dear": 10.0, "cheap-too": 1.0}
+    candidates = [Candidate(name, tiny(), "") for name in step_s]
+    found = share_out(candidates, step_s, heat_s)
+    assert set(found) == entered
+    assert sum(found.values()) == pytest.approx(heat_s)
+    for name, share in found.items():
+        assert share >= min(heat_s, 24 * step_s[name] + 2)
+    cheap = [share for name, share in found.items() if name != "dear"]
+    assert max(cheap) == pytest.approx(min(cheap))

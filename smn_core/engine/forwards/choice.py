@@ -126,7 +126,7 @@ class Trial:
         return judge(rivals, [np.array(turns) for turns in timed.values() if turns])
 
 
-def judge(rivals: Sequence[Forms], timed: Sequence[Float64[ndarray, "turns rivals"]]) -> Forms:
+def judge(rivals: Sequence[Forms], timed: Sequence[Float64[ndarray, "_ rivals"]]) -> Forms:
     """The best rival by its seconds in turn with the first one, one array for each batch size; see `GAIN`."""
     if not timed:
         return rivals[0]

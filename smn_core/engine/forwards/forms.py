@@ -162,9 +162,9 @@ class Layers:
             if packed not in self._folded:
                 self._folded[packed] = fold_copies(self._chains, packed)
             for convolution, (weight, bias) in self._folded[packed].items():
-                held = convolution._parameters
+                held: Any = convolution._parameters
                 self._undo.append(partial(held.update, weight=held["weight"], bias=None))
-                held.update(weight=weight, bias=bias)  # type: ignore[call-overload]
+                held.update(weight=weight, bias=bias)
 
     def _turn(self, module: nn.Module, kind: type[nn.Module], **attributes: object) -> None:
         """Make a module one of another class. What it needs to know goes past torch's list of submodules."""

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from dockerfile import FINAL, ROOT, argument_of, copies, environment
 
-from service.registry.redis import FOLLOW_TIMEOUT_S
+from service.registry.follower import FOLLOW_TIMEOUT_S
 from service.settings import Settings
 
 DEPLOY = ROOT / "deploy"

@@ -62,15 +62,28 @@ def race(
     seconds = dict(step_s)
     course.tell(f"without a mask an image keeps {scorer.neighbours_kept:.3f} of its neighbours between two views")
     heats = share_out(candidates, seconds, HEATS * course.budget.learning_left_s)
-    entered = [candidate for candidate in candidates if candidate.name in heats]
+    entered = [c for c in candidates if c.name in heats or record.best_of(c.name) is not None]
     for i, candidate in enumerate(entered):
         if record.best_of(candidate.name) is None:
             _run(course, candidate, None, heats[candidate.name], seconds, record, scorer)
         elif i == 0:
             course.tell(f"{len(record.runs)} runs are finished already, in {record.folder}")
-    while (chosen := _choose(course, entered, seconds, record)) is not None:
-        candidate, before = chosen
-        _run(course, candidate, before, course.budget.learning_left_s, seconds, record, scorer)
+    while True:
+        if (chosen := _choose(course, entered, seconds, record)) is not None:
+            _run(course, *chosen, course.budget.learning_left_s, seconds, record, scorer)
+        elif (late := _find_late(course, candidates, entered, seconds)) is not None:
+            entered.append(late)
+            _run(course, late, None, course.budget.learning_left_s, seconds, record, scorer)
+        else:
+            return
+
+
+def _find_late(
+    course: Course, candidates: Sequence[Candidate], entered: Sequence[Candidate], step_s: Mapping[str, float]
+) -> Candidate | None:
+    """Where none of those that entered promises anything: the next one, if the time that is left tells something."""
+    left_s = course.budget.learning_left_s - LEARNING_STARTS_S
+    return next((c for c in candidates if c not in entered and left_s >= STEPS_OF_A_HEAT * step_s[c.name]), None)
 
 
 def share_out(candidates: Sequence[Candidate], step_s: Mapping[str, float], heat_s: float) -> dict[str, float]:

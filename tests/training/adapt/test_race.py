@@ -40,7 +40,7 @@ class Track:
     told: list[str] = field(default_factory=list)
     plan: str = "one"
 
-    def run(self, names=NAMES, tell=None) -> Record:
+    def run(self, names=NAMES, tell=None, score=None) -> Record:
         self.folder.mkdir(exist_ok=True)
         clock = Ticking(self.tick_s)
         images = Subset(open_images(self.world.data, "train"), np.arange(N_IMAGES))
@@ -53,7 +53,10 @@ class Track:
         )  # fmt: skip
         record = Record.open(self.folder, {"plan": self.plan})
         step_s = {candidate.name: EXPECTED_STEP_S for candidate in candidates}
-        race(course, candidates, step_s, record, Scorer(Engine(backbone, slots=1), images, clock))
+        scorer = Scorer(Engine(backbone, slots=1), images, clock)
+        if score is not None:
+            scorer.score = score
+        race(course, candidates, step_s, record, scorer)
         return record
 
 
@@ -100,6 +103,14 @@ def test_with_little_time_only_the_first_candidate_runs_and_is_cut_short(world: 
     record = Track(world, tmp_path / "race.run", tick_s=2.0, whole_s=30.0).run()
     assert {run.candidate for run in record.runs} == {"bold"}
     assert record.runs[0].steps < 12
+
+
+def test_where_nothing_promises_anything_the_next_candidate_has_the_rest_of_the_time(world: World, tmp_path: Path):
+    """At first there is time for one alone; it comes out worse than nothing."""
+    track = Track(world, tmp_path / "race.run", whole_s=26.0)
+    record = track.run(score=lambda _: -1.0)
+    assert [run.candidate for run in record.runs] == ["bold", "small-vit-gentle"]
+    assert "going on" not in "".join(track.told)
 
 
 def test_another_plan_begins_anew(finished: tuple[Track, Record], tmp_path: Path):

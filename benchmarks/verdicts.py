@@ -55,7 +55,7 @@ def main(
 ) -> None:
     """Print a line for every set and space, and at the end how many answers were right."""
     torch.set_num_threads(1)
-    files = {path.stem: read_mask(path) for path in mask}
+    files = {_name(path): read_mask(path) for path in mask}
     backbone = load_backbone(as_trained(spec, next(iter(files.values())), mask[0]))
     rows = []
     for name in data:
@@ -68,6 +68,11 @@ def main(
     wrong = [row for row in rows if not row["right"]]
     adopted = [row for row in wrong if row["answer"] == ADOPT]
     print(f"{len(rows)} pairs, {len(rows) - len(wrong)} answers right, {len(adopted)} harmful ones adopted")
+
+
+def _name(path: Path) -> str:
+    """A candidate in a run's folder, `photos.run/mask.smn`, is called after the run too."""
+    return f"{path.parent.stem}/{path.stem}" if path.parent.suffix == ".run" else path.stem
 
 
 def judge_on(

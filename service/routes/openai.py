@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from service import respond
 from service.bodies import Images, require_count
@@ -69,8 +69,11 @@ async def models(server: TheServer, caller: Reader) -> dict[str, Any]:
     }
 
 
+ModelName = Annotated[str, Path(description="A mask's reference, `cascade:REF`, or the backbone's name for the root.")]
+
+
 @router.get("/models/{model}", response_model=OpenAIModel)
-async def model(model: str, server: TheServer, caller: Reader) -> dict[str, Any]:
+async def model(model: ModelName, server: TheServer, caller: Reader) -> dict[str, Any]:
     """One of them; any reference that `/v1/embeddings` takes as a model."""
     wanted = _wanted(model, server)
     named: tuple[tuple[Kind, str | None], ...] = (("masks", wanted.mask), ("cascades", wanted.cascade))

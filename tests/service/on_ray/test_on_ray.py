@@ -205,7 +205,8 @@ def test_a_full_replica_refuses_and_the_client_hears_429_when_all_are_full(http,
     from service.on_ray.call import Call
 
     replicas = serve.get_deployment_handle("Replica", NAME)
-    call, x = Call(Through(), theta.backbone().fingerprint, 30.0, "full"), inputs(64)
+    # By the client's own address: another one would be admitted to its share of what this one took.
+    call, x = Call(Through(), theta.backbone().fingerprint, 30.0, "full", who="127.0.0.1"), inputs(64)
     full = threading.Event()
 
     def fill():

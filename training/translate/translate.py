@@ -1,0 +1,112 @@
+"""`smn translate`: embed a sample in two spaces, fit the map from one to the other, measure it, write it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smn_core.backbone import load_backbone
+from smn_core.engine import Engine
+from smn_core.errors import InvalidArgument
+from smn_core.files import replacing
+from smn_core.mask import TaskMask
+from smn_core.maskfile import read_mask
+from smn_core.spaces import space_of_mask
+from smn_core.spec import BackboneSpec
+from smn_core.verbs.offline import OnBatch, say_nothing
+from smn_core.verbs.options import as_trained
+from training.data import TRAIN, Subset, has_split, open_split
+from training.features import Features, embed_each
+from training.translate.ridge import LinearMap, Translation, translate
+
+ROOT = "root"
+HELD_OUT, CUT_SEED = 0.3, 0
+TEST = "test"
+
+
+@dataclass(frozen=True)
+class Translated:
+    """What was fitted, between which spaces, and which images could not be read."""
+
+    found: Translation
+    before: str
+    after: str
+    unreadable: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        found = self.found
+        return {
+            "from": self.before,
+            "to": self.after,
+            "images": {"fitted": found.n_fitted, "held_out": found.n_held_out},
+            "strength": found.strength,
+            "recall_at_10": {"translated": round(found.recall, 4), "untouched": round(found.recall_untouched, 4)},
+        }
+
+
+def run(
+    spec: BackboneSpec,
+    before: str,
+    after: str,
+    data: str,
+    out: Path,
+    *,
+    batch_size: int = 32,
+    on_batch: OnBatch = say_nothing,
+) -> Translated:
+    """Fit the map on a sample and write it to `out`.
+
+    Recall is measured on the test split, or without one on 30 % of the images; the map is not fitted on them.
+
+    Args:
+        before, after: a mask file each, or `root`.
+
+    Raises:
+        InvalidArgument: both are the same space.
+        InvalidData: too few images.
+        InvalidMask, WrongBackbone: a mask cannot be read or does not fit.
+    """
+    masks = [None if name == ROOT else read_mask(Path(name)) for name in (before, after)]
+    file, first = next(((Path(n), m) for n, m in zip((before, after), masks, strict=True) if m), (None, None))
+    backbone = load_backbone(as_trained(spec, first, file))
+    space_before, space_after = (space_of_mask(backbone, mask) for mask in masks)
+    if space_before == space_after:
+        raise InvalidArgument(f"--from {before} and --to {after} are one space, {space_before}: nothing needs moving")
+    engine = Engine(backbone, slots=2)
+    for mask in masks:
+        if mask is not None:
+            engine.prepare(mask)
+    fitted, held = _cut(data)
+    old, new = _embed(engine, masks, fitted, batch_size, on_batch)
+    held_old, held_new = _embed(engine, masks, held, batch_size, on_batch)
+    found = translate(old.z, new.z, held_old.z, held_new.z)
+    write_map(out, found.map, space_before, space_after)
+    return Translated(found, space_before, space_after, (*old.skipped, *held_old.skipped))
+
+
+def _cut(data: str) -> tuple[Subset, Subset]:
+    """The images that the map is fitted on, and those that it is measured on."""
+    images = open_split(data, TRAIN)
+    if has_split(data, TEST):
+        test = open_split(data, TEST)
+        return Subset(images, np.arange(len(images.names))), Subset(test, np.arange(len(test.names)))
+    order = np.random.default_rng(CUT_SEED).permutation(len(images.names))
+    n_held = round(HELD_OUT * len(order))
+    return Subset(images, np.sort(order[n_held:])), Subset(images, np.sort(order[:n_held]))
+
+
+def _embed(
+    engine: Engine, masks: list[TaskMask | None], images: Subset, batch_size: int, on_batch: OnBatch
+) -> list[Features]:
+    digests = [mask.digest if mask is not None else None for mask in masks]
+    return embed_each(engine, digests, images, batch_size, on_batch)
+
+
+def write_map(out: Path, found: LinearMap, before: str, after: str) -> None:
+    """Write `matrix, mean_from, mean_to` (float32) and the ids of the spaces, `from` and `to`."""
+    with replacing(out) as temporary, temporary.open("wb") as file:
+        arrays: dict[str, Any] = {"matrix": found.matrix, "mean_from": found.mean_from, "mean_to": found.mean_to}
+        np.savez(file, **(arrays | {"from": np.array(before), "to": np.array(after)}))

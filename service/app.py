@@ -64,11 +64,13 @@ def app_of(settings: Settings, server: Server, tracer_provider: TracerProvider |
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await server.start()
-        yield
-        server.close()
-        if exporting is not None:
-            exporting.shutdown()
+        try:
+            await server.start()
+            yield
+        finally:  # a start that fails has started a part
+            server.close()
+            if exporting is not None:
+                exporting.shutdown()
 
     app = FastAPI(
         title="SMN",

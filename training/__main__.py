@@ -221,9 +221,6 @@ def cascade(
     """Make a cascade of a root mask: clusters, an expert for each, a fusion. Needs no labels."""
     from dataclasses import replace
 
-    import torch
-    from threadpoolctl import threadpool_limits
-
     from smn_core.cascade.fusion import MODES, UNCONDITIONAL
     from smn_core.maskfile import read_mask
     from smn_core.verbs import show
@@ -233,6 +230,7 @@ def cascade(
     from training.several.fan_out import choose_fan_out
     from training.several.processes import choose_processes, work_here
     from training.starts import read_config
+    from training.threads import limit_threads
 
     clusters, split = _read_clusters_and_split(clusters, split, train_split)
     config = None
@@ -241,9 +239,7 @@ def cascade(
         config = override(replace(read_config(root), head_steps=0), setting or [])
         config = replace(config, epochs=epochs, steps=None) if epochs is not None else config
     fitted = modes.split(",") if modes else list(MODES) if experts else [UNCONDITIONAL]
-    if threads:
-        torch.set_num_threads(threads)
-        threadpool_limits(threads)  # scikit-learn's and numpy's, which crawl where others want the cores
+    limit_threads(threads)
     processes = processes or choose_processes(experts, spec.device)
     fan_out = work_here  # one at a time needs no process of its own
     if on or min(processes, experts) > 1:

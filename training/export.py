@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,9 +64,14 @@ def make_mask(
         packed=np.concatenate(packed),
         state=collect_changed_statistics(model, root_state, recentred),
         head=head,
-        preprocess=json.loads(json.dumps(backbone.preprocess)),
+        preprocess=copy_pixels(backbone),
         metadata=metadata,
     )
+
+
+def copy_pixels(backbone: Backbone) -> dict[str, Any]:
+    """What the backbone does to pixels, as a mask's file keeps it: plain JSON, lists in place of tuples."""
+    return dict(json.loads(json.dumps(dict(backbone.preprocess))))
 
 
 def collect_changed_statistics(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from training.evaluation.controls import make_all_on
 from training.evaluation.paired import EVIDENCE, NEIGHBOURS
 from training.evaluation.rule import ALL
 from training.evaluation.verdict import FROZEN_AND_MAP, Verdict, judge, store_verdict
+from training.export import copy_pixels
 from training.features import sample
 from training.maps import MOST_IMAGES, VIEW_SEEDS, fit_map
 
@@ -83,7 +83,7 @@ def end(parts: Parts) -> str:
 def write_nothing(backbone: Backbone, answer: str, reason: str, out: Path) -> TaskMask:
     """Write a file that changes nothing, with an answer and its reason inside."""
     told = canonical_json({VERDICT: {"answer": answer, "reason": reason}})
-    return write_mask(replace(make_all_on(backbone), preprocess=_pixels(backbone), metadata={"metrics": told}), out)
+    return write_mask(replace(make_all_on(backbone), preprocess=copy_pixels(backbone), metadata={"metrics": told}), out)
 
 
 def choose(verdicts: Sequence[Verdict]) -> Verdict:
@@ -142,12 +142,8 @@ def _make_choices(parts: Parts) -> dict[str, TaskMask]:
 
 def _describe(parts: Parts, mask: TaskMask) -> TaskMask:
     """With what it was made from, where the mask does not say it yet."""
-    pixels, data = _pixels(parts.scorer.engine.backbone), Path(parts.data).name
+    pixels, data = copy_pixels(parts.scorer.engine.backbone), Path(parts.data).name
     return replace(mask, preprocess=pixels, metadata={"dataset": data, **mask.metadata}, digest=None)
-
-
-def _pixels(backbone: Backbone) -> dict[str, object]:
-    return dict(json.loads(canonical_json(dict(backbone.preprocess))))
 
 
 def _judge(parts: Parts, choices: dict[str, TaskMask]) -> list[Verdict]:

@@ -54,9 +54,6 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
 ) -> None:
     """Compare masks and cascades with the untouched backbone: signs without labels, kNN, linear probe, low-shot."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
     from smn_core.backbone import load_backbone
     from smn_core.cascade.file import open_folder
     from smn_core.engine import Engine
@@ -69,14 +66,13 @@ def evaluate(
     from training.evaluation.evaluate import evaluate as run
     from training.evaluation.tables import print_results
     from training.labels import parse_amount
+    from training.threads import limit_threads
 
     settings = EvaluationSettings(
         data, tuple(p for p in probe.split(",") if p not in ("", "none")), tuple(map(parse_amount, labels or ())),
         seeds, train_split, test_split, folds, batch_size, views,
     )  # fmt: skip
-    if threads:
-        torch.set_num_threads(threads)
-        threadpool_limits(threads)  # scikit-learn's and numpy's, which crawl where others want the cores
+    limit_threads(threads)
     if plot is not None:
         if not labels:
             raise InvalidArgument("--plot draws low-shot accuracy: say --labels too")

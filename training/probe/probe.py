@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from smn_core.backbone import Backbone, load_backbone
+from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
 from smn_core.errors import InvalidData
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask, write_mask
 from smn_core.spec import BackboneSpec
-from smn_core.tensorfile import canonical_json
 from smn_core.verbs.offline import OnBatch, say_nothing
 from smn_core.verbs.options import as_trained
 from training.data import TRAIN, open_split
 from training.evaluation.controls import make_all_on
+from training.export import copy_pixels
 from training.features import embed
 from training.metrics import add_metrics
 from training.probe.fit import Fitted, fit_head
@@ -57,7 +56,7 @@ def probe(
         raise InvalidData(f"{data} has no labels: give a folder for each class, with images in it")
     given = read_mask(mask_file) if mask_file is not None else None
     backbone = load_backbone(as_trained(spec, given, mask_file))
-    mask = given if given is not None else _make_plain(backbone)
+    mask = given if given is not None else replace(make_all_on(backbone), preprocess=copy_pixels(backbone))
     engine = Engine(backbone, slots=1)
     if given is not None:
         engine.prepare(given)
@@ -67,8 +66,3 @@ def probe(
     scores = fitted.as_json() | {"data": Path(data).name}
     made = replace(mask, head=fitted.head, metadata=add_metrics(mask.metadata, PROBE, scores), digest=None)
     return Probed(write_mask(made, out), fitted, found.skipped)
-
-
-def _make_plain(backbone: Backbone) -> TaskMask:
-    pixels = json.loads(canonical_json(dict(backbone.preprocess)))
-    return replace(make_all_on(backbone), preprocess=pixels)

@@ -33,17 +33,13 @@ def probe(
     Its strength is chosen by cross-validation. Accuracy and calibration are measured on a fifth of the images, which
     neither saw; then it is fitted on all of them.
     """
-    import torch
-    from threadpoolctl import threadpool_limits
-
     from smn_core.verbs import show
     from training.probe.probe import probe as run
+    from training.threads import limit_threads
 
     if out.suffix != ".smn":
         raise InvalidArgument(f"--out {out}: a mask is written to a .smn file")
-    if threads:
-        torch.set_num_threads(threads)
-        threadpool_limits(threads)
+    limit_threads(threads)
     with show.images_progress(None) as on_batch:
         made = run(spec, data, mask, out, batch_size=batch_size, seed=seed, on_batch=on_batch)
     show.name_unreadable(made.unreadable)

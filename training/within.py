@@ -21,7 +21,7 @@ from numpy import ndarray
 from smn_core.affine import Affine
 from smn_core.errors import InvalidArgument, InvalidData
 
-POWER = 0.5
+POWER = 0.35
 SHRINK = 0.3
 SMALLEST = 1e-12
 

@@ -251,7 +251,8 @@ def test_redis_away_leaves_masks_in_memory_and_refuses_others(http, redis, theta
         assert http.post("/embed?mask=warm", content=x, headers=HEADERS).status_code == 200
         cold = http.post("/embed?mask=cold", content=x, headers=HEADERS)
         assert cold.status_code == 503 and cold.headers["retry-after"] and "away" in cold.json()["error"]["message"]
-        ready = http.get("/readyz")
+        # The watch looks every second, so readiness tells of it a moment after the first refusal.
+        ready = eventually(lambda: (a := http.get("/readyz")).json()["reasons"] and a)
         assert ready.status_code == 200 and ready.json()["reasons"][0].startswith("registry: ")
     finally:
         redis.start()

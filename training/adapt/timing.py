@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from smn_core.images import draft_side_px
 from smn_core.imageset import ImageSet
 from smn_core.spec import BackboneSpec
-from training.config import Config
+from training.config import PLAIN, Config
 from training.data import Item, Views
 from training.forms import Form, time_form
 from training.progress import Clock, Tell
@@ -34,7 +35,7 @@ def choose_threads(
     took: dict[int, float] = {}
     for n in (1, n_threads):
         torch.set_num_threads(n)
-        found = time_form(spec, config, min(took.values(), default=math.inf), clock)
+        found = time_form(spec, replace(config, precision=PLAIN), min(took.values(), default=math.inf), clock)
         took[n] = found[0] if found is not None else math.inf
     fastest = min(took, key=lambda n: took[n])
     torch.set_num_threads(fastest)

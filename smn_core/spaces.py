@@ -36,7 +36,7 @@ class SpaceNames:
         self._of_root = vectors_of_root(backbone.layout)
 
     def name(self, vectors: str | None) -> str:
-        """The id, of what makes the vectors; None, or what an all-ON mask has, is the root. A cascade has no mode yet."""
+        """The id of what makes the vectors; None, or an all-ON mask's, is the root. A cascade still lacks its mode."""
         inner = ROOT if vectors is None or vectors == self._of_root else vectors[:VECTORS_DIGITS]
         return f"{self._start}:{inner}:{self._pixels}"
 

@@ -65,7 +65,7 @@ def clients(url, ask, n_clients, until):
     return moments
 
 
-def test_labels_and_spaces_are_those_of_a_single_process(served, plain, http, theta):  # noqa: ARG001
+def test_labels_and_spaces_are_those_of_a_single_process(served, plain, http, theta):
     head = (np.eye(3, 8, dtype=np.float32), np.zeros(3, np.float32), ["a", "b", "c"])
     put(http, "labelled", theta.mask(41, head=head))
     put(http, "plain", theta.mask(42))

@@ -58,7 +58,7 @@ def test_every_stage_of_the_data_path_is_a_module(stage):
 def test_the_inspect_example_prints_what_the_readme_says():
     example = next(block for block in blocks("console") if "smn inspect" in block)
     done = subprocess.run(
-        [sys.executable, "smn.py", "inspect", "tests/golden/zstd.smn"],
+        [sys.executable, "-m", "smn", "inspect", "tests/golden/zstd.smn"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -171,7 +171,7 @@ def _say_extra(error: ModuleNotFoundError) -> str:
     frames = traceback.walk_tb(error.__traceback__)
     packages = {str(frame.f_globals.get("__name__")).split(".")[0] for frame, _ in frames}
     extra = EXTRAS.get(verb) or next((EXTRAS[name] for name in ("training", "service") if name in packages), None)
-    if extra is None or missing in ("smn_core", "service", "training"):
+    if extra is None or missing in ("smn", "smn_core", "service", "training"):
         raise error
     plural = "s" if "," in extra else ""
     return f"{verb} needs {missing}, of the extra{plural} {extra}: uv pip install '.[{extra}]' in a clone"
@@ -180,7 +180,3 @@ def _say_extra(error: ModuleNotFoundError) -> str:
 def _fail(message: str) -> None:
     print(f"smn: error: {message}", file=sys.stderr)
     sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

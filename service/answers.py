@@ -27,7 +27,10 @@ CASCADE: Shape = {"masks": list}
 PLACE: Shape = {"digest": str, "name": (str, type(None)), "version": (int, type(None))}
 LABELS: Shape = {"data": list, "space": str}
 LABEL: Shape = {"index": int, "label": str, "probs": list, "classes": list, "num_classes": int}
-INFO: Shape = {"limits": dict}
+LIMITS: Shape = {"limits": dict}
+SPACE_OF_ROOT: Shape = {"space": str, "dimensions": int}
+MODEL: Shape = {"space": str}
+MODES: Shape = {"modes": dict}
 MAX_SHOWN = 200
 
 
@@ -122,7 +125,12 @@ def labels_of(response: httpx2.Response) -> Answered[Label]:
     rows = [require_shape(response, entry, LABEL) for entry in found["data"]]
     try:
         labels = [
-            Label(row["label"], tuple(map(float, row["probs"])), tuple(map(str, row["classes"])), row["num_classes"])
+            Label(
+                row["label"],
+                tuple(map(float, np.array(row["probs"], np.float32))),
+                tuple(map(str, row["classes"])),
+                row["num_classes"],
+            )
             for row in sorted(rows, key=lambda row: row["index"])
         ]
     except (TypeError, ValueError) as error:

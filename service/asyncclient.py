@@ -131,6 +131,7 @@ class AsyncClient:
     set_alias = _async(talks.set_alias)
     delete_alias = _async(talks.delete_alias)
     info = _async(talks.info)
+    space = _async(talks.space)
 
     async def _gather(
         self, images: Images, asked: Asked, read: Read[T], *, strict: bool, progress: bool

@@ -168,6 +168,7 @@ class Client:
     set_alias = _sync(talks.set_alias)
     delete_alias = _sync(talks.delete_alias)
     info = _sync(talks.info)
+    space = _sync(talks.space)
 
     def _gather(self, images: Images, asked: Asked, read: Read[T], *, strict: bool, progress: bool) -> Gathered[T]:
         found: Gathered[T] = Gathered()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx2
 
@@ -16,17 +17,20 @@ from service.answers import (
     CASCADE,
     CURRENT,
     ENTRY,
-    INFO,
+    LIMITS,
     MASK,
+    MODEL,
+    MODES,
     PAGE,
     PLACE,
+    SPACE_OF_ROOT,
     WRITTEN,
     check,
     require_shape,
     table_of,
 )
 from service.calls import Call, alias_path, check_version, path_of, push_call, version_params
-from service.registry.base import Kind
+from service.registry.base import Kind, parse_reference
 from smn_core.errors import InvalidArgument
 from smn_core.files import write_bytes
 
@@ -162,6 +166,46 @@ def delete_alias(name: str, alias: str, kind: Kind = "masks") -> Talk[None]:
     check((yield Call("DELETE", alias_path(kind, name, alias))))
 
 
+def space(
+    mask: str | None = None,
+    *,
+    cascade: str | None = None,
+    mode: str | None = None,
+    normalize: bool = False,
+    dimensions: int | None = None,
+) -> Talk[str]:
+    """The id of the space that `embed` with the same words answers in, as the names stand now.
+
+    Raises:
+        InvalidArgument: `mask` and `cascade` both, or a mode without a cascade.
+    """
+    if mask is not None and cascade is not None:
+        raise InvalidArgument("mask and cascade: give one of them")
+    if mode is not None and cascade is None:
+        raise InvalidArgument("mode is for a cascade")
+    told = table_of(check((yield Call("GET", "/info"))), SPACE_OF_ROOT)
+    found, width = str(told["space"]), int(told["dimensions"])
+    if mask is not None or cascade is not None:
+        parse_reference(str(mask or cascade))
+        model = str(mask) if cascade is None else f"cascade:{cascade}"
+        found = table_of(check((yield Call("GET", f"/v1/models/{quote(model, safe='')}"))), MODEL)["space"]
+    if cascade is not None:
+        found = f"{found.rpartition(':')[0]}:{mode}" if mode is not None else found
+        width = (yield from _width_of(cascade, found.rpartition(":")[2])) if dimensions is not None else width
+    if dimensions is not None or normalize:
+        from smn_core.spaces import shape_space
+
+        cut = dimensions if dimensions is not None and dimensions < width else None
+        found = shape_space(found, dimensions=cut, normalize=normalize)
+    return found
+
+
+def _width_of(cascade: str, mode: str) -> Talk[int]:
+    """How wide the vectors of a cascade are in a mode."""
+    response = check((yield Call("GET", path_of("cascades", parse_reference(cascade)[0]))))
+    return int(table_of(response, MODES)["modes"].get(mode, 0))
+
+
 def info() -> Talk[dict[str, Any]]:
     """What the server is."""
     return table_of(check((yield Call("GET", "/info"))), {})
@@ -169,5 +213,5 @@ def info() -> Talk[dict[str, Any]]:
 
 def limits() -> Talk[dict[str, Any]]:
     """What the server takes at once: the limits of its `/info`."""
-    limits: dict[str, Any] = table_of(check((yield Call("GET", "/info"))), INFO)["limits"]
+    limits: dict[str, Any] = table_of(check((yield Call("GET", "/info"))), LIMITS)["limits"]
     return limits

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,37 +16,22 @@ from jaxtyping import Float32
 from numpy import ndarray
 from torch import Tensor
 
+from smn.ways import ROOT, Way, Ways
 from smn_core.ahead import in_order
 from smn_core.answers import Embeddings, Gathered, Label, Labels, Part, Row, Skipped, rows_of
 from smn_core.backbone import load_backbone, require_dimensions
-from smn_core.cascade.cascade import embed as embed_through_cascade
-from smn_core.cascade.file import check_fits, open_folder
 from smn_core.collection import Collection
-from smn_core.engine import Engine, Segment
+from smn_core.engine import Engine
 from smn_core.errors import Conflict, InvalidArgument, InvalidImage
 from smn_core.given import Images, Item, each_item
 from smn_core.images import ImageReader
+from smn_core.labels import most_probable, probabilities
 from smn_core.mask import Head
-from smn_core.maskfile import read_mask
-from smn_core.spaces import shape_space, space_of_cascade, space_of_mask
+from smn_core.spaces import shape_space
 from smn_core.spec import BackboneSpec
-from smn_core.vectors import vectors_of_mask
 from smn_core.verbs.counting import counting
 
 T = TypeVar("T")
-ROOT = "root"
-Stamp = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How model inputs become vectors: the function, how wide they are, their space, whose digest, which classifier."""
-
-    embed: Callable[[Float32[Tensor, "n 3 h w"]], Float32[ndarray, "n d"]]
-    width: int
-    space: str
-    digest: str
-    head: Head | None
 
 
 class Embedder:
@@ -97,11 +80,10 @@ class Embedder:
             dtype,
         )
         self.backbone = load_backbone(spec)
-        self._engine = Engine(self.backbone, slots=slots)
-        self._reader = ImageReader(self.backbone.preprocess)
-        self._folder, self._batch_size, self._workers = Path(masks), batch_size, workers
-        self._ways: dict[tuple[Path | None, str | None], tuple[Stamp, _Way]] = {}
         self._lock = threading.Lock()
+        self._ways = Ways(Engine(self.backbone, slots=slots), Path(masks), self._lock)
+        self._reader = ImageReader(self.backbone.preprocess)
+        self._batch_size, self._workers = batch_size, workers
 
     def __enter__(self) -> Embedder:
         return self
@@ -140,7 +122,7 @@ class Embedder:
             InvalidArgument: no images, or something that is none; no such mask.
             InvalidMask, WrongBackbone, InvalidCascade: the mask or cascade cannot be read, or does not fit.
         """
-        way = self._way(mask, cascade, mode)
+        way = self._ways.find(mask, cascade, mode)
         shape = self._shape(way, normalize=normalize, dimensions=dimensions)
         named = self._promise(way, space, normalize=normalize, dimensions=dimensions)
         return self._gather(images, way, shape, named, strict=strict, progress=progress).embeddings()
@@ -162,7 +144,7 @@ class Embedder:
 
         Without `strict` an image that cannot be read has a row too, with an error instead of a vector.
         """
-        way = self._way(mask, cascade, mode)
+        way = self._ways.find(mask, cascade, mode)
         shape = self._shape(way, normalize=normalize, dimensions=dimensions)
         named = self._promise(way, space, normalize=normalize, dimensions=dimensions)
         return self._each(images, way, shape, named, strict=strict, progress=progress)
@@ -184,14 +166,18 @@ class Embedder:
         Raises:
             Conflict: the mask has no classifier; `smn probe` fits one.
         """
-        way = self._way(mask, cascade, mode)
+        way = self._ways.find(mask, cascade, mode)
         if way.head is None:
             raise Conflict(f"{cascade or mask or ROOT} has no classifier: fit one with smn probe")
         if top is not None and top < 1:
             raise InvalidArgument(f"top {top}: at least one class is named")
         named = self._promise(way, space, normalize=False, dimensions=None)
-        name = partial(_label, way.head, top)
-        return self._gather(images, way, lambda z: list(map(name, z)), named, strict=strict, progress=progress).labels()
+        head = way.head
+
+        def label(z: Float32[ndarray, "n d"]) -> list[Label]:
+            return list(_label(head, z, top))
+
+        return self._gather(images, way, label, named, strict=strict, progress=progress).labels()
 
     def space(
         self,
@@ -203,12 +189,12 @@ class Embedder:
         dimensions: int | None = None,
     ) -> str:
         """The id of the space that `embed` with the same words answers in."""
-        way = self._way(mask, cascade, mode)
+        way = self._ways.find(mask, cascade, mode)
         self._shape(way, normalize=normalize, dimensions=dimensions)
         return self._promise(way, None, normalize=normalize, dimensions=dimensions)
 
     def _shape(
-        self, way: _Way, *, normalize: bool, dimensions: int | None
+        self, way: Way, *, normalize: bool, dimensions: int | None
     ) -> Callable[[Float32[ndarray, "n d"]], Sequence[ndarray]]:
         """A function that cuts vectors, then brings them to unit length, as asked; a zero row stays zero."""
         require_dimensions(dimensions, way.width)
@@ -221,7 +207,7 @@ class Embedder:
 
         return shaped
 
-    def _promise(self, way: _Way, space: str | None, *, normalize: bool, dimensions: int | None) -> str:
+    def _promise(self, way: Way, space: str | None, *, normalize: bool, dimensions: int | None) -> str:
         """The id of the vectors' space, if it is the one that was asked for."""
         cut = dimensions if dimensions is not None and dimensions < way.width else None
         named = shape_space(way.space, dimensions=cut, normalize=normalize)
@@ -232,7 +218,7 @@ class Embedder:
     def _gather(
         self,
         images: Images,
-        way: _Way,
+        way: Way,
         shape: Callable[[ndarray], Sequence[T]],
         space: str,
         *,
@@ -250,7 +236,7 @@ class Embedder:
     def _each(
         self,
         images: Images,
-        way: _Way,
+        way: Way,
         shape: Callable[[ndarray], Sequence[ndarray]],
         space: str,
         *,
@@ -266,7 +252,7 @@ class Embedder:
     def _parts(
         self,
         items: Iterable[Item],
-        way: _Way,
+        way: Way,
         shape: Callable[[ndarray], Sequence[T]],
         space: str,
         *,
@@ -311,62 +297,6 @@ class Embedder:
             raise InvalidImage("the array has a value that is not finite")
         return torch.from_numpy(np.array(content))
 
-    def _way(self, mask: str | Path | None, cascade: str | Path | None, mode: str | None) -> _Way:
-        """What was prepared for a mask or cascade; again where its files have been changed since."""
-        if mask is not None and cascade is not None:
-            raise InvalidArgument("mask and cascade: give one of them")
-        if mode is not None and cascade is None:
-            raise InvalidArgument("mode is for a cascade")
-        if (mask is None and cascade is None) or mask == ROOT:
-            path, stamp = None, ()
-        elif mask is not None:
-            path = self._find(mask, ".smn")
-            stamp = _stamp([path])
-        else:
-            path = self._find(str(cascade), "")
-            stamp = _stamp(sorted(path.iterdir())) if path.is_dir() else ()
-        with self._lock:
-            known = self._ways.get((path, mode))
-            if known is not None and known[0] == stamp:
-                return known[1]
-            made = self._through_cascade(path, mode) if cascade is not None and path else self._through_mask(path)
-            self._ways[path, mode] = (stamp, made)
-            return made
-
-    def _find(self, name: str | Path, suffix: str) -> Path:
-        places = (Path(name), self._folder / name, self._folder / f"{name}{suffix}")
-        found = next((place for place in places if place.is_file() or (not suffix and place.is_dir())), None)
-        if found is None:
-            what = "mask file" if suffix else "folder of a cascade"
-            raise InvalidArgument(f"{name} is no {what}, nor the name of one in {self._folder.resolve()}")
-        return found.resolve()
-
-    def _through_mask(self, path: Path | None) -> _Way:
-        task = read_mask(path, self.backbone.layout) if path is not None else None
-        digest = task.digest if task is not None else None
-        if task is not None:
-            _warn(self._engine.prepare(task))
-
-        def run(x: Float32[Tensor, "n 3 h w"]) -> Float32[ndarray, "n d"]:
-            return self._engine.embed(x, [Segment(digest, 0, len(x))]).embeddings.numpy()
-
-        head = task.head if task is not None else None
-        return _Way(run, self.backbone.n_features, space_of_mask(self.backbone, task), digest or ROOT, head)
-
-    def _through_cascade(self, folder: Path, mode: str | None) -> _Way:
-        found = open_folder(folder)
-        cascade, masks = found.cascade, found.masks(self.backbone.layout)
-        check_fits(cascade, self.backbone)
-        chosen = cascade.choose_mode(mode)
-        _warn(warning for mask in masks for warning in self._engine.prepare(mask))
-
-        def run(x: Float32[Tensor, "n 3 h w"]) -> Float32[ndarray, "n d"]:
-            return embed_through_cascade(self._engine, cascade, chosen, x).embeddings
-
-        width = cascade.choose_dimensions(None, chosen, self.backbone.n_features)
-        space = space_of_cascade(self.backbone, cascade, chosen, [vectors_of_mask(mask) for mask in masks])
-        return _Way(run, width, space, str(cascade.digest), None)
-
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     coming = iter(items)
@@ -378,21 +308,9 @@ def _where(items: Sequence[Item], which: ndarray) -> list[Item]:
     return [item for item, chosen in zip(items, which, strict=True) if chosen]
 
 
-def _stamp(paths: Sequence[Path]) -> Stamp:
-    found = [path.stat() for path in paths]
-    return tuple(number for each in found for number in (each.st_size, each.st_mtime_ns, each.st_ino))
-
-
-def _warn(texts: Iterable[str]) -> None:
-    for text in dict.fromkeys(texts):
-        warnings.warn(text, stacklevel=5)
-
-
-def _label(head: Head, top: int | None, z: Float32[ndarray, "d"]) -> Label:
-    """The most probable classes of one embedding, after the mask's map."""
-    logits = head.weight.astype(np.float64) @ z.astype(np.float64) + head.bias
-    e = np.exp(logits - logits.max())
-    probs = e / e.sum()
-    order = np.argsort(-probs, kind="stable")[:top]
-    classes = tuple(head.classes[i] for i in order)
-    return Label(classes[0], tuple(float(probs[i]) for i in order), classes, len(head.classes))
+def _label(head: Head, z: Float32[ndarray, "n d"], top: int | None) -> Iterator[Label]:
+    """The most probable classes of embeddings, after the mask's map."""
+    p = probabilities(head, z)
+    for row, order in zip(p.astype(np.float32), most_probable(p, top), strict=True):
+        classes = tuple(head.classes[i] for i in order)
+        yield Label(classes[0], tuple(map(float, row[order])), classes, len(head.classes))

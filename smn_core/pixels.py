@@ -143,7 +143,7 @@ def decode(
         if facts.kind == HEIF and not READS_HEIF:
             raise InvalidImage(NEEDED)
         with Image.open(io.BytesIO(facts.data), formats=(facts.kind,)) as image:
-            check_size(facts.kind, *image.size, max_pixels)
+            check_size(facts.kind, *image.size, max_pixels, heavy=facts.kind == HEIF and "A" in image.mode)
             if only_quick and not is_quick(facts.kind, *image.size):
                 raise Slow
             if draft_px is not None:

@@ -6,12 +6,15 @@ import re
 import struct
 
 from smn_core.containers.facts import Facts
+from smn_core.errors import ImageTooLarge
 
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 EITHER_BRANDS = frozenset({b"mif1", b"mif2", b"msf1"})
 """Brands of the container alone: the brands that follow name the codec."""
 MAX_BRANDS_BYTES = 1024
+MAX_HEIF_BYTES = 12 * 2**20
+"""A HEIF costs by its bytes as much as by its pixels: a phone's photo of 24 megapixels has 2 to 5 MB."""
 UPRIGHT = 1
 _EXIF_ITEM = re.compile(rb"(infe(?:\x02.{3}.{4}|\x03.{3}.{6}))Exif", re.DOTALL)
 
@@ -36,7 +39,12 @@ def examine(data: bytes, kind: str) -> Facts:
 
     Its size lies deep in boxes that the decoder reads without the pixels; it is checked when the file is open. The
     decoder of HEIF turns the pixels itself.
+
+    Raises:
+        ImageTooLarge: a HEIF of more than `MAX_HEIF_BYTES`.
     """
+    if kind == "HEIF" and len(data) > MAX_HEIF_BYTES:
+        raise ImageTooLarge(f"the HEIF has {len(data)} bytes, at most {MAX_HEIF_BYTES} are taken")
     (size,) = struct.unpack_from(">I", data)
     head = data[size:]  # behind ftyp; meta comes next
     meta = struct.unpack_from(">I", head)[0] if head[4:8] == b"meta" else 0

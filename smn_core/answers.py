@@ -126,7 +126,7 @@ class Gathered(Generic[T]):
         Raises:
             OtherSpace: its vectors are in another space than those before it.
         """
-        self.skipped += part.skipped
+        self.skipped += sorted(part.skipped, key=lambda left: left.number)
         if not part.items:
             return
         self.collection.admit(part.space)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -71,7 +71,9 @@ def count_of(images: Any) -> int | None:
         return len(images) if images.ndim == 4 else 1
     if isinstance(images, bytes | bytearray | memoryview | str | Path) or _is_pil(images):
         return None if _is_folder(images) else 1
-    return len(images) if isinstance(images, Sized) and not any(map(_is_folder, images)) else None
+    if isinstance(images, Collection) and not any(map(_is_folder, images)):
+        return len(images)
+    return None
 
 
 def _sources(images: Any, *, nested: bool) -> Iterator[tuple[str | None, Any]]:

@@ -153,7 +153,7 @@ def _write_npz(table: Table, path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)  # type: ignore[arg-type]
+                np.lib.format.write_array(member, array, allow_pickle=False)
         with archive.open("vector.npy", "w", force_zip64=True) as member:
             _write_vectors(table, member)  # type: ignore[arg-type]
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 Shape = Mapping[str, type | tuple[type, ...]]
 """The keys that an object must have, and the types of their values."""
 WRITTEN: Shape = {"name": str, "version": int, "digest": str, "bytes": int, "warnings": list}
-ALIASED: Shape = {"name": str, "alias": str, "version": int}
+ALIASED: Shape = {"name": str, "alias": str, "version": int, "warnings": list}
 PAGE: Shape = {"data": list, "next": (str, type(None))}
 ENTRY: Shape = {"name": str, "current": dict, "versions": int}
 CURRENT: Shape = {"version": int, "digest": str}

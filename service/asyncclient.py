@@ -149,7 +149,7 @@ class AsyncClient:
         async with aclosing(self._parts(images, asked, embeddings_of, strict=strict)) as parts:
             with counting(images, progress) as count:
                 async for part in parts:
-                    if part.items:
+                    if part.space:
                         seen.admit(part.space)
                     for row in rows_of(part):
                         yield row

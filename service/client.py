@@ -183,7 +183,7 @@ class Client:
         parts = self._parts(images, asked, embeddings_of, strict=strict)
         with closing(parts), counting(images, progress) as count:
             for part in parts:
-                if part.items:
+                if part.space:
                     seen.admit(part.space)
                 yield from rows_of(part)
                 count(part.n_images)

@@ -212,7 +212,7 @@ class Embedder:
         cut = dimensions if dimensions is not None and dimensions < way.width else None
         named = shape_space(way.space, dimensions=cut, normalize=normalize)
         if space is not None:
-            Collection(space).admit(named)
+            Collection(space=space).admit(named)
         return named
 
     def _gather(

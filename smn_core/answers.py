@@ -129,7 +129,8 @@ class Gathered(Generic[T]):
         self.skipped += sorted(part.skipped, key=lambda left: left.number)
         if not part.items:
             return
-        self.collection.admit(part.space)
+        if part.space:  # a server of before spaces names none
+            self.collection.admit(part.space)
         self.rows += part.rows
         self.items += part.items
         self.digest, self.server_timing = part.digest, part.server_timing

@@ -1,10 +1,15 @@
-"""A collection of vectors, and the one space that they are in."""
+"""A collection of vectors, and the one space that they are in.
+
+photos = Collection(client, "photos@champion", space=saved)      # None: the first answer decides
+z = photos.embed(files).embeddings
+saved = photos.space                                             # to be kept beside the vectors
+"""
 
 from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from smn_core.errors import OtherSpace
+from smn_core.errors import InvalidArgument, OtherSpace
 
 
 @runtime_checkable
@@ -21,18 +26,41 @@ Answer = TypeVar("Answer", bound=InSpace)
 class Collection:
     """Remembers the space of the first answer that it takes, and refuses answers of every other one.
 
-        photos = Collection(stored_id_or_None)
-        found = photos.take(client.embed(new, mask="photos", space=photos.space))
-        store(found.embeddings, photos.space)
-
-    With `space=` a server refuses before it decodes; `take` keeps the promise whoever answers.
-
     Args:
+        client: a Client or an Embedder that `embed` asks, always with the words that follow. An AsyncClient is asked
+            by the caller, who hands the answer to `take`.
+        mask, cascade, mode, normalize, dimensions: as `Client.embed`.
         space: the id under which the vectors are kept already; None: the first answer's.
     """
 
-    def __init__(self, space: str | None = None) -> None:
+    def __init__(
+        self,
+        client: Any = None,
+        mask: Any = None,
+        *,
+        cascade: Any = None,
+        mode: str | None = None,
+        normalize: bool = False,
+        dimensions: int | None = None,
+        space: str | None = None,
+    ) -> None:
         self.space = space or None
+        self._client = client
+        self._through = {"mask": mask, "cascade": cascade, "mode": mode}
+        self._through |= {"normalize": normalize, "dimensions": dimensions}
+
+    def embed(self, images: Any, *, strict: bool = True, progress: bool = False) -> Any:
+        """Embeddings of images that belong to the collection. A server is told its space, and refuses before decode.
+
+        Raises:
+            OtherSpace: the client answers in another space by now.
+            InvalidArgument: the collection has no client.
+            others: as `Client.embed`.
+        """
+        if self._client is None:
+            raise InvalidArgument("the collection has no client: Collection(client, mask), or take(answer)")
+        words = {**self._through, "space": self.space, "strict": strict, "progress": progress}
+        return self.take(self._client.embed(images, **words))
 
     def take(self, found: Answer) -> Answer:
         """The same answer, if its vectors may go into this collection.
@@ -44,20 +72,12 @@ class Collection:
         return found
 
     def admit(self, space: str) -> None:
-        """Remember the first space; raise OtherSpace for every other one."""
-        if self.space is None:
-            self.space = space or None
-        elif space != self.space:
-            raise OtherSpace(
-                f"vectors of the space {space or '(not said)'} among those of {self.space}: they cannot be compared. "
-                "Name the version that the collection was made with, or keep two collections"
-            )
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Collection) and other.space == self.space
-
-    def __hash__(self) -> int:
-        return hash(self.space)
-
-    def __repr__(self) -> str:
-        return f"Collection({self.space!r})"
+        """Remember the first space; raise OtherSpace for every other one, and for vectors that name none."""
+        if space and self.space in (None, space):
+            self.space = space
+            return
+        said = f"in the space {space}" if space else "in a space that the server does not name"
+        raise OtherSpace(
+            f"the vectors are {said}, the collection's in {self.space or 'none yet'}: they cannot be compared. Name the "
+            "version that the collection was made with, or keep two collections"
+        )

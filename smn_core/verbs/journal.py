@@ -127,7 +127,7 @@ class Journal:
             if (self.folder / SPACE).is_file():
                 told = json.loads((self.folder / SPACE).read_text())
                 self.width, self.facts = int(told["width"]), dict(told["facts"])
-                self.collection = Collection(told["space"])
+                self.collection = Collection(space=told["space"])
             text = (self.folder / IMAGES).read_bytes()
             whole = text[: text.rfind(b"\n") + 1]
             for line in whole.splitlines():

@@ -78,6 +78,6 @@ class Collection:
             return
         said = f"in the space {space}" if space else "in a space that the server does not name"
         raise OtherSpace(
-            f"the vectors are {said}, the collection's in {self.space or 'none yet'}: they cannot be compared. Name the "
-            "version that the collection was made with, or keep two collections"
+            f"the vectors are {said}, the collection's in {self.space or 'none yet'}: they cannot be compared. Name "
+            "the version that the collection was made with, or keep two collections"
         )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -133,15 +134,17 @@ def _line(name: str) -> str:
 
 def _write_npy(table: Table, path: Path) -> None:
     with path.open("wb") as file:
-        _write_vectors(table, file)
+        _write_vectors(table, file.write)
 
 
-def _write_vectors(table: Table, file: BinaryIO) -> None:
+def _write_vectors(table: Table, write: Callable[[bytes], Any]) -> None:
     # Written chunk by chunk, not through a memory map: on a full disk a map would end the process with SIGBUS.
-    header = {"descr": "<f4", "fortran_order": False, "shape": (len(table.order), table.width)}
-    np.lib.format.write_array_header_1_0(file, header)
+    header = io.BytesIO()
+    shape = (len(table.order), table.width)
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    write(header.getvalue())
     for rows in table.chunks():
-        file.write(rows.tobytes())
+        write(rows.tobytes())
 
 
 def _write_npz(table: Table, path: Path) -> None:
@@ -155,7 +158,7 @@ def _write_npz(table: Table, path: Path) -> None:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
         with archive.open("vector.npy", "w", force_zip64=True) as member:
-            _write_vectors(table, member)  # type: ignore[arg-type]
+            _write_vectors(table, member.write)
 
 
 def _write_parquet(table: Table, path: Path) -> None:

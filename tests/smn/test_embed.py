@@ -155,7 +155,7 @@ def test_what_cannot_be_done_is_one_line(world, run, tmp_path, monkeypatch, whic
 
 
 def test_without_pyarrow_parquet_names_its_extra(world, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     code, _, err = run("embed", world.photos, "--out", tmp_path / "X.parquet", *world.model)
     assert code == 2 and "of the extra parquet" in err
 

@@ -1,6 +1,7 @@
 """A collection remembers its space, and takes no vector of another one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -13,13 +14,15 @@ class Found:
     space: str
 
 
+@dataclass
 class Scribe:
     """A client that answers in one space and keeps what it was asked."""
 
-    def __init__(self, space):
-        self.space, self.asked = space, []
+    space: str
+    asked: list[dict[str, Any]] = field(default_factory=list)
 
-    def embed(self, images, **words):
+    def embed(self, images: object, **words: Any) -> Found:
+        assert images == []
         self.asked.append(words)
         return Found(self.space)
 

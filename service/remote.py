@@ -49,7 +49,9 @@ def embed_set(
     facts = _facts(client)
     rows = client.embed_each(
         (_source(images, i) for i in left),
-        **through,
+        through.get("mask"),
+        cascade=through.get("cascade"),
+        mode=through.get("mode"),
         dimensions=dimensions,
         space=journal.collection.space,
         strict=strict,

@@ -76,6 +76,7 @@ def export(
         raise InvalidArgument(f"--out {out} is the backbone itself: give another name")
     # theta' is written as it is in the file: float32, whatever a forward would run in.
     backbone, task = backbone_and_mask(replace(spec, device="cpu", dtype="float32"), file)
+    assert task is not None
     write(backbone, task, out, with_head=head, with_map=not no_map)
     args = {"num_classes": n_classes_of(task, with_head=head, with_map=not no_map), **backbone.args}
     if hasattr(backbone.model, "set_input_size"):  # its position embeddings are of this size

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent.parent
-PACKAGES = ("smn_core", "service", "training")
+PACKAGES = ("smn", "smn_core", "service", "training")
 MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
 CORE = sorted(
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)

@@ -95,6 +95,15 @@ def test_a_turned_photo_is_turned_as_a_pil_image_too(embedder):
     assert relative_error(z[1], z[0]) < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+def test_what_phones_write_is_read_alike_here_and_by_the_workers_of_a_server(world, embedder, client, tmp_path, kind):
+    file = tmp_path / f"photo.{kind.lower()}"
+    with Image.open(io.BytesIO(photo(4, (200, 160)))) as image:
+        image.save(file, kind, quality=90)
+    here, there = embedder.embed(tmp_path), client.embed(tmp_path)
+    assert here.names == (str(file),) and relative_error(there.embeddings, here.embeddings) < 1e-4
+
+
 def test_an_endless_generator_is_embedded_as_far_as_somebody_asks(embedder, client):
     for one in (embedder, client):
         taken = []

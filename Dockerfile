@@ -1,11 +1,11 @@
 # docker build -t smn .                                      torch's default build: CUDA, and it runs on processors too
 # docker build -t smn --build-arg DEVICE=cpu .               without CUDA, gigabytes smaller
 # docker build -t smn --build-arg PRELOAD=vit_tiny_patch16_224 .  with timm's pretrained weights inside
-# docker build -t smn:training --build-arg EXTRAS=service,training .
+# docker build -t smn:training --build-arg EXTRAS=service,training,heic .
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim-bookworm AS build
-ARG EXTRAS=service,otel
+ARG EXTRAS=service,otel,heic
 # cuda: torch and torchvision from the default index. cpu: both from PyTorch's index of CPU builds, never one of each.
 ARG DEVICE=cuda
 ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
@@ -16,7 +16,8 @@ COPY pyproject.toml constraints.txt ./
 RUN uv pip install --python /opt/smn/bin/python --constraint constraints.txt \
     $([ "${DEVICE}" = cuda ] || echo --torch-backend "${DEVICE}") \
     -r pyproject.toml $(echo ",${EXTRAS}" | sed "s/,/ --extra /g")
-COPY README.md LICENSE smn.py ./
+COPY README.md LICENSE ./
+COPY smn smn
 COPY smn_core smn_core
 COPY service service
 COPY training training

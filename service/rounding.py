@@ -12,22 +12,21 @@ distance, as the float vectors that they stand for.
 from __future__ import annotations
 
 import base64
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int8, Shaped, UInt8
 from numpy import ndarray
 
 from smn_core.bits import pack_rows_big_endian
 
 Kind = Literal["float", "int8", "uint8", "binary", "ubinary"]
-KINDS: tuple[str, ...] = get_args(Kind)
 OFFSET = 128
 """Between signed and unsigned numbers of 8 bits."""
 LARGEST = np.float32(127)
 
 
-def round_to(z: Float32[ndarray, "n d"], kind: str) -> ndarray[Any, Any]:
+def round_to(z: Float32[ndarray, "n d"], kind: str) -> Shaped[ndarray, "n m"]:
     """Rows as a kind of numbers: [n, d] of float32, int8 or uint8, or [n, ceil(d / 8)] of bits. A row of 0 gives 0."""
     if kind == "float":
         return z
@@ -39,10 +38,10 @@ def round_to(z: Float32[ndarray, "n d"], kind: str) -> ndarray[Any, Any]:
     return rounded if kind == "int8" else (rounded.astype(np.int16) + OFFSET).astype(np.uint8)
 
 
-def as_base64(row: ndarray[Any, Any]) -> str:
+def as_base64(row: Shaped[ndarray, "m"]) -> str:
     """A row's bytes in base64, little-endian."""
     return base64.b64encode(row.astype(row.dtype.newbyteorder("<"), copy=False).tobytes()).decode()
 
 
-def _signed(packed: ndarray[Any, Any]) -> ndarray[Any, Any]:
+def _signed(packed: UInt8[ndarray, "n m"]) -> Int8[ndarray, "n m"]:
     return (packed.astype(np.int16) - OFFSET).astype(np.int8)

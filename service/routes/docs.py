@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi import Path as InPath
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse
 
 router = APIRouter(include_in_schema=False)
 SCRIPT, STYLE, ICON = "swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"
+File = Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"]
 KEPT_S = 3600
 PARAMETERS = {"validatorUrl": None, "docExpansion": "none", "tryItOutEnabled": True, "displayRequestDuration": True}
 """Of the page. Its validator would be another host's."""

@@ -18,7 +18,7 @@ from service.bodies import Images
 from service.errors import HEADER_LENGTH, Rejected
 from service.inferbody import NAME, InferRequest, parse_infer
 from service.reading import media_type, read_buffer
-from service.registry.base import CASCADE
+from service.registry.base import CASCADE, Kind
 from service.routes.dialects.asking import Answer, Asked, ask, body_of, resolve, width_of
 from service.routes.status import readyz
 from service.security import Caller, Reader
@@ -95,7 +95,7 @@ async def model_info(model: Model, server: TheServer, caller: Reader) -> dict[st
     found = resolve(model, server, caller)
     versions = list[str]()
     if found is not None:
-        kind = "cascades" if model.startswith(CASCADE) else "masks"
+        kind: Kind = "cascades" if model.startswith(CASCADE) else "masks"
         versions = [str(one.version) for one in server.registry.entry(kind, found.name).versions]
     return {
         "name": model,
@@ -168,8 +168,9 @@ async def _infer(name: str, reference: str, server: Server, request: Request, ca
         if (kind := media_type(request)) not in KINDS:
             raise Rejected(415, "unsupported_type", f"content type {kind}: send application/json", "Content-Type")
         body = await read_buffer(request, limits.max_body_bytes)
-        asked_for, images = await asyncio.to_thread(parse_infer, body, header_bytes, limits.most_images)
-        return _asked(asked_for, reference, images)
+        found, images = await asyncio.to_thread(parse_infer, body, header_bytes, limits.most_images)
+        asked_for = found
+        return _asked(found, reference, images)
 
     answer = await ask(server, request, caller, understand)
     assert asked_for is not None

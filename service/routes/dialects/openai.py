@@ -5,7 +5,7 @@ The official client works unchanged: `model` is a mask's reference, `cascade:REF
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,7 +30,7 @@ from service.server import TheServer
 
 router = APIRouter(prefix="/v1", tags=["dialects"])
 Encoding = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
-MESSAGES = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": URI}}]}]
+MESSAGES: list[Any] = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": URI}}]}]
 
 
 class OpenAIRequest(BaseModel):
@@ -81,7 +81,7 @@ async def embeddings(server: TheServer, request: Request, caller: Reader) -> Res
         nonlocal base64
         body = await read_body(server, request, OpenAIRequest)
         base64 = body.encoding == "base64"
-        shape = {
+        shape: dict[str, Any] = {
             "dimensions": body.dimensions,
             "normalize": body.normalized,
             "kinds": ("float" if base64 else body.encoding,),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
@@ -14,7 +14,7 @@ from service.security import Reader
 from service.server import TheServer
 
 router = APIRouter(prefix="/v1", tags=["dialects"])
-INPUT = {"content": [{"type": "image_base64", "image_base64": URI}]}
+INPUT: dict[str, Any] = {"content": [{"type": "image_base64", "image_base64": URI}]}
 
 
 class VoyageRequest(BaseModel):

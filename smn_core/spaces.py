@@ -87,8 +87,13 @@ def shape_space(
 
 
 def hash_pixels(preprocess: Mapping[str, Any]) -> str:
-    """8 digits of what is done to pixels: sides are integers, mean, deviation and crop are floats."""
-    told = {
+    """8 digits of what is done to pixels."""
+    return hashlib.sha256(canonical_json(tell_pixels(preprocess)).encode()).hexdigest()[:PIXELS_DIGITS]
+
+
+def tell_pixels(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """What is done to pixels, as `/info` tells it: sides are integers, mean, deviation and crop are floats."""
+    return {
         "input_size": [int(side) for side in preprocess["input_size"]],
         "mean": [float(value) for value in preprocess["mean"]],
         "std": [float(value) for value in preprocess["std"]],
@@ -96,4 +101,3 @@ def hash_pixels(preprocess: Mapping[str, Any]) -> str:
         "crop_pct": float(preprocess["crop_pct"]),
         "crop_mode": str(preprocess["crop_mode"]),
     }
-    return hashlib.sha256(canonical_json(told).encode()).hexdigest()[:PIXELS_DIGITS]

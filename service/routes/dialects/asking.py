@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request, Response
@@ -27,6 +27,7 @@ from service.security import Caller
 from service.server import Server
 
 Model = TypeVar("Model", bound=BaseModel)
+FLOATS = ("float", "base64")
 URI = "data:image/png;base64,iVBORw0KGgo..."
 PART = {
     "type": "object",
@@ -60,6 +61,11 @@ class Asked:
     normalize: bool = False
     kinds: Sequence[str] = ("float",)
 
+    @property
+    def kind(self) -> str | None:
+        """Of all numbers of the answer; None where they are floats, or there are several kinds."""
+        return self.kinds[0] if len(self.kinds) == 1 and self.kinds[0] not in FLOATS else None
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -89,7 +95,7 @@ class Answer:
 
     def told(self, answer: Response) -> Response:
         """The answer with the headers that say what made its vectors."""
-        answer.headers["X-SMN-Digest"] = self.found.digest
+        answer.headers.update(self.found.headers)
         return answer
 
 
@@ -111,7 +117,16 @@ async def ask(server: Server, request: Request, caller: Caller, understand: Call
         async def read() -> Images:
             return await asyncio.to_thread(asked.read)
 
-        found = await embed(server, request, caller, read, wanted_of(asked.model, server, asked.dimensions))
+        named = wanted_of(asked.model, server)
+        kind = asked.kind
+        wanted = replace(
+            named,
+            dimensions=asked.dimensions,
+            normalize=asked.normalize and kind is None,  # numbers of 8 bits and bits have a length of their own
+            kind=kind,
+            space=space,
+        )
+        found = await embed(server, request, caller, read, wanted)
     return Answer(asked, respond.shape(found.z, asked.dimensions, normalize=asked.normalize), found)
 
 
@@ -134,11 +149,11 @@ def as_list(value: object, param: str) -> list[object]:
     raise Rejected(400, "invalid_request", f"{param}: neither a text, nor an object, nor a list of these", param)
 
 
-def wanted_of(model: str | None, server: Server, dimensions: int | None = None) -> Wanted:
+def wanted_of(model: str | None, server: Server) -> Wanted:
     """What `model` means: a mask's reference, `cascade:REF`, which runs in its default mode, or the root by name."""
     if model is not None and model.startswith(CASCADE):
-        return Wanted(cascade=model.removeprefix(CASCADE), dimensions=dimensions)
-    return Wanted(mask=None if model == server.backbone.architecture else model, dimensions=dimensions)
+        return Wanted(cascade=model.removeprefix(CASCADE))
+    return Wanted(mask=None if model == server.backbone.architecture else model)
 
 
 def resolve(model: str, server: Server, caller: Caller) -> Resolved | None:

@@ -11,6 +11,7 @@ from service.routes.dialects.asking import URI, Asked, Count, Value, ask, asked_
 from service.schemas import OpenAIAnswer
 from service.security import Reader
 from service.server import TheServer
+from service.spaces import SpaceQuery
 
 router = APIRouter(prefix="/images", tags=["dialects"])
 
@@ -36,6 +37,7 @@ async def embed(
     server: TheServer,
     request: Request,
     caller: Reader,
+    space: SpaceQuery = None,
     _: Annotated[str | None, Query(alias="api-version", description="Whatever the client sends.")] = None,
 ) -> Response:
     """Embeddings as Azure AI inference gives them; base64 is little-endian float32."""
@@ -48,13 +50,14 @@ async def embed(
         kind = "float" if base64 else body.encoding_format or "float"
         return asked_of_values(body.input, "input", body.model, dimensions=body.dimensions, kinds=(kind,))
 
-    answer = await ask(server, request, caller, understand)
+    answer = await ask(server, request, caller, space, understand)
     return answer.as_json(
         {
             "id": request.state.record.request_id,
             "object": "list",
             "data": answer.data(answer.asked.kinds[0], base64=base64),
             "model": answer.asked.model or server.backbone.architecture,
+            "space": answer.found.space,
             "usage": answer.usage(),
         }
     )

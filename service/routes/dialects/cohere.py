@@ -12,6 +12,7 @@ from service.imagetext import text_input
 from service.routes.dialects.asking import URI, Asked, Count, Value, ask, asked_of_values, body_of, read_body
 from service.security import Reader
 from service.server import TheServer
+from service.spaces import SpaceQuery
 
 router = APIRouter(prefix="/v2", tags=["dialects"])
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
@@ -54,7 +55,7 @@ class CohereAnswer(BaseModel):
 
 
 @router.post("/embed", response_model=CohereAnswer, openapi_extra=body_of(CohereRequest))
-async def embed(server: TheServer, request: Request, caller: Reader) -> Response:
+async def embed(server: TheServer, request: Request, caller: Reader, space: SpaceQuery = None) -> Response:
     """Embeddings as Cohere's API gives them; base64 is little-endian float32."""
 
     async def understand() -> Asked:
@@ -69,7 +70,7 @@ async def embed(server: TheServer, request: Request, caller: Reader) -> Response
             body.inputs or body.images or [], param, body.model, dimensions=body.output_dimension, kinds=kinds
         )
 
-    answer = await ask(server, request, caller, understand)
+    answer = await ask(server, request, caller, space, understand)
     embeddings = {
         kind: answer.rows(base64=True) if kind == "base64" else answer.rows(kind) for kind in answer.asked.kinds
     }

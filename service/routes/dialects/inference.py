@@ -23,6 +23,7 @@ from service.routes.dialects.asking import Answer, Asked, ask, body_of, resolve,
 from service.routes.status import readyz
 from service.security import Caller, Reader
 from service.server import Server, TheServer
+from service.spaces import SpaceQuery
 
 router = APIRouter(prefix="/v2", tags=["dialects"])
 OUTPUT = "embedding"
@@ -120,9 +121,11 @@ async def model_ready(model: Model, server: TheServer, caller: Reader) -> JSONRe
     openapi_extra=body_of(InferRequest),
     responses={200: {"content": OCTETS}},
 )
-async def infer(model: Model, server: TheServer, request: Request, caller: Reader) -> Response:
+async def infer(
+    model: Model, server: TheServer, request: Request, caller: Reader, space: SpaceQuery = None
+) -> Response:
     """Embed a tensor of images; `parameters` may have `dimensions` and `normalize`."""
-    return await _infer(model, model, server, request, caller)
+    return await _infer(model, model, server, request, caller, space)
 
 
 @router.get("/models/{model}/versions/{version}", response_model=ModelInfo)
@@ -144,10 +147,10 @@ async def version_ready(model: Model, version: Version, server: TheServer, calle
     responses={200: {"content": OCTETS}},
 )
 async def infer_version(
-    model: Model, version: Version, server: TheServer, request: Request, caller: Reader
+    model: Model, version: Version, server: TheServer, request: Request, caller: Reader, space: SpaceQuery = None
 ) -> Response:
     """The same through one version."""
-    return await _infer(model, _at(model, version, server), server, request, caller)
+    return await _infer(model, _at(model, version, server), server, request, caller, space)
 
 
 def _at(model: str, version: str, server: Server) -> str:
@@ -158,7 +161,9 @@ def _at(model: str, version: str, server: Server) -> str:
     return f"{model}@{version}"
 
 
-async def _infer(name: str, reference: str, server: Server, request: Request, caller: Caller) -> Response:
+async def _infer(
+    name: str, reference: str, server: Server, request: Request, caller: Caller, space: str | None
+) -> Response:
     limits = server.settings
     header_bytes = _header_bytes(request)
     asked_for: InferRequest | None = None
@@ -172,7 +177,7 @@ async def _infer(name: str, reference: str, server: Server, request: Request, ca
         asked_for = found
         return _asked(found, reference, images)
 
-    answer = await ask(server, request, caller, understand)
+    answer = await ask(server, request, caller, space, understand)
     assert asked_for is not None
     return _answer(name, asked_for, answer)
 

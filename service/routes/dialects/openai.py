@@ -27,6 +27,7 @@ from service.routes.dialects.asking import (
 from service.schemas import OpenAIAnswer
 from service.security import Reader
 from service.server import TheServer
+from service.spaces import SpaceQuery
 
 router = APIRouter(prefix="/v1", tags=["dialects"])
 Encoding = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
@@ -73,7 +74,7 @@ class OpenAIRequest(BaseModel):
 
 
 @router.post("/embeddings", response_model=OpenAIAnswer, openapi_extra=body_of(OpenAIRequest))
-async def embeddings(server: TheServer, request: Request, caller: Reader) -> Response:
+async def embeddings(server: TheServer, request: Request, caller: Reader, space: SpaceQuery = None) -> Response:
     """Embeddings as OpenAI's API gives them; base64 is little-endian float32."""
     base64 = False
 
@@ -93,6 +94,7 @@ async def embeddings(server: TheServer, request: Request, caller: Reader) -> Res
             return Asked(body.model, 1, lambda: Images([decode_conversation(messages, "messages")]), **shape)
         return asked_of_values(as_list(body.input, "input"), "input", body.model, **shape)
 
-    answer = await ask(server, request, caller, understand)
+    answer = await ask(server, request, caller, space, understand)
     data = answer.data(answer.asked.kinds[0], base64=base64)
-    return answer.as_json({"object": "list", "data": data, "model": answer.asked.model, "usage": answer.usage()})
+    told = {"object": "list", "data": data, "model": answer.asked.model, "space": answer.found.space}
+    return answer.as_json({**told, "usage": answer.usage()})

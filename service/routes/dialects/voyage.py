@@ -12,6 +12,7 @@ from service.routes.dialects.asking import URI, Asked, Count, Value, ask, asked_
 from service.schemas import OpenAIEmbedding
 from service.security import Reader
 from service.server import TheServer
+from service.spaces import SpaceQuery
 
 router = APIRouter(prefix="/v1", tags=["dialects"])
 INPUT: dict[str, Any] = {"content": [{"type": "image_base64", "image_base64": URI}]}
@@ -49,7 +50,7 @@ class VoyageAnswer(BaseModel):
 
 
 @router.post("/multimodalembeddings", response_model=VoyageAnswer, openapi_extra=body_of(VoyageRequest))
-async def embed(server: TheServer, request: Request, caller: Reader) -> Response:
+async def embed(server: TheServer, request: Request, caller: Reader, space: SpaceQuery = None) -> Response:
     """Embeddings as Voyage's API gives them; base64 is little-endian, of the kind of numbers asked for."""
     base64 = False
 
@@ -60,7 +61,7 @@ async def embed(server: TheServer, request: Request, caller: Reader) -> Response
         kinds = (body.output_dtype or "float",)
         return asked_of_values(body.inputs, "inputs", body.model, dimensions=body.output_dimension, kinds=kinds)
 
-    answer = await ask(server, request, caller, understand)
+    answer = await ask(server, request, caller, space, understand)
     n, (height, width) = len(answer.z), server.reader.input_px
     usage = {"text_tokens": 0, "image_pixels": n * height * width, "video_pixels": 0, "total_tokens": n}
     data = answer.data(answer.asked.kinds[0], base64=base64)

@@ -18,6 +18,7 @@ from service.routes.dialects.asking import URI, Asked, ask, body_of, read_body, 
 from service.routes.status import readyz
 from service.security import Reader
 from service.server import TheServer
+from service.spaces import SpaceQuery
 
 router = APIRouter(prefix="/weaviate/{ref}", tags=["dialects"])
 Ref = Annotated[str, Path(description="A mask's reference, `cascade:REF`, or the backbone's name for the root.")]
@@ -45,7 +46,9 @@ class WeaviateAnswer(BaseModel):
 
 
 @router.post("/vectorize", response_model=WeaviateAnswer, openapi_extra=body_of(WeaviateRequest))
-async def vectorize(ref: Ref, server: TheServer, request: Request, caller: Reader) -> Response:
+async def vectorize(
+    ref: Ref, server: TheServer, request: Request, caller: Reader, space: SpaceQuery = None
+) -> Response:
     """Vectors as Weaviate's modules read them."""
     one, name = False, None
 
@@ -60,16 +63,16 @@ async def vectorize(ref: Ref, server: TheServer, request: Request, caller: Reade
         texts = [(body.image, "image")] if one else [(text, f"images[{i}]") for i, text in enumerate(body.images or [])]
         return Asked(ref, len(texts), lambda: Images([decode_text(*text) for text in texts]))
 
-    answer = await ask(server, request, caller, understand)
+    answer = await ask(server, request, caller, space, understand)
     if one:
         return answer.as_json({"id": name, "vector": answer.z[0], "dim": answer.z.shape[1]})
     return answer.as_json({"textVectors": [], "imageVectors": answer.z})
 
 
 @router.post("/vectors", response_model=WeaviateAnswer, openapi_extra=body_of(WeaviateRequest))
-async def vectors(ref: Ref, server: TheServer, request: Request, caller: Reader) -> Response:
+async def vectors(ref: Ref, server: TheServer, request: Request, caller: Reader, space: SpaceQuery = None) -> Response:
     """The same under the name that img2vec-neural asks for."""
-    return await vectorize(ref, server, request, caller)
+    return await vectorize(ref, server, request, caller, space)
 
 
 @router.get("/meta")

@@ -43,9 +43,7 @@ async def page(request: Request) -> Response:
 
 
 @router.get("/docs/{file}")
-async def asset(
-    file: Annotated[Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"], InPath()],
-) -> Response:
+async def asset(file: File) -> Response:
     """One of the page's files."""
     return FileResponse(_folder() / file, headers={"Cache-Control": f"max-age={KEPT_S}"})
 

@@ -104,8 +104,17 @@ def asked_of_values(values: Sequence[object], param: str, model: str | None, **m
     return Asked(model, len(values), lambda: Images(decode_values(values, param)), **more)
 
 
-async def ask(server: Server, request: Request, caller: Caller, understand: Callable[[], Awaitable[Asked]]) -> Answer:
+async def ask(
+    server: Server,
+    request: Request,
+    caller: Caller,
+    space: str | None,
+    understand: Callable[[], Awaitable[Asked]],
+) -> Answer:
     """Embed what a request asks for. It has a place and a deadline before `understand` reads its body.
+
+    Args:
+        space: that the query expects the answer in.
 
     Raises:
         Rejected, QueueFull, ...: as `embed`; and what `understand` raises.

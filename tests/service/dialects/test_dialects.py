@@ -150,3 +150,46 @@ def test_every_answer_says_what_made_its_vectors(client, theta, wanted):
         assert {"queue", "decode", "forward", "total"} <= {
             part.split(";")[0] for part in answer.headers["server-timing"].split(", ")
         }
+
+
+ASKED = {
+    "/v1/embeddings": {"model": "photos", "input": URIS},
+    "/v2/embed": {"model": "photos", "images": URIS},
+    "/v1/multimodalembeddings": {"model": "photos", "inputs": [{"content": [part(URIS[0])]}]},
+    "/images/embeddings": {"model": "photos", "input": [{"image": URIS[0]}]},
+    "/weaviate/photos/vectorize": {"images": BARE},
+    "/weaviate/photos/vectors": {"id": "1", "image": BARE[0]},
+    "/v2/models/photos/infer": {"inputs": [{"name": "image", "shape": [2], "datatype": "BYTES", "data": BARE}]},
+    "/v2/models/photos/versions/1/infer": {
+        "inputs": [{"name": "image", "shape": [2], "datatype": "BYTES", "data": BARE}]
+    },
+}
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_every_dialect_names_the_space_and_keeps_a_promised_one(client, wanted, require_error, path):
+    wanted()
+    space = client.get("/masks/photos").json()["space"]
+    assert client.post(path, json=ASKED[path]).headers["x-smn-space"] == space
+    assert client.post(path, params={"space": space}, json=ASKED[path]).status_code == 200
+    root = client.get("/info").json()["space"]
+    message = require_error(client.post(path, params={"space": root}, json=ASKED[path]), 412, "other_space")
+    assert space in message and root in message
+    require_error(client.post(path, headers={"X-SMN-Expect-Space": root}, json=ASKED[path]), 412, "other_space")
+
+
+def test_the_space_says_how_vectors_were_cut_and_rounded(client, wanted):
+    wanted()
+    space = client.get("/masks/photos").json()["space"]
+    for path, more, shape in (
+        ("/v1/embeddings", {"dimensions": 3, "normalized": True}, ":d3:l2"),
+        ("/v1/embeddings", {"embedding_type": "binary", "normalized": True}, ":binary"),
+        ("/v1/embeddings", {"encoding_format": "base64", "normalized": True}, ":l2"),
+        ("/v2/embed", {"embedding_types": ["int8"], "output_dimension": 3}, ":d3:int8"),
+        ("/v2/embed", {"embedding_types": ["int8", "float"]}, ""),
+        ("/v2/embed", {"embedding_types": ["base64"]}, ""),
+        ("/images/embeddings", {"encoding_format": "uint8"}, ":uint8"),
+        ("/v1/multimodalembeddings", {"output_dtype": "ubinary"}, ":ubinary"),
+    ):
+        answer = client.post(path, json={**ASKED[path], **more})
+        assert answer.headers["x-smn-space"] == space + shape, (path, more)

@@ -43,14 +43,14 @@ def decode_text(text: object, param: str) -> bytes:
         raise Rejected(400, "invalid_image_text", f"{param} is not base64: {said}", param) from error
 
 
-def decode_unless_text(text: str, param: str) -> bytes:
+def decode_unless_text(text: object, param: str) -> bytes:
     """As `decode_text`, of a place where a client may have put a text: only what is a data URI or an image is decoded.
 
     Raises:
         Rejected: 400, of a text `text_input`.
     """
-    bare = DATA_URI.match(text[:256]) is None and "://" not in text[:32]
-    if bare and not begins_as_image(_first_bytes(text)):
+    bare = isinstance(text, str) and DATA_URI.match(text[:256]) is None and "://" not in text[:32]
+    if bare and not begins_as_image(_first_bytes(str(text))):
         raise text_input(param)
     return decode_text(text, param)
 

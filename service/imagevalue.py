@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from service.errors import Rejected
-from service.imagetext import decode_text, decode_unless_text, text_input
+from service.imagetext import decode_unless_text, text_input
 
 FIELDS = ("image", "image_url", "image_base64")
 INNER = ("url", "base64", "bytes")
@@ -20,11 +20,10 @@ SHAPES = 'a text, {"image": ...}, or a part {"type": "image_url", "image_url": {
 
 @dataclass(frozen=True)
 class Found:
-    """The text of an image and what errors call it. Without a field around it, it may turn out to be mere text."""
+    """What should be the text of an image, and what errors call it."""
 
     text: object
     param: str
-    in_field: bool
 
 
 def decode_values(values: Sequence[object], param: str) -> list[bytes]:
@@ -67,7 +66,7 @@ def _the_image(parts: Sequence[tuple[object, str]], at: str) -> Found:
 def _find(part: object, at: str) -> Found | None:
     """Where a part has its image; None, if it is a blank text."""
     if isinstance(part, str):
-        return Found(part, at, in_field=False) if part.strip() else None
+        return Found(part, at) if part.strip() else None
     if not isinstance(part, dict):
         raise Rejected(400, "no_images", f"{at} is no image: send {SHAPES}", at)
     text = part.get("text")
@@ -79,7 +78,7 @@ def _find(part: object, at: str) -> Found | None:
             name = next((name for name in INNER if inside.get(name) is not None), INNER[0])
             inside, where = inside.get(name), f"{where}.{name}"
         if inside is not None:
-            return Found(inside, where, in_field=True)
+            return Found(inside, where)
     if isinstance(text, str):
         return None
     kind = part.get("type")
@@ -88,6 +87,4 @@ def _find(part: object, at: str) -> Found | None:
 
 
 def _decode(found: Found) -> bytes:
-    if isinstance(found.text, str) and not found.in_field:
-        return decode_unless_text(found.text, found.param)
-    return decode_text(found.text, found.param)
+    return decode_unless_text(found.text, found.param)

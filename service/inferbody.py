@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.bodies import Floats, Images
 from service.errors import Rejected
-from service.imagetext import begins_as_image, decode_text, decode_unless_text
+from service.imagetext import begins_as_image, decode_unless_text
 from service.jsonbody import parse_json, validated
 
 NAME = "image"
@@ -130,7 +130,7 @@ def _decode(element: object, param: str) -> bytes:
         if begins_as_image(element):
             return element
         element = element.decode("ascii", "replace")
-    return decode_unless_text(element, param) if isinstance(element, str) else decode_text(element, param)
+    return decode_unless_text(element, param)
 
 
 def _elements(behind: bytearray, n: int) -> list[bytes]:

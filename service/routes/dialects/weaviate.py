@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.bodies import Images
 from service.errors import Rejected
-from service.imagetext import decode_text, text_input
+from service.imagetext import decode_unless_text, text_input
 from service.routes.dialects.asking import URI, Asked, ask, body_of, read_body, resolve, width_of
 from service.routes.status import readyz
 from service.security import Reader
@@ -61,7 +61,7 @@ async def vectorize(
         if one and body.images:
             raise Rejected(400, "image_and_images", "image and images: send one of them", "images")
         texts = [(body.image, "image")] if one else [(text, f"images[{i}]") for i, text in enumerate(body.images or [])]
-        return Asked(ref, len(texts), lambda: Images([decode_text(*text) for text in texts]))
+        return Asked(ref, len(texts), lambda: Images([decode_unless_text(*text) for text in texts]))
 
     answer = await ask(server, request, caller, space, understand)
     if one:

@@ -2,11 +2,12 @@
 
 Each vector is rounded by itself, so nothing has to be calibrated or kept, and equal vectors give equal numbers:
 
-    u = z / max|z|      int8 = round(127 u)      uint8 = int8 + 128
+    u = z / |z|      int8 = round(127 u)      uint8 = int8 + 128
     ubinary = bits of z > 0, most significant first      binary = ubinary - 128
 
-round is to the nearest, halves to even. What is left of a vector is its direction: compare by cosine, or by Hamming
-distance, as the float vectors that they stand for.
+round is to the nearest, halves to even. What is left of a vector is its direction: compare int8 by cosine or dot
+product, bits by Hamming distance. Dividing by the largest component instead would keep more digits, but then vectors
+have different lengths, and a dot product finds the wrong neighbours.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def round_to(z: Float32[ndarray, "n d"], kind: str) -> Shaped[ndarray, "n m"]:
         packed = pack_rows_big_endian(z > 0)
         return packed if kind == "ubinary" else _signed(packed)
     largest = np.maximum(np.abs(z).max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    rounded = np.rint(z / largest * LARGEST).astype(np.int8)
+    z = z / largest  # else the square of a very long or short vector is no float32
+    rounded = np.rint(z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1) * LARGEST).astype(np.int8)
     return rounded if kind == "int8" else (rounded.astype(np.int16) + OFFSET).astype(np.uint8)
 
 

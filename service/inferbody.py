@@ -101,6 +101,8 @@ def _images(tensor: InferInput, numbers: bytes | None, behind: bytearray | None,
     if size is not None and (behind is None or isinstance(size, bool) or size != len(behind)):
         said = f"inputs[0] has binary_data_size {str(size)[:32]}, and {len(behind or b'')} bytes follow the header"
         raise Rejected(400, "invalid_binary_data", said, "inputs[0].parameters.binary_data_size")
+    if shape and shape[0] > max_images:  # before anything is made of them
+        raise Rejected(413, "too_many_images", f"{shape[0]} images, at most {max_images} a request", "inputs[0].shape")
     if tensor.datatype == "FP32":
         if len(shape) != 4:
             said = f"inputs[0] is FP32 {list(shape)}, expected [n, 3, height, width]"
@@ -113,8 +115,6 @@ def _images(tensor: InferInput, numbers: bytes | None, behind: bytearray | None,
     if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)):
         said = f"inputs[0] is BYTES {list(shape)}, expected [n]"
         raise Rejected(422, "invalid_tensor", said, "inputs[0].shape")
-    if shape[0] > max_images:
-        raise Rejected(413, "too_many_images", f"{shape[0]} images, at most {max_images} a request", "inputs[0].shape")
     texts: Sequence[object] = (
         _elements(behind, shape[0]) if behind is not None and size is not None else tensor.data or []
     )

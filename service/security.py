@@ -125,7 +125,8 @@ class Bearer(HTTPBearer):
         return caller
 
 
-may_read, may_change = Bearer(), Bearer(to_change=True)
+may_read = Bearer()
+may_change = Bearer(to_change=True)
 Reader = Annotated[Caller, Depends(may_read)]
 Changer = Annotated[Caller, Depends(may_change)]
 Name = Annotated[str, Path(description="[a-z0-9][a-z0-9._-]*, at most 128 characters")]

@@ -51,9 +51,12 @@ bench: setup  ## every benchmark in its quick form, peers too
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/smn bench --quick
 
-constraints: setup  ## renew the exact pins of constraints.txt
-	$(UV) pip compile --quiet --upgrade --all-extras --python-version 3.11 --no-header --no-annotate \
-	  --no-emit-index-url --output-file constraints.txt pyproject.toml
+# After a change of pyproject.toml alone: make constraints UPGRADE=
+UPGRADE ?= --upgrade
+
+constraints: setup  ## renew the exact pins of constraints.txt, with the hash of every file
+	$(UV) pip compile --quiet $(UPGRADE) --all-extras --python-version 3.11 --no-header --no-annotate \
+	  --generate-hashes --no-emit-index-url --output-file constraints.txt pyproject.toml
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

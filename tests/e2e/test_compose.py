@@ -18,7 +18,7 @@ from stack import REPLICAS, WITHIN_S, Stack, compose, find, program
 
 pytestmark = pytest.mark.timeout(900)  # several servers start one after the other
 
-SECRETS = {"SMN_ADMIN_KEYS": "secret", "SMN_API_KEYS": "reader", "SMN_KEY": "secret"}
+SECRETS = {"SMN_ADMIN_KEYS": "secret", "SMN_API_KEYS": "reader", "SMN_KEY": "secret", "REDIS_PASSWORD": "swordfish"}
 EXAMPLE = (ROOT / ".env.example").read_text()
 TEXTS = {name: (ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.gpu.yml")}
 

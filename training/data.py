@@ -10,6 +10,7 @@ import hashlib
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,14 +214,16 @@ class Batch:
     def share(self, memory: Path = SHARED_MEMORY) -> None:
         """Move the views into shared memory, where it has room for one such batch of every worker and one more.
 
-        In a full one the write of a page would kill the worker and leave the run waiting: a plain container has 64 MB.
+        A plain container has 64 MB. In a full one the queue's thread fails, where nobody hears it, and the run would wait
+        for a batch that never comes; or the write of a page kills the worker.
         """
         info = get_worker_info()
         needed = sum(view.nbytes for view in self.views) * (info.num_workers + 1 if info else 1)
         room = os.statvfs(memory)
         if room.f_bavail * room.f_frsize >= needed:
-            for view in self.views:
-                view.share_memory_()
+            with suppress(RuntimeError):  # another run was faster: what is left goes through the pipe
+                for view in self.views:
+                    view.share_memory_()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A tensor in shared memory is handed over there, any other one through the pipe, as an array."""

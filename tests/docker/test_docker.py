@@ -14,7 +14,8 @@ from images import build, import_bases, size_gb
 from independent_client import NPY, IndependentClient, as_npy
 from project import Project
 from served import SIZE_PX, Theta, eventually, inputs, relative_error
-from test_compose import SECRETS, write_digits
+from stack import SECRETS
+from test_compose import write_digits
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(5400)]
 

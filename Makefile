@@ -3,10 +3,10 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo "$(PYTHON) -m uv")
 
-.PHONY: help setup demo test lint types imports pytest docs bench constraints clean
+.PHONY: help setup demo test test-docker lint types imports pytest docs bench constraints clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: .venv/.installed  ## .venv with the `smn` command in it
 
@@ -43,6 +43,9 @@ pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile $(RAY_TESTS:%=--ignore=%) || failed=1; \
 	for tests in $(RAY_TESTS); do OMP_NUM_THREADS=1 $(BIN)/pytest $$tests || failed=1; done; \
 	exit $$failed
+
+test-docker: setup  ## image and Compose file on a Docker engine of its own: root, docker.io, debootstrap; 40 GB for a while
+	OMP_NUM_THREADS=1 $(BIN)/pytest -s -m docker tests/docker
 
 docs: setup  ## renew what pages and files say of the settings
 	$(BIN)/python -m service.describe

@@ -214,8 +214,8 @@ class Batch:
     def share(self, memory: Path = SHARED_MEMORY) -> None:
         """Move the views into shared memory, where it has room for one such batch of every worker and one more.
 
-        A plain container has 64 MB. In a full one the queue's thread fails, where nobody hears it, and the run would wait
-        for a batch that never comes; or the write of a page kills the worker.
+        A plain container has 64 MB. In a full one the queue's thread fails, where nobody hears it, and the run would
+        wait for a batch that never comes; or the write of a page kills the worker.
         """
         info = get_worker_info()
         needed = sum(view.nbytes for view in self.views) * (info.num_workers + 1 if info else 1)

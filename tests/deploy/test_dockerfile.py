@@ -66,15 +66,19 @@ PINS = pins((ROOT / "constraints.txt").read_text())
 def test_every_pin_has_its_hashes_and_no_address():
     text = (ROOT / "constraints.txt").read_text()
     assert len(PINS) == len(re.findall(r"^\w", text, re.MULTILINE)) > 100
-    assert all(hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", one) for one in hashes) for _, hashes in PINS.values())
+    assert all(
+        hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", one) for one in hashes) for _, hashes in PINS.values()
+    )
     assert "://" not in text
 
 
 def test_the_constraints_are_those_of_the_project():
-    """After a change of pyproject.toml: `make constraints UPGRADE=`. What is wanted, is followed through what is here."""
+    """After a change of pyproject.toml: `make constraints UPGRADE=`. It follows what is installed here."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [Requirement(line) for line in [*project["dependencies"], *(one for lines in extras.values() for one in lines)]]
+    wanted = [
+        Requirement(line) for line in [*project["dependencies"], *(one for lines in extras.values() for one in lines)]
+    ]
     seen = set()
     while wanted:
         requirement = wanted.pop()
@@ -110,7 +114,9 @@ def install(tmp_path):
     def run(device):
         shutil.copy(ROOT / "constraints.txt", tmp_path)
         given = {"DEVICE": device, "EXTRAS": "service,otel", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        done = subprocess.run(["sh", "-c", command], env=given, cwd=tmp_path, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["sh", "-c", command], env=given, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
         return done.stdout.split(), pins((tmp_path / "constraints.txt").read_text())
 
     return run

@@ -266,7 +266,8 @@ def test_the_ingress_does_what_the_proxy_of_the_compose_file_does():
 
 def test_only_embedding_is_sent_again_by_the_ingress():
     again = {
-        path["path"]: "non_idempotent" in found["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-next-upstream"]
+        path["path"]: "non_idempotent"
+        in found["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-next-upstream"]
         for found in objects("Ingress").values()
         for path in found["spec"]["rules"][0]["http"]["paths"]
     }

@@ -1,4 +1,4 @@
-"""A Docker engine of its own: data, socket and network are a temporary folder's and a network namespace's, and go with it.
+"""A Docker engine of its own: its data and socket are in a temporary folder, its network is a namespace; all go with it.
 
 Nothing of the machine's own network is changed. Building needs the package index, so it happens on the machine's
 network, with no bridge and no rule of a firewall; what is built then runs in a namespace where the engine may do as it
@@ -48,7 +48,12 @@ class Engine:
     def __init__(self, folder):
         self.folder, self.process = folder, None
         self.socket = folder / "docker.sock"
-        self.environment = {**os.environ, "PATH": PLACES, "DOCKER_HOST": f"unix://{self.socket}", "DOCKER_BUILDKIT": "0"}
+        self.environment = {
+            **os.environ,
+            "PATH": PLACES,
+            "DOCKER_HOST": f"unix://{self.socket}",
+            "DOCKER_BUILDKIT": "0",
+        }
         self._home = None
 
     def start(self, apart):
@@ -101,9 +106,7 @@ class Engine:
 
 def run(command, **more):
     """What a command prints, to either stream; AssertionError with it where the command fails."""
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **more
-    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **more)
     assert done.returncode == 0, f"{command}: {done.stdout[-5000:]}"
     return done.stdout
 

@@ -1,4 +1,4 @@
-"""Base images from Debian's packages, for machines that reach no registry of images, and the repository's own on them."""
+"""Base images from Debian's packages, for who reaches no registry of images, and the repository's own on top."""
 
 import os
 import shutil

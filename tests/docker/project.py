@@ -33,7 +33,9 @@ class Project:
     def containers(self, service):
         """The ids of a service's containers that run."""
         labels = (f"com.docker.compose.project={PROJECT}", f"com.docker.compose.service={service}")
-        return self.engine.docker("ps", "-q", *(word for label in labels for word in ("--filter", f"label={label}"))).split()
+        return self.engine.docker(
+            "ps", "-q", *(word for label in labels for word in ("--filter", f"label={label}"))
+        ).split()
 
     def told(self, container):
         """What the engine says of a container."""

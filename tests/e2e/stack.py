@@ -240,17 +240,24 @@ class Stack:
         health = [program(test[0], test[0]), *(word.replace(":8000/", f":{self.proxy_port}/") for word in test[1:])]
         if tls:  # from outside, by its own port
             health = [health[0], "-fsSk", f"{self.tls_url}/livez"]
-        return Process("nginx-tls" if tls else "nginx", [program(name, "nginx-light"), *rest], self.folder, health=health)
+        return Process(
+            "nginx-tls" if tls else "nginx", [program(name, "nginx-light"), *rest], self.folder, health=health
+        )
 
     def train(self, *flags):
         """Run the training service as `docker compose run train FLAGS`; the finished process."""
+        process = self.start_train(*flags)
+        stdout, stderr = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def start_train(self, *flags):
+        """The training service, started; as in a container, what it prints goes to no terminal."""
         service = self.services["train"]
         (source,) = [s for sources, to in copies(FINAL) for s in sources if to == "/usr/local/bin/"]
         assert service["entrypoint"] == [Path(source).name]
-        environment = self.environment("train")
-        return subprocess.run(
-            [ROOT / source, *service["command"], *flags], env=environment, capture_output=True, text=True, check=False
-        )
+        command = [ROOT / source, *service["command"], *flags]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=self.environment("train"), stdout=pipe, stderr=pipe, text=True)
 
     def prometheus(self):
         service = self.services["prometheus"]

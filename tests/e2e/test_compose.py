@@ -111,7 +111,9 @@ def test_the_gpu_file_gives_a_gpu_and_the_cuda_build_to_what_runs_a_model():
     for service in gpu.values():
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert device["driver"] == "nvidia" and "gpu" in device["capabilities"]
-        assert service["build"]["args"] == {"DEVICE": "cuda", "GPU": "yes"} and service["environment"] == {"SMN_DEVICE": "cuda"}
+        assert service["build"]["args"] == {"DEVICE": "cuda", "GPU": "yes"} and service["environment"] == {
+            "SMN_DEVICE": "cuda"
+        }
 
 
 def test_a_container_has_files_that_it_cannot_change_no_rights_and_limits():
@@ -312,6 +314,23 @@ def test_the_trainer_learns_a_mask_and_pushes_it(running):
     assert relative_error(answer.embeddings, root.embeddings) > 1e-3
     again = running.stack.train(*flags)  # goes on from its checkpoint, finds nothing left, pushes the same
     assert again.returncode == 0 and again.stdout.split()[0] == "digits@1", again.stderr
+
+
+def test_a_trainer_that_is_stopped_hands_the_signal_on_and_leaves_a_checkpoint(running):
+    """`docker stop` and Kubernetes send SIGTERM to the script alone."""
+    out = running.stack.volumes / "runs" / "stopped.smn"
+    flags = ["--set", "steps=100000", "--set", "head_steps=1", "--workers", "0", "--threads", "1", "--out", str(out)]
+    process = running.stack.start_train(*flags)
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=WITHIN_S)
+    assert process.returncode == 128 + signal.SIGTERM, "".join(told) + stderr
+    assert "with a checkpoint" in stderr and (out.parent / "stopped.run" / "last.ckpt").stat().st_size
+    assert stdout == "" and not out.exists()
 
 
 @pytest.mark.parametrize(("key", "message"), [("", "SMN_KEY: set it to an admin key"), ("wrong", "not known")])

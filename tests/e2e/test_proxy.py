@@ -51,8 +51,9 @@ def stack(tmp_path_factory):
     """The Compose file with a certificate of its own; its replicas are not started."""
     program("nginx", "nginx-light")
     folder = tmp_path_factory.mktemp("proxy")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-               "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", folder / "tls.key", "-out", folder / "tls.crt"]  # fmt: skip
+    names = "-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    files = f"-keyout {folder / 'tls.key'} -out {folder / 'tls.crt'}"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 {names} {files}".split()
     subprocess.run(command, check=True, capture_output=True)
     stack = Stack(folder, {**SECRETS, "TLS_DIR": str(folder)})
     yield stack
@@ -62,7 +63,9 @@ def stack(tmp_path_factory):
 @pytest.fixture
 def replicas(stack):
     """One that hangs up and one that answers."""
-    found = [Replica(address, stack.smn_port, answers) for address, answers in zip(REPLICAS, (False, True), strict=True)]
+    found = [
+        Replica(address, stack.smn_port, answers) for address, answers in zip(REPLICAS, (False, True), strict=True)
+    ]
     yield found
     for replica in found:
         replica.stop()

@@ -1,4 +1,4 @@
-"""A Docker engine of its own: its data and socket are in a temporary folder, its network is a namespace; all go with it.
+"""A Docker engine of its own: data and socket are in a temporary folder, the network is a namespace; all go with it.
 
 Nothing of the machine's own network is changed. Building needs the package index, so it happens on the machine's
 network, with no bridge and no rule of a firewall; what is built then runs in a namespace where the engine may do as it

@@ -18,6 +18,7 @@ from service.record import Record
 from service.telemetry import State
 from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
+from smn_core.mask import TaskMask
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,14 @@ class Embedder(Protocol):
 
     def hold_cascade(self, digest: str) -> AbstractAsyncContextManager[Cascade]:
         """A cascade, without its masks, inside the block; raises as `Library.hold_cascade`."""
+
+    async def decode(self, mask: TaskMask) -> TaskMask:
+        """The mask with its bits, which codec `context` needs the backbone's weights for.
+
+        Raises:
+            InvalidMask: its bits are damaged, or break a rule of the format.
+            Unavailable: nobody who has the weights answers.
+        """
 
     async def state(self) -> State:
         """What all replicas together hold now."""

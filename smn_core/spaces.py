@@ -14,6 +14,7 @@ from typing import Any
 
 from smn_core.backbone import Backbone
 from smn_core.mask import TaskMask
+from smn_core.maskfile import with_bits
 from smn_core.tensorfile import canonical_json
 from smn_core.vectors import vectors_of_mask, vectors_of_root
 
@@ -26,7 +27,7 @@ def space_of_mask(backbone: Backbone, mask: TaskMask | None) -> str:
 
     A mask that is all ON, without state and map, is in the root's space.
     """
-    return name_space(backbone, vectors_of_mask(mask) if mask is not None else None)
+    return name_space(backbone, vectors_of_mask(with_bits(mask, backbone)) if mask is not None else None)
 
 
 def name_space(backbone: Backbone, vectors: str | None) -> str:

@@ -42,6 +42,7 @@ async def upload(
         limit = min(server.settings.max_body_bytes, max_file_bytes(server.backbone.layout))
         data = await in_time(server, request, lambda: read_body(request, limit))
         mask, warnings = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
+        mask = await in_time(server, request, lambda: server.embedder.decode(mask))
         done = await changing(
             server,
             request,
@@ -67,6 +68,7 @@ async def read(name: OwnName, server: TheServer, request: Request) -> dict[str, 
         request,
         lambda: parse_mask(blob_of_version(server.registry, entry.current.digest), server.backbone.layout),
     )
+    mask = await in_time(server, request, lambda: server.embedder.decode(mask))
     return {
         "name": name,
         "current": {"version": entry.current.version, "digest": entry.current.digest},

@@ -16,7 +16,6 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from smn_core.contextual.loop import compile_loop
 from smn_core.layout import Layout, MaskableTensor
 
 Classes = Callable[[MaskableTensor], UInt8[ndarray, "n"]]
@@ -30,6 +29,8 @@ def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def classes_of(weights: Tensor) -> UInt8[ndarray, "n"]:
     """Bits 0-3: above row and column; 4-6: size in the tensor; 7: sign. docs/formats.md has the formula."""
+    from smn_core.contextual.loop import compile_loop  # numba takes longer to import than a verb should to start
+
     values = weights.detach().to("cpu", torch.float32).contiguous().numpy()
     bits = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint32)
     found = np.empty(bits.size, np.uint8)

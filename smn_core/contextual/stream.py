@@ -33,6 +33,8 @@ EVENLY = len(STRENGTHS)
 RATE_STRENGTH = 2
 MAX_RATE_EXPECTED = 1 << 45
 SPARE_BYTES = 64
+MAX_EXTRA_BYTES = SPARE_BYTES + 1
+"""The most bytes that a stream has beyond those of the raw bits."""
 MASK_32 = (1 << 32) - 1
 
 

@@ -36,7 +36,7 @@ from smn_core.engine.wardrobe import Wardrobe
 from smn_core.engine.wearable import WearableMask, make_wearable
 from smn_core.errors import InvalidArgument, NotReady, OverCapacity
 from smn_core.mask import TaskMask
-from smn_core.maskfile import check_fits
+from smn_core.maskfile import check_fits, with_bits
 
 LOG = logging.getLogger("smn.engine")
 
@@ -113,6 +113,7 @@ class Engine:
             raise InvalidArgument("a mask without a digest cannot be served: write it to a file first")
         warnings = check_fits(mask, self.backbone)
         if not self.ready(mask.digest):
+            mask = with_bits(mask, self.backbone)
             prepared = make_wearable(mask, self._theta, self._costs)
             mapped = None if mask.affine is None else prepare_map(mask.affine)
             with self._lock:

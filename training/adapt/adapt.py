@@ -63,6 +63,7 @@ class Request:
     overwrite: bool = False
     command: Sequence[str] = ()
     recipes: Sequence[tuple[str, str]] = CANDIDATES
+    codec: str = "zstd"
 
     @property
     def folder(self) -> Path:

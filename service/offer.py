@@ -107,7 +107,9 @@ def put_in(registry: Registry, backbone: Backbone, offers: Sequence[Offer]) -> l
             way = "; say --weights FILE" if offer.mask.fingerprint != backbone.fingerprint else ""
             raise WrongBackbone(f"{offer.path}: {error}{way}") from error
     for offer in offers:
-        done = registry.publish("masks", offer.name, offer.data, vectors=vectors_of_mask(with_bits(offer.mask, backbone)))
+        done = registry.publish(
+            "masks", offer.name, offer.data, vectors=vectors_of_mask(with_bits(offer.mask, backbone))
+        )
         state = "is now" if done.created else "is already"
         lines.append(f"{offer.path} {state} {offer.name}@{done.version.version} of the registry")
     return lines

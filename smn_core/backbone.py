@@ -112,7 +112,16 @@ def wrap(
         require_finite(model, f"{whose}, as float16")
     theta = theta or Theta(dict(model.named_parameters()), layout, rounded=False)
     backbone = Backbone(
-        model, architecture, dict(spec.args), fingerprint, layout, preprocess, device, dtype, tuple(ignored or ()), theta
+        model,
+        architecture,
+        dict(spec.args),
+        fingerprint,
+        layout,
+        preprocess,
+        device,
+        dtype,
+        tuple(ignored or ()),
+        theta,
     )
     _require_embeddings(backbone)
     return backbone

@@ -12,8 +12,8 @@ from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, for_learning
-from smn_core.verbs.repack import require_codec
 from smn_core.verbs.recorded import run_folder
+from smn_core.verbs.repack import require_codec
 from training.config import MASKS, OBJECTIVES, Config, override
 from training.labels import parse_amount
 from training.recipes import find_recipe

@@ -1,1 +1,1 @@
-"""Codec `context`: a mask's bits by adaptive arithmetic coding, each with a chance that the backbone's weights tell of."""
+"""Codec `context`: bits by adaptive arithmetic coding, with chances that the backbone's weights and bits so far tell."""

@@ -6,6 +6,7 @@ keeps the shortest stream.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -103,7 +104,12 @@ class _Evidence:
     @classmethod
     def none(cls, n_rows: int, n_columns: int) -> _Evidence:
         counts = (n_rows, n_columns, 2 * n_rows, 2 * n_columns, N_ABOVE, N_SIZE)
-        return cls(*(np.zeros((2, n), np.int64) for n in counts))
+        return cls.of([np.zeros((2, n), np.int64) for n in counts])
+
+    @classmethod
+    def of(cls, arrays: Sequence[Int64[ndarray, "2 n"]]) -> _Evidence:
+        row, column, row_sign, column_sign, above, size = arrays
+        return cls(row, column, row_sign, column_sign, above, size)
 
     @property
     def arrays(self) -> tuple[ndarray, ...]:
@@ -123,20 +129,20 @@ class _Memory:
         """Evidence and rate that a tensor begins with."""
         kind, shape = kind_of(tensor), as_matrix(tensor.shape)
         known = self.of_kind.get((kind, shape)) or _Evidence.none(*shape)
-        rows = tuple(array >> 2 for array in known.arrays[:4])
+        rows = [array >> 2 for array in known.arrays[:4]]
         above = (known.above >> 1) + (self.of_all.above >> 2)
         size = (known.size >> 1) + (self.of_all.size >> 2)
         off, on = self.counts_of_kind.get((kind, shape), (0, 0))
         off, on = 8 * off + self.counts[0] + 4, 8 * on + self.counts[1] + 4
         expected = min(max(RATE_STRENGTH * ONE * on // off, 1), MAX_RATE_EXPECTED)
-        return _Evidence(*rows, above, size), np.array([[RATE_STRENGTH * ONE], [expected]], np.int64)
+        return _Evidence.of([*rows, above, size]), np.array([[RATE_STRENGTH * ONE], [expected]], np.int64)
 
     def learn(self, tensor: MaskableTensor, before: _Evidence, after: _Evidence, n_off: int) -> None:
         kind, shape = kind_of(tensor), as_matrix(tensor.shape)
         known = self.of_kind.get((kind, shape)) or _Evidence.none(*shape)
-        new = _Evidence(*(b - a for a, b in zip(before.arrays, after.arrays, strict=True)))
+        new = _Evidence.of([b - a for a, b in zip(before.arrays, after.arrays, strict=True)])
         rows = [(a >> 1) + b for a, b in zip(known.arrays[:4], new.arrays[:4], strict=True)]
-        self.of_kind[kind, shape] = _Evidence(*rows, known.above + new.above, known.size + new.size)
+        self.of_kind[kind, shape] = _Evidence.of([*rows, known.above + new.above, known.size + new.size])
         self.of_all.above += new.above
         self.of_all.size += new.size
         # In steps of 1/256 of a weight.
@@ -167,7 +173,7 @@ def _code(
         return
     tables = make_tables()
     evidence, rate = memory.start(tensor)
-    before = _Evidence(*(array.copy() for array in evidence.arrays))
+    before = _Evidence.of([array.copy() for array in evidence.arrays])
     strengths = np.array(STRENGTHS[number], np.int64)
     compile_loop("code_tensor")(
         decodes, off, *as_matrix(tensor.shape), classes(tensor), rate, *evidence.arrays, strengths,

@@ -56,4 +56,3 @@ def make_tables() -> Tables:
 
 def _nearest(value: Decimal) -> int:
     return int(value.to_integral_value())
-

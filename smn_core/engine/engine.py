@@ -113,8 +113,7 @@ class Engine:
             raise InvalidArgument("a mask without a digest cannot be served: write it to a file first")
         warnings = check_fits(mask, self.backbone)
         if not self.ready(mask.digest):
-            mask = with_bits(mask, self.backbone)
-            prepared = make_wearable(mask, self._theta, self._costs)
+            prepared = make_wearable(with_bits(mask, self.backbone), self._theta, self._costs)
             mapped = None if mask.affine is None else prepare_map(mask.affine)
             with self._lock:
                 self._prepared[mask.digest] = prepared

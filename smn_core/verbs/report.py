@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from smn_core import bits, tensorfile
-from smn_core.cascade import file as cascadefile
 from smn_core.backbone import load_backbone
+from smn_core.cascade import file as cascadefile
 from smn_core.errors import InvalidMask
 from smn_core.mask import CodedMask, TaskMask
 from smn_core.maskfile import read_file, with_bits

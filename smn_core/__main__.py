@@ -53,12 +53,12 @@ def inspect(
         else:
             show.cascade(parts)
         return
-    data, mask = open_mask(file, spec)
-    found: dict[str, Any] = describe(file, data, mask)
+    opened = open_mask(file, spec)
+    found: dict[str, Any] = describe(file, opened)
     if other is not None:
-        found["difference"] = {"other": str(other), **difference(mask, open_mask(other, spec)[1])}
+        found["difference"] = {"other": str(other), **difference(opened[1], open_mask(other, spec)[1])}
     if plot is not None:
-        density_plot(mask, plot, file.name)
+        density_plot(opened[1], plot, file.name)
     if as_json:
         show.as_json(found)
     else:

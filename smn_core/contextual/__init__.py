@@ -1,1 +1,1 @@
-"""Codec `context`: bits by adaptive arithmetic coding, with chances that the backbone's weights and bits so far tell."""
+"""Codec `context`: bits by adaptive arithmetic coding, with chances that weights and bits so far tell."""

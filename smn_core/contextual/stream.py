@@ -96,8 +96,8 @@ class _Evidence:
 
     row: Int64[ndarray, "2 r"]
     column: Int64[ndarray, "2 c"]
-    row_sign: Int64[ndarray, "2 2r"]
-    column_sign: Int64[ndarray, "2 2c"]
+    row_sign: Int64[ndarray, "2 2*r"]
+    column_sign: Int64[ndarray, "2 2*c"]
     above: Int64[ndarray, "2 16"]
     size: Int64[ndarray, "2 8"]
 
@@ -107,7 +107,7 @@ class _Evidence:
         return cls.of([np.zeros((2, n), np.int64) for n in counts])
 
     @classmethod
-    def of(cls, arrays: Sequence[Int64[ndarray, "2 n"]]) -> _Evidence:
+    def of(cls, arrays: Sequence[Int64[ndarray, "2 _"]]) -> _Evidence:
         row, column, row_sign, column_sign, above, size = arrays
         return cls(row, column, row_sign, column_sign, above, size)
 
@@ -165,7 +165,7 @@ def _code(
     number: int,
     memory: _Memory,
     coder: Int64[ndarray, "5"],
-    stream: UInt8[ndarray, "n"],
+    stream: UInt8[ndarray, "n_coded"],
 ) -> None:
     """Code one tensor, and learn from it."""
     if number == EVENLY:

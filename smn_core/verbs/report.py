@@ -30,8 +30,13 @@ def open_mask(path: Path, spec: BackboneSpec) -> tuple[bytes, TaskMask]:
     return data, mask
 
 
-def describe(path: Path, data: bytes, mask: TaskMask) -> dict[str, Any]:
-    """A mask file as plain data, `smn inspect --json`; what is counted among bits that are still coded is None."""
+def describe(path: Path, opened: tuple[bytes, TaskMask] | None = None) -> dict[str, Any]:
+    """A mask file as plain data, `smn inspect --json`; what is counted among bits that are still coded is None.
+
+    Raises:
+        InvalidMask, UnknownModel: as `read_mask`, where the file is not `opened` yet.
+    """
+    data, mask = opened or read_file(path)
     model = json.loads(mask.model)
     coded = isinstance(mask, CodedMask)
     return {

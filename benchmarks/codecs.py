@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -48,23 +49,24 @@ def main(
     turns = 1 if quick else TURNS
     found = _learned(spec, [Path(name) for name in mask.split(",")]) if mask else _random()
     for params, task, theta in found:
-        sizes = {}
-        for name in codec.CODECS:
-            tensors, encode_s = _timed(lambda name=name: codec.encode(task.packed, task.layout, name, theta), 1)
-            sizes[name] = sum(array.nbytes for array in tensors.values())
-            _, decode_s = _timed(
-                lambda name=name, tensors=tensors: codec.decode(tensors, task.layout, name, theta), turns
-            )
-            for metric, unit, values in (
-                ("bytes of the bits", "B", [sizes[name]]),
-                ("encode", "s", encode_s),
-                ("decode", "s", decode_s),
-            ):
-                row("codecs", name, params, metric, unit, values, out=out)
-        entropy = _entropy_bytes(task)
-        for metric, against in (("bytes, ratio to zstd", sizes["zstd"]), ("bytes, ratio to entropy", entropy)):
-            if against:
-                row("codecs", codec.CONTEXT, params, metric, "x", [sizes[codec.CONTEXT] / against], out=out)
+        _measure(params, task, theta, turns, out)
+
+
+def _measure(params: dict[str, Any], task: TaskMask, theta: Theta, turns: int, out: Path | None) -> None:
+    sizes = {}
+    for name in codec.CODECS:
+        tensors, encode_s = _timed(partial(codec.encode, task.packed, task.layout, name, theta), 1)
+        sizes[name] = sum(array.nbytes for array in tensors.values())
+        _, decode_s = _timed(partial(codec.decode, tensors, task.layout, name, theta), turns)
+        for metric, unit, values in (
+            ("bytes of the bits", "B", [sizes[name]]),
+            ("encode", "s", encode_s),
+            ("decode", "s", decode_s),
+        ):
+            row("codecs", name, params, metric, unit, values, out=out)
+    for metric, against in (("bytes, ratio to zstd", sizes["zstd"]), ("bytes, ratio to entropy", _entropy_bytes(task))):
+        if against:
+            row("codecs", codec.CONTEXT, params, metric, "x", [sizes[codec.CONTEXT] / against], out=out)
 
 
 Measured = tuple[dict[str, Any], TaskMask, Theta]

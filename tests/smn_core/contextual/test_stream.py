@@ -50,7 +50,7 @@ def test_any_bits_decode_to_themselves(tiny_vit, data):
 
 
 @pytest.mark.parametrize("number", range(stream.EVENLY + 1))
-@pytest.mark.parametrize("density", [0.3, 0.9, 0.995])
+@pytest.mark.parametrize("density", [0.8, 0.995])
 def test_each_row_of_strengths_gives_the_stream_of_the_slow_reference(tiny_resnet, make_mask, number, density):
     mask = make_mask(tiny_resnet, density)
     on = {t.name: mask.bits_of(t.name).reshape(t.shape) for t in mask.layout}

@@ -77,11 +77,8 @@ def _random() -> Iterator[Measured]:
     weights = {t.name: torch.from_numpy(rng.standard_normal(t.shape, np.float32)) for t in layout}
     theta = Theta(weights, layout, rounded=False)
     for density in DENSITIES:
-        yield (
-            {"model": MODEL, "density": density, "weights": layout.n_weights},
-            random_mask(layout, density, rng),
-            theta,
-        )
+        params = {"kind": "random", "model": MODEL, "density": density, "weights": layout.n_weights}
+        yield params, random_mask(layout, density, rng), theta
 
 
 def _learned(spec: BackboneSpec, files: list[Path]) -> Iterator[Measured]:
@@ -89,7 +86,8 @@ def _learned(spec: BackboneSpec, files: list[Path]) -> Iterator[Measured]:
     assert backbone.theta is not None
     for file in files:
         task = with_bits(read_mask(file, backbone.layout), backbone)
-        yield {"model": backbone.architecture, "mask": file.stem, "off": task.n_off}, task, backbone.theta
+        params = {"kind": "learned", "model": backbone.architecture, "mask": file.stem, "off": task.n_off}
+        yield params, task, backbone.theta
 
 
 def _entropy_bytes(mask: TaskMask) -> float:

@@ -68,15 +68,15 @@ def inspect(
 @app.command()
 @model_options
 def repack(
-    file: MaskFile,
-    out: Annotated[Path, typer.Option(metavar="FILE.smn", help="The file to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE_OR_DIR", help="A mask file, or the folder of a cascade.")],
+    out: Annotated[Path, typer.Option(metavar="FILE_OR_DIR", help="The file, or the folder, to write.")],
     spec: BackboneSpec,
     codec: Annotated[
         str, typer.Option(help="raw, zstd, or context: the smallest, which needs the weights to be read.")
     ] = "context",
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
-    """Write the same mask in other bytes: not a bit of it changes, its digest does."""
+    """Write the same mask, or the masks of a cascade, in other bytes: not a bit changes, their digests do."""
     from dataclasses import asdict
 
     from smn_core.verbs import show

@@ -21,6 +21,9 @@ from safetensors.torch import load_file
 
 import smn
 from smn_core.backbone import load_backbone
+from smn_core.cascade.cascade import Cascade
+from smn_core.cascade.file import open_folder, write_cascade
+from smn_core.cascade.fusion import Fusion
 from smn_core.engine import Engine, Segment
 from smn_core.images import ImageReader
 from smn_core.maskfile import read_mask, write_mask
@@ -241,6 +244,29 @@ def test_repack_between_raw_and_zstd_needs_no_weights(world, run, tmp_path):
     for codec, source in (("raw", world.mask), ("zstd", tmp_path / "raw.smn")):
         assert run("repack", source, "--codec", codec, "--out", tmp_path / f"{codec}.smn").code == 0
     assert (tmp_path / "zstd.smn").read_bytes() == world.mask.read_bytes()
+
+
+def test_repack_takes_a_whole_cascade_there_and_back(world, run, tmp_path):
+    """The cascade's file names the new digests; back under zstd, every file is what it was."""
+    folder = tmp_path / "cascade"
+    folder.mkdir()
+    for name, file in (("root", world.mask), ("expert-1", world.mask_2)):
+        (folder / f"{name}.smn").write_bytes(file.read_bytes())
+    digests = [read_mask(file).digest for file in (world.mask, world.mask_2)]
+    fingerprint = read_mask(world.mask).fingerprint
+    write_cascade(
+        Cascade(fingerprint, digests[0], (digests[1],), Fusion("concat", {"unconditional": {}}), "unconditional"),
+        folder / "cascade.safetensors",
+    )
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    weights = ("--weights", world.weights)
+    assert run("repack", folder, "--out", tmp_path / "coded", *weights).code == 0
+    coded = open_folder(tmp_path / "coded")
+    assert coded.cascade.masks == tuple(mask.digest for mask in coded.masks()) != tuple(digests)
+    ran = run("repack", tmp_path / "coded", "--codec", "zstd", "--out", tmp_path / "back", *weights, "--json")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()} == before
+    assert json.loads(ran.out)["after"] == sum(map(len, before.values()))
+    assert run("repack", folder, "--out", folder, *weights).code == 2
 
 
 def test_repack_refuses_an_unknown_codec_and_other_weights(world, run, tmp_path):

@@ -48,11 +48,17 @@ def main(
 ) -> None:
     turns = 1 if quick else TURNS
     found = _learned(spec, [Path(name) for name in mask.split(",")]) if mask else _random()
+    ratios, model = [], MODEL
     for params, task, theta in found:
-        _measure(params, task, theta, turns, out)
+        ratios.append(_measure(params, task, theta, turns, out))
+        model = params["model"]
+    if mask:
+        params = {"kind": "learned", "model": model, "masks": len(ratios)}
+        row("codecs", codec.CONTEXT, params, "bytes of each of many, ratio to zstd", "x", ratios, out=out)
 
 
-def _measure(params: dict[str, Any], task: TaskMask, theta: Theta, turns: int, out: Path | None) -> None:
+def _measure(params: dict[str, Any], task: TaskMask, theta: Theta, turns: int, out: Path | None) -> float:
+    """Returns the bytes of codec context over those of zstd."""
     sizes = {}
     for name in codec.CODECS:
         tensors, encode_s = _timed(partial(codec.encode, task.packed, task.layout, name, theta), 1)
@@ -67,6 +73,7 @@ def _measure(params: dict[str, Any], task: TaskMask, theta: Theta, turns: int, o
     for metric, against in (("bytes, ratio to zstd", sizes["zstd"]), ("bytes, ratio to entropy", _entropy_bytes(task))):
         if against:
             row("codecs", codec.CONTEXT, params, metric, "x", [sizes[codec.CONTEXT] / against], out=out)
+    return sizes[codec.CONTEXT] / sizes["zstd"]
 
 
 Measured = tuple[dict[str, Any], TaskMask, Theta]

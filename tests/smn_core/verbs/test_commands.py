@@ -255,7 +255,7 @@ def test_repack_takes_a_whole_cascade_there_and_back(world, run, tmp_path):
     digests = [read_mask(file).digest for file in (world.mask, world.mask_2)]
     fingerprint = read_mask(world.mask).fingerprint
     write_cascade(
-        Cascade(fingerprint, digests[0], (digests[1],), Fusion("concat", {"unconditional": {}}), "unconditional"),
+        Cascade(fingerprint, digests[0], (digests[1],), Fusion("concat", {}), "unconditional"),
         folder / "cascade.safetensors",
     )
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -69,6 +69,7 @@ BENCHES = (
     _engine("set", "Is there a cliff when masks outnumber the slots?"),
     _engine("soak", "Does memory grow over 20,000 mixed requests?"),
     Bench("many", "What do 1,000 registered masks cost a server, and what a mask in memory?", "many"),
+    Bench("codecs", "What do a mask's bits take under each codec, and what does it cost to read them?", "codecs"),
     Bench("decode", "How many decode workers pay, and what do they do to the event loop?", "decode"),
     Bench("draft", "What does decoding at a reduced scale do to embeddings?", "draft", (), ("--photos=1",)),
     Bench("http", "What does HTTP cost, against the engine in process?", "http"),

@@ -117,6 +117,34 @@ TABLES = (
         by_question=True,
     ),
     Table(
+        "Codec context",
+        "Bytes of a mask's bits over those of zstd or over their entropy; seconds of one thread to decode 23.5 million",
+        ("question",),
+        (
+            Asked(
+                "Learned masks in codec context, bytes over zstd's: the median",
+                "codecs", "codecs", "bytes of each of many, ratio to zstd", most=0.45,
+                short="learned masks, bytes over zstd's",
+            ),
+            Asked(
+                "Random bits in codec context, bytes over their entropy",
+                "codecs", "codecs", "bytes, ratio to entropy", most=1.01, params={"kind": "random"},
+                short="random bits, bytes over entropy",
+            ),
+            Asked(
+                "Seconds to decode 23.5 million bits of density .95 in codec context",
+                "codecs", "codecs", "decode", most=2, variants=("context",), params={"density": 0.95},
+                short="s to decode, density .95",
+            ),
+            Asked(
+                "Seconds to decode 23.5 million bits of density .9995 in codec context",
+                "codecs", "codecs", "decode", most=0.5, variants=("context",), params={"density": 0.9995},
+                short="s to decode, density .9995",
+            ),
+        ),
+        by_question=True,
+    ),
+    Table(
         "Memory over time",
         "Memory at the end of 20,000 mixed requests, over that after the first tenth",
         ("variant",),

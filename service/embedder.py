@@ -18,7 +18,7 @@ from service.record import Record
 from service.telemetry import State
 from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
-from smn_core.mask import Head
+from smn_core.mask import Head, TaskMask
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,14 @@ class Embedder(Protocol):
 
     async def head(self, digest: str) -> Head | None:
         """The linear classifier of a mask, None where its file has none; raises as `Library.head`."""
+
+    async def decode(self, mask: TaskMask) -> TaskMask:
+        """The mask with its bits, which codec `context` needs the backbone's weights for.
+
+        Raises:
+            InvalidMask: its bits are damaged, or break a rule of the format.
+            Unavailable: nobody who has the weights answers.
+        """
 
     async def state(self) -> State:
         """What all replicas together hold now."""

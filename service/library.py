@@ -19,8 +19,8 @@ from smn_core.cascade import file as cascadefile
 from smn_core.cascade.cascade import Cascade
 from smn_core.engine import MaskHolder
 from smn_core.errors import SMNError
-from smn_core.mask import Head
-from smn_core.maskfile import parse_mask
+from smn_core.mask import Head, TaskMask
+from smn_core.maskfile import parse_mask, with_bits
 
 
 @dataclass
@@ -149,6 +149,14 @@ class Library:
         self._evict()
         if failed is not None:
             raise failed
+
+    async def decode(self, mask: TaskMask) -> TaskMask:
+        """The mask with its bits, decoded where masks are prepared. Nothing is kept.
+
+        Raises:
+            InvalidMask, WrongBackbone: as `with_bits`.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, with_bits, mask, self._engine.backbone)
 
     def close(self) -> None:
         for threads in (self._fetchers, self._threads):

@@ -23,7 +23,7 @@ from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
 from smn_core.engine import Engine, MaskEngine, slots_within
 from smn_core.errors import SMNError
-from smn_core.mask import Head
+from smn_core.mask import Head, TaskMask
 
 log = structlog.get_logger("smn.local")
 
@@ -104,6 +104,9 @@ class Local:
 
     async def head(self, digest: str) -> Head | None:
         return await self.library.head(digest)
+
+    async def decode(self, mask: TaskMask) -> TaskMask:
+        return await self.library.decode(mask)
 
     async def state(self) -> State:
         memory = self.engine.memory()

@@ -16,7 +16,7 @@ from service.settings import Settings
 from smn_core.backbone import Backbone
 from smn_core.errors import InvalidArgument, WrongBackbone
 from smn_core.mask import TaskMask
-from smn_core.maskfile import check_fits, read_file
+from smn_core.maskfile import check_fits, read_file, with_bits
 from smn_core.names import check_name
 from smn_core.vectors import vectors_of_mask
 from smn_core.verbs.options import OPTIONS, as_trained, spec_of
@@ -107,7 +107,9 @@ def put_in(registry: Registry, backbone: Backbone, offers: Sequence[Offer]) -> l
             way = "; say --weights FILE" if offer.mask.fingerprint != backbone.fingerprint else ""
             raise WrongBackbone(f"{offer.path}: {error}{way}") from error
     for offer in offers:
-        done = registry.publish("masks", offer.name, offer.data, vectors=vectors_of_mask(offer.mask))
+        done = registry.publish(
+            "masks", offer.name, offer.data, vectors=vectors_of_mask(with_bits(offer.mask, backbone))
+        )
         state = "is now" if done.created else "is already"
         lines.append(f"{offer.path} {state} {offer.name}@{done.version.version} of the registry")
     return lines

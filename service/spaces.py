@@ -19,7 +19,7 @@ from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
 from smn_core.cascade.file import check_fits, parse_cascade
 from smn_core.errors import NotFound, SMNError
-from smn_core.maskfile import parse_mask
+from smn_core.maskfile import parse_mask, with_bits
 from smn_core.spaces import SpaceNames, shape_space
 from smn_core.vectors import vectors_of_cascade, vectors_of_mask
 
@@ -141,7 +141,7 @@ class Spaces:
         facts = self._recall(digest)
         if facts is None:
             blob = blob_of_version(self._registry, digest)
-            facts = Facts(vectors_of_mask(parse_mask(blob, self._backbone.layout)))
+            facts = Facts(vectors_of_mask(with_bits(parse_mask(blob, self._backbone.layout), self._backbone)))
             self.keep(digest, facts)
         return facts.vectors
 

@@ -17,7 +17,7 @@ from smn_core.cascade.file import check_fits, open_folder
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidArgument
 from smn_core.mask import Head
-from smn_core.maskfile import read_mask
+from smn_core.maskfile import read_mask, with_bits
 from smn_core.spaces import space_of_cascade, space_of_mask
 from smn_core.vectors import vectors_of_mask
 
@@ -107,7 +107,9 @@ class Ways:
             return embed(self._engine, cascade, chosen, x).embeddings
 
         width = cascade.choose_dimensions(None, chosen, backbone.n_features)
-        space = space_of_cascade(backbone, cascade, chosen, [vectors_of_mask(mask) for mask in masks])
+        space = space_of_cascade(
+            backbone, cascade, chosen, [vectors_of_mask(with_bits(mask, backbone)) for mask in masks]
+        )
         return Way(run, width, space, str(cascade.digest), cascade.heads.get(chosen))
 
 

@@ -1,4 +1,4 @@
-"""The verbs that need a mask file and a backbone, and no more: inspect, export."""
+"""The verbs that need a mask file and a backbone, and no more: inspect, repack, export."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ FileOrCascade = Annotated[Path, typer.Argument(metavar="FILE", help="A mask file
 
 
 @app.command()
+@model_options
 def inspect(
     file: FileOrCascade,
+    spec: BackboneSpec,
     other: Annotated[
         Path | None, typer.Argument(metavar="[OTHER]", help="A second mask: say how it differs from the first.")
     ] = None,
@@ -29,11 +31,13 @@ def inspect(
         Path | None, typer.Option(metavar="FILE", help="Draw the density of every tensor (.png, .svg, .pdf).")
     ] = None,
 ) -> None:
-    """Show what a mask file or a cascade is: backbone, density or parts, bytes. Needs no weights."""
-    from smn_core.maskfile import read_mask
+    """Show what a mask file or a cascade is: backbone, density or parts, bytes.
+
+    Needs no weights. Without them it shows of a mask of codec context all but its bits.
+    """
     from smn_core.verbs import show
     from smn_core.verbs.plots import density_plot
-    from smn_core.verbs.report import describe, describe_cascade, difference, is_cascade
+    from smn_core.verbs.report import describe, describe_cascade, difference, is_cascade, open_mask
 
     if is_cascade(file):
         if other is not None or plot is not None:
@@ -44,15 +48,40 @@ def inspect(
         else:
             show.cascade(parts)
         return
-    found: dict[str, Any] = describe(file)
+    opened = open_mask(file, spec)
+    found: dict[str, Any] = describe(file, opened)
     if other is not None:
-        found["difference"] = {"other": str(other), **difference(read_mask(file), read_mask(other))}
+        found["difference"] = {"other": str(other), **difference(opened[1], open_mask(other, spec)[1])}
     if plot is not None:
-        density_plot(read_mask(file), plot, file.name)
+        density_plot(opened[1], plot, file.name)
     if as_json:
         show.as_json(found)
     else:
         show.mask(found)
+
+
+@app.command()
+@model_options
+def repack(
+    file: Annotated[Path, typer.Argument(metavar="FILE_OR_DIR", help="A mask file, or the folder of a cascade.")],
+    out: Annotated[Path, typer.Option(metavar="FILE_OR_DIR", help="The file, or the folder, to write.")],
+    spec: BackboneSpec,
+    codec: Annotated[
+        str, typer.Option(help="raw, zstd, or context: the smallest, which needs the weights to be read.")
+    ] = "context",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+) -> None:
+    """Write the same mask, or the masks of a cascade, in other bytes: not a bit changes, their digests do."""
+    from dataclasses import asdict
+
+    from smn_core.verbs import show
+    from smn_core.verbs.repack import repack as write
+
+    done = write(spec, file, out, codec)
+    if as_json:
+        show.as_json({"file": str(out), "codec": codec, **asdict(done)})
+    else:
+        show.note(f"{out}: {done.after:,} bytes as {codec}, {done.before:,} before")
 
 
 @app.command()

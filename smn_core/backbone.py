@@ -17,6 +17,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from smn_core.contextual.classes import Theta
 from smn_core.errors import InvalidArgument, InvalidMask, InvalidWeights, UnknownModel, WeightsUnavailable
 from smn_core.layout import Layout, layout_of
 from smn_core.precision import slow_on_cpu
@@ -37,7 +38,8 @@ class Backbone:
     """A frozen model in evaluation mode, `model(x [N,3,H,W]) -> embeddings [N, n_features]`, and its identity.
 
     `preprocess` holds timm's `input_size, mean, std, interpolation, crop_pct, crop_mode`. `ignored` lists the keys of
-    the weights file that the backbone has no place for.
+    the weights file that the backbone has no place for. `theta` says what codec `context` must know of the weights; it
+    is None where they are in another process.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class Backbone:
     device: torch.device
     dtype: torch.dtype
     ignored: tuple[str, ...] = ()
+    theta: Theta | None = None
 
     @cached_property
     def model_json(self) -> str:
@@ -102,11 +105,23 @@ def wrap(
     preprocess = _preprocess(model, spec)
     layout = layout_of(model)
     device = device or torch.device("cpu")
+    rounded = dtype != torch.float32
+    theta = Theta(dict(model.named_parameters()), layout, rounded=True) if rounded else None
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     if dtype == torch.float16:  # the one type with a smaller range than the weights' own
         require_finite(model, f"{whose}, as float16")
+    theta = theta or Theta(dict(model.named_parameters()), layout, rounded=False)
     backbone = Backbone(
-        model, architecture, dict(spec.args), fingerprint, layout, preprocess, device, dtype, tuple(ignored or ())
+        model,
+        architecture,
+        dict(spec.args),
+        fingerprint,
+        layout,
+        preprocess,
+        device,
+        dtype,
+        tuple(ignored or ()),
+        theta,
     )
     _require_embeddings(backbone)
     return backbone

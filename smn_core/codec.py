@@ -1,4 +1,4 @@
-"""Encode the packed bits of a mask as tensors of a file, and decode them. The codecs: `raw` and `zstd`."""
+"""Encode the packed bits of a mask as tensors of a file, and decode them. The codecs: `raw`, `zstd` and `context`."""
 
 from __future__ import annotations
 
@@ -9,45 +9,87 @@ import zstandard
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from smn_core.errors import InvalidMask
+from smn_core.contextual.classes import Classes
+from smn_core.contextual.stream import MAX_EXTRA_BYTES, decode_bits, encode_bits
+from smn_core.errors import InvalidMask, WeightsNeeded
 from smn_core.layout import Layout
 
 PREFIX = "mask."
-ZSTD_TENSOR = "bits"
+WHOLE_TENSOR = "bits"
 # On random bits of density .95, level 19 takes 1.07 times their entropy, level 1 takes 1.27 and level 3 takes 1.32. On
 # denser masks level 19 is further off: 1.37 at .9977 (docs/decisions.md "Masks are compressed with zstd at level 19").
 ZSTD_LEVEL = 19
-CODECS = ("raw", "zstd")
+CONTEXT = "context"
+CODECS = ("raw", "zstd", CONTEXT)
 
 
-def encode(packed: UInt8[ndarray, "n_bytes"], layout: Layout, codec: str) -> dict[str, ndarray]:
+def encode(
+    packed: UInt8[ndarray, "n_bytes"], layout: Layout, codec: str, classes: Classes | None = None
+) -> dict[str, ndarray]:
     """Store `packed` as tensors under `codec`. Equal bits give equal bytes.
+
+    Args:
+        classes: of the backbone's weights, which `context` needs.
 
     Raises:
         InvalidMask: smn-mask/1 does not have the codec.
+        WeightsNeeded: codec `context` without the classes.
     """
     if codec == "raw":
         return {PREFIX + t.name: packed[t.bytes] for t in layout}
     if codec == "zstd":
         frame = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True).compress(packed.tobytes())
-        return {ZSTD_TENSOR: np.frombuffer(frame, np.uint8)}
-    raise InvalidMask(f"unknown codec {codec!r}: smn-mask/1 has {' and '.join(CODECS)}")
+        return {WHOLE_TENSOR: np.frombuffer(frame, np.uint8)}
+    if codec == CONTEXT:
+        return {WHOLE_TENSOR: encode_bits(packed, layout, _known(classes))}
+    raise InvalidMask(f"unknown codec {codec!r}: smn-mask/1 has {', '.join(CODECS)}")
 
 
-def decode(tensors: Mapping[str, ndarray], layout: Layout, codec: str) -> UInt8[ndarray, "n_bytes"]:
+def decode(
+    tensors: Mapping[str, ndarray], layout: Layout, codec: str, classes: Classes | None = None
+) -> UInt8[ndarray, "n_bytes"]:
     """Read the packed bits of a whole mask. `tensors` are the mask tensors of a file and no others.
 
     The result has the layout's number of bytes. A file that declares another number is refused before anything is
     decompressed.
 
     Raises:
-        InvalidMask: an unknown codec; a missing or extra tensor; a wrong type, shape, length or zstd frame.
+        InvalidMask: an unknown codec; a missing or extra tensor; a wrong type, shape, length, zstd frame or stream.
+        WeightsNeeded: codec `context` without the classes.
     """
     if codec == "raw":
         return _decode_raw(tensors, layout)
     if codec == "zstd":
         return _decode_zstd(tensors, layout)
-    raise InvalidMask(f"unknown codec {codec!r}: smn-mask/1 has {' and '.join(CODECS)}")
+    if codec == CONTEXT:
+        return decode_bits(check_coded(tensors, layout), layout, _known(classes))
+    raise InvalidMask(f"unknown codec {codec!r}: smn-mask/1 has {', '.join(CODECS)}")
+
+
+def check_coded(tensors: Mapping[str, ndarray], layout: Layout) -> UInt8[ndarray, "n"]:
+    """The stream of codec `context`, as far as it can be checked without the backbone's weights.
+
+    Raises:
+        InvalidMask: a missing or extra tensor; a wrong type or shape; more bytes than any mask takes.
+    """
+    stream = _whole(tensors)
+    if stream.size > layout.n_bytes + MAX_EXTRA_BYTES:
+        raise InvalidMask(f"the coded bits have {stream.size} bytes, more than those of any mask of {layout.n_bytes}")
+    return stream
+
+
+def _known(classes: Classes | None) -> Classes:
+    if classes is None:
+        raise WeightsNeeded("codec context needs the backbone's weights: name them with --weights FILE")
+    return classes
+
+
+def _whole(tensors: Mapping[str, ndarray]) -> UInt8[ndarray, "n"]:
+    _require_names(set(tensors), {WHOLE_TENSOR})
+    stored = tensors[WHOLE_TENSOR]
+    if stored.dtype != np.uint8 or stored.ndim != 1:
+        raise InvalidMask(f"{WHOLE_TENSOR} is {stored.dtype} {list(stored.shape)}, expected uint8 of one dimension")
+    return stored
 
 
 def _decode_raw(tensors: Mapping[str, ndarray], layout: Layout) -> UInt8[ndarray, "n_bytes"]:
@@ -63,11 +105,7 @@ def _decode_raw(tensors: Mapping[str, ndarray], layout: Layout) -> UInt8[ndarray
 
 
 def _decode_zstd(tensors: Mapping[str, ndarray], layout: Layout) -> UInt8[ndarray, "n_bytes"]:
-    _require_names(set(tensors), {ZSTD_TENSOR})
-    stored = tensors[ZSTD_TENSOR]
-    if stored.dtype != np.uint8 or stored.ndim != 1:
-        raise InvalidMask(f"{ZSTD_TENSOR} is {stored.dtype} {list(stored.shape)}, expected uint8 of one dimension")
-    frame = stored.tobytes()
+    frame = _whole(tensors).tobytes()
     try:
         declared = zstandard.frame_content_size(frame)
         if declared != layout.n_bytes:

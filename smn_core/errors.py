@@ -57,6 +57,12 @@ class InvalidMask(SMNError):
     code = "invalid_mask"
 
 
+class WeightsNeeded(InvalidMask):
+    """The bits of a mask of codec `context` are asked for where the backbone's weights are not."""
+
+    code = "weights_needed"
+
+
 class WrongBackbone(InvalidMask):
     """A sound mask that was made for another backbone, layout or pixel normalisation."""
 

@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from smn_core import bits
 from smn_core.affine import Affine
-from smn_core.errors import InvalidMask
+from smn_core.errors import InvalidMask, WeightsNeeded
 from smn_core.layout import Layout
 
 
@@ -55,7 +55,6 @@ class TaskMask:
     digest: str | None = None
 
     def __post_init__(self) -> None:
-        self.packed.setflags(write=False)
         self._check_bits()
         self._check_state()
         if self.head is not None:
@@ -102,6 +101,7 @@ class TaskMask:
         return self.layout.n_weights - int(self.on_counts.sum())
 
     def _check_bits(self) -> None:
+        self.packed.setflags(write=False)
         if self.packed.shape != (self.layout.n_bytes,):
             raise InvalidMask(
                 f"the mask has {self.packed.size} bytes of bits, the backbone needs {self.layout.n_bytes}"
@@ -133,3 +133,25 @@ class TaskMask:
             )
         if not (np.isfinite(head.weight).all() and np.isfinite(head.bias).all()):
             raise InvalidMask("the head has a value that is not finite")
+
+
+@dataclass(frozen=True, eq=False)
+class CodedMask(TaskMask):
+    """A mask of codec `context`, read without the backbone's weights: it has everything but its bits.
+
+    `coded` are the tensors that hold them. `maskfile.with_bits` decodes them where the weights are.
+
+    Raises:
+        WeightsNeeded: when its bits, or what is counted among them, are asked for.
+    """
+
+    packed: UInt8[ndarray, "n_bytes"] = field(init=False)
+    coded: Mapping[str, ndarray] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> object:
+        if name == "packed":
+            raise WeightsNeeded("the mask's bits are coded with the backbone's weights: name them with --weights FILE")
+        raise AttributeError(name)
+
+    def _check_bits(self) -> None:
+        """Nothing to check yet: `with_bits` makes a `TaskMask`, which does."""

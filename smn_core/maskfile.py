@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from numpy import ndarray
 
 from smn_core import codec, tensorfile
 from smn_core.affine import affine_of
 from smn_core.backbone import Backbone, layout_for, parse_model
-from smn_core.errors import InvalidMask, WrongBackbone
+from smn_core.errors import InvalidMask, WeightsNeeded, WrongBackbone
 from smn_core.files import write_bytes
 from smn_core.layout import Layout
-from smn_core.mask import Head, TaskMask
+from smn_core.mask import CodedMask, Head, TaskMask
 from smn_core.tensorfile import InvalidTensorFile, TensorFile, canonical_json
 from smn_core.verdict import warn_of_verdict
 
@@ -29,13 +31,22 @@ MAX_HEAD_CLASSES = 100_000
 """Classes of a head that `max_file_bytes` leaves room for."""
 
 
-def serialise_mask(mask: TaskMask, codec_name: str = "zstd") -> bytes:
-    """The bytes of a mask's file. Equal masks give equal bytes.
+def serialise_mask(mask: TaskMask, codec_name: str = "zstd", backbone: Backbone | None = None) -> bytes:
+    """The bytes of a mask's file. Equal masks give equal bytes. A `CodedMask` stays as it is coded.
+
+    Args:
+        backbone: the mask's, with its weights, which codec `context` needs.
 
     Raises:
         InvalidMask: smn-mask/1 does not have the codec.
+        WrongBackbone, WeightsNeeded: codec `context` with another backbone, or without one.
     """
-    tensors = codec.encode(mask.packed, mask.layout, codec_name)
+    if isinstance(mask, CodedMask):
+        tensors, codec_name = dict(mask.coded), codec.CONTEXT
+    else:
+        if backbone is not None:
+            _require_fingerprint(mask, backbone)
+        tensors = codec.encode(mask.packed, mask.layout, codec_name, backbone.theta if backbone is not None else None)
     tensors |= {f"state.{name}": np.ascontiguousarray(values, np.float32) for name, values in mask.state.items()}
     metadata = {
         **mask.metadata,
@@ -56,15 +67,19 @@ def serialise_mask(mask: TaskMask, codec_name: str = "zstd") -> bytes:
     return tensorfile.serialise_with_content(tensors, metadata)
 
 
-def write_mask(mask: TaskMask, path: Path | str, codec_name: str = "zstd") -> TaskMask:
-    """Write the file of a mask in one step. Returns the mask with the file's digest."""
-    data = serialise_mask(mask, codec_name)
+def write_mask(
+    mask: TaskMask, path: Path | str, codec_name: str = "zstd", backbone: Backbone | None = None
+) -> TaskMask:
+    """Write the file of a mask in one step. Returns the mask with the file's digest. Raises as `serialise_mask`."""
+    data = serialise_mask(mask, codec_name, backbone)
     write_bytes(path, data)
     return replace(mask, digest=tensorfile.digest_of(data))
 
 
 def parse_mask(data: bytes, layout: Layout | None = None) -> TaskMask:
     """Read and check a whole file. Without `layout` the layout is built from the metadata key `model`, without weights.
+
+    Bits of codec `context` stay coded: the result is a `CodedMask` then, and `with_bits` decodes it.
 
     Raises:
         InvalidMask: the file breaks a rule of the format; the message names which.
@@ -86,6 +101,32 @@ def parse_mask(data: bytes, layout: Layout | None = None) -> TaskMask:
             "it was made for another architecture"
         )
     return _mask_of(file, layout, tensorfile.digest_of(data))
+
+
+def with_bits(mask: TaskMask, backbone: Backbone) -> TaskMask:
+    """The mask with its bits: itself, or a `CodedMask` decoded with the backbone's weights.
+
+    Raises:
+        WrongBackbone: another fingerprint or layout.
+        WeightsNeeded: the backbone is described, and its weights are elsewhere.
+        InvalidMask: the bits are damaged, or break a rule of the format.
+    """
+    if not isinstance(mask, CodedMask):
+        return mask
+    _require_fingerprint(mask, backbone)
+    if backbone.theta is None:
+        raise WeightsNeeded("the mask's bits are coded with the backbone's weights, which are not here")
+    return decoded(mask, codec.decode(mask.coded, mask.layout, codec.CONTEXT, backbone.theta))
+
+
+def decoded(mask: CodedMask, packed: UInt8[ndarray, "n_bytes"]) -> TaskMask:
+    """The mask with bits that were decoded elsewhere.
+
+    Raises:
+        InvalidMask: they break a rule of the format.
+    """
+    known = {field.name: getattr(mask, field.name) for field in fields(TaskMask) if field.name != "packed"}
+    return TaskMask(packed=packed, **known)
 
 
 def read_mask(path: Path | str, layout: Layout | None = None) -> TaskMask:
@@ -128,16 +169,20 @@ def check_fits(mask: TaskMask, backbone: Backbone) -> list[str]:
     Raises:
         WrongBackbone: another fingerprint, layout, mean or std.
     """
-    if mask.fingerprint != backbone.fingerprint:
-        raise WrongBackbone(
-            f"the mask was made for {parse_model(mask.model)[0]} with fingerprint {mask.fingerprint[:16]}..., "
-            f"this backbone is {backbone.architecture} with {backbone.fingerprint[:16]}..."
-        )
+    _require_fingerprint(mask, backbone)
     if parse_model(mask.model) != parse_model(backbone.model_json):
         raise WrongBackbone(f"the mask says it is for {mask.model}, with the fingerprint of {backbone.model_json}")
     if mask.layout.digest != backbone.layout.digest:
         raise WrongBackbone("the mask's layout is not the backbone's")
     return [*check_pixels(mask.preprocess or {}, backbone.preprocess), *warn_of_verdict(mask.metadata)]
+
+
+def _require_fingerprint(mask: TaskMask, backbone: Backbone) -> None:
+    if mask.fingerprint != backbone.fingerprint:
+        raise WrongBackbone(
+            f"the mask was made for {parse_model(mask.model)[0]} with fingerprint {mask.fingerprint[:16]}..., "
+            f"this backbone is {backbone.architecture} with {backbone.fingerprint[:16]}..."
+        )
 
 
 def check_pixels(trained: Mapping[str, object], served: Mapping[str, object]) -> list[str]:
@@ -177,7 +222,7 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
         if key not in metadata:
             raise InvalidMask(f"metadata key {key!r} is missing")
     if metadata["codec"] not in codec.CODECS:
-        raise InvalidMask(f"unknown codec {metadata['codec']!r}: {FORMAT} has {' and '.join(codec.CODECS)}")
+        raise InvalidMask(f"unknown codec {metadata['codec']!r}: {FORMAT} has {', '.join(codec.CODECS)}")
     if "parent" in metadata:
         raise InvalidMask("the mask is coded against a parent, which this version cannot read")
 
@@ -188,18 +233,21 @@ def _mask_of(file: TensorFile, layout: Layout, digest: str) -> TaskMask:
     head = _head_of(tensors, file.metadata)
     affine = {n.removeprefix("affine."): tensors.pop(n) for n in list(tensors) if n.startswith("affine.")}
     known = {*REQUIRED, "preprocess", "classes"}
-    return TaskMask(
-        layout=layout,
-        model=file.metadata["model"],
-        fingerprint=file.metadata["fingerprint"],
-        packed=codec.decode(tensors, layout, file.metadata["codec"]),
-        state={name.removeprefix("state."): values for name, values in state.items()},
-        head=head,
-        affine=affine_of(affine),
-        preprocess=_preprocess_of(file.metadata),
-        metadata={k: v for k, v in file.metadata.items() if k not in known},
-        digest=digest,
-    )
+    parts: dict[str, Any] = {
+        "layout": layout,
+        "model": file.metadata["model"],
+        "fingerprint": file.metadata["fingerprint"],
+        "state": {name.removeprefix("state."): values for name, values in state.items()},
+        "head": head,
+        "affine": affine_of(affine),
+        "preprocess": _preprocess_of(file.metadata),
+        "metadata": {k: v for k, v in file.metadata.items() if k not in known},
+        "digest": digest,
+    }
+    if file.metadata["codec"] == codec.CONTEXT:
+        codec.check_coded(tensors, layout)
+        return CodedMask(coded=tensors, **parts)
+    return TaskMask(packed=codec.decode(tensors, layout, file.metadata["codec"]), **parts)
 
 
 def _head_of(tensors: dict[str, ndarray], metadata: Mapping[str, str]) -> Head | None:

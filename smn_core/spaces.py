@@ -18,6 +18,7 @@ from smn_core.cascade.cascade import Cascade
 from smn_core.cascade.fusion import MODES
 from smn_core.errors import InvalidArgument
 from smn_core.mask import TaskMask
+from smn_core.maskfile import with_bits
 from smn_core.tensorfile import canonical_json
 from smn_core.vectors import vectors_of_cascade, vectors_of_mask, vectors_of_root
 
@@ -46,7 +47,7 @@ def space_of_mask(backbone: Backbone, mask: TaskMask | None) -> str:
 
     A mask that is all ON, without state and map, is in the root's space.
     """
-    return name_space(backbone, vectors_of_mask(mask) if mask is not None else None)
+    return name_space(backbone, vectors_of_mask(with_bits(mask, backbone)) if mask is not None else None)
 
 
 def space_of_cascade(backbone: Backbone, cascade: Cascade, mode: str, of_masks: Sequence[str]) -> str:

@@ -73,6 +73,7 @@ def train(
             help="Go on, with a new schedule, from the end of the run that wrote this mask: other images, other crops.",
         ),
     ] = None,
+    codec: Annotated[str, typer.Option(help="Of the mask's bits in the file: raw, zstd or context.")] = "zstd",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")] = 1,
     threads: Threads = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from FILE.run/, exactly.")] = False,
@@ -98,7 +99,7 @@ def train(
             request = make_request(
                 spec, data, out, objective=objective, recipe=recipe, epochs=epochs, labels=labels, seed=seed,
                 split=split, stages=stages, share=share, density=density, setting=setting, workers=workers,
-                resume=resume, overwrite=overwrite, start=start, command=command,
+                resume=resume, overwrite=overwrite, start=start, command=command, codec=codec,
             )  # fmt: skip
             if threads:
                 torch.set_num_threads(threads)

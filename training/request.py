@@ -13,6 +13,7 @@ from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, for_learning
 from smn_core.verbs.recorded import run_folder
+from smn_core.verbs.repack import require_codec
 from training.config import MASKS, OBJECTIVES, Config, override
 from training.labels import parse_amount
 from training.recipes import find_recipe
@@ -42,6 +43,7 @@ class Request:
     start: Path | None = None
     only: tuple[int, ...] | None = None
     fixed: tuple[str, ...] | None = None
+    codec: str = "zstd"
 
     @property
     def folder(self) -> Path:
@@ -73,12 +75,14 @@ def make_request(
     overwrite: bool,
     start: Path | None = None,
     command: Sequence[str] = (),
+    codec: str = "zstd",
 ) -> Request:
     """Make the request that the options of `smn train` mean.
 
     Raises:
         InvalidArgument: there is no such recipe, objective or setting, or a setting cannot take a value.
     """
+    require_codec(codec)
     config = find_recipe(recipe)
     if objective:
         if objective not in OBJECTIVES:
@@ -100,7 +104,7 @@ def make_request(
     return Request(
         as_trained(for_learning(spec), made_by, start), data, config, out, split=split, seed=seed, labels=amount,
         resume=resume, overwrite=overwrite, workers=workers, command=command, start=start,
-        fixed=tuple(text.partition("=")[0] for text in setting or ()),
+        fixed=tuple(text.partition("=")[0] for text in setting or ()), codec=codec,
     )  # fmt: skip
 
 

@@ -189,7 +189,7 @@ def export_learned(prepared: Prepared, learner: Learner, curve: Curve) -> TaskMa
     }
     head = learner.objective.export_head(learner.head, tuple(str(c) for c in prepared.images.classes))
     mask = export.make_mask(backbone, learner.model, prepared.root_state, metadata, head, learner.recentred)
-    return write_mask(mask, request.out)
+    return write_mask(mask, request.out, request.codec, backbone)
 
 
 def finish(prepared: Prepared, learner: Learner, fitted: Fitted, mask: TaskMask | None) -> Result:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smn_core.backbone import Backbone
 from smn_core.errors import InvalidWeights
-from smn_core.maskfile import read_mask
+from smn_core.maskfile import read_mask, with_bits
 from smn_core.verbs.recorded import run_folder
 from training import export
 from training.checkpoints import CHECKPOINT, read_checkpoint
@@ -50,7 +50,7 @@ def load(learner: Learner, backbone: Backbone, root: Path, root_state: Mapping[s
         raise InvalidWeights(f"{path} does not fit this recipe: {str(error).splitlines()[-1].strip()}") from error
     if odd := [*extra, *(name for name in missing if name not in fresh)]:
         raise InvalidWeights(f"{path} does not fit this recipe: {odd[0]}")
-    mask = read_mask(root, backbone.layout)
+    mask = with_bits(read_mask(root, backbone.layout), backbone)
     ended = export.make_mask(backbone, learner.model, root_state, {}, recentred=learner.recentred)
     same_state = mask.state.keys() == ended.state.keys() and all(
         np.array_equal(values, ended.state[name]) for name, values in mask.state.items()

@@ -60,7 +60,7 @@ def describe(settings: Settings) -> Backbone:
         raise InvalidArgument(
             f"--on ray needs a registry that every node reaches: --registry redis://..., not {settings.registry}"
         )
-    return replace(load_backbone(replace(settings.spec(), device="cpu")), model=nn.Identity())
+    return replace(load_backbone(replace(settings.spec(), device="cpu")), model=nn.Identity(), theta=None)
 
 
 def build(settings: Settings, backbone: Backbone, router: str | None = HOLDERS) -> serve.Application:

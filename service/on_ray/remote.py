@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import structlog
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -25,8 +26,8 @@ from service.telemetry import Metrics, State
 from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
 from smn_core.errors import Unavailable, WrongBackbone
-from smn_core.mask import Head, TaskMask
-from smn_core.maskfile import check_fits
+from smn_core.mask import CodedMask, Head, TaskMask
+from smn_core.maskfile import check_fits, decoded
 
 STATE_WITHIN_S = 2.0
 """A replica that does not answer within this time counts as absent. Probes wait longer."""
@@ -98,6 +99,20 @@ class Remote:
             response.cancel()
             raise
         return found
+
+    async def decode(self, mask: TaskMask) -> TaskMask:
+        """Let a replica decode the bits: an ingress has no weights."""
+        if not isinstance(mask, CodedMask):
+            return mask
+        try:
+            found: Any = await self._replicas.decode.remote(mask)
+        except RayTaskError:
+            raise
+        except RayError as error:
+            raise Unavailable("no replica decoded the mask: send it again") from error
+        if isinstance(found, Refused):
+            raise _for_client(found.error)
+        return decoded(mask, np.array(found))
 
     def hold_cascade(self, digest: str) -> AbstractAsyncContextManager[Cascade]:
         return self._library.hold_cascade(digest)

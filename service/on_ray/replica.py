@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from numpy import ndarray
 from ray import serve
 
@@ -21,6 +21,7 @@ from service.settings import Settings
 from service.telemetry import Metrics, State, configure_logs
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.errors import SMNError, Unavailable, WrongBackbone
+from smn_core.mask import CodedMask
 from smn_core.verbs.heap import keep_freed_memory
 
 
@@ -58,6 +59,13 @@ class Replica:
         except (SMNError, TimeoutError) as error:
             return Refused(self._id, error)
         return Embedded(done, record.stages)
+
+    async def decode(self, mask: CodedMask) -> UInt8[ndarray, "n_bytes"] | Refused:
+        """The packed bits of a mask that an ingress could not decode. A refusal is returned, as `embed` does."""
+        try:
+            return (await self._local.decode(mask)).packed
+        except SMNError as error:
+            return Refused(self._id, error)
 
     async def state(self) -> State:
         """What its engine holds."""

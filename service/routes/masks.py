@@ -48,6 +48,7 @@ async def upload(
         limit = min(server.settings.max_body_bytes, max_file_bytes(server.backbone.layout))
         data = await in_time(server, request, lambda: read_body(request, limit))
         mask, warnings = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
+        mask = await in_time(server, request, lambda: server.embedder.decode(mask))
 
         def publish() -> tuple[Published, list[str]]:
             vectors, before = vectors_of_mask(mask), server.spaces.current("masks", name)
@@ -73,6 +74,7 @@ async def read(name: OwnName, server: TheServer, request: Request) -> dict[str, 
         request,
         lambda: parse_mask(blob_of_version(server.registry, entry.current.digest), server.backbone.layout),
     )
+    mask = await in_time(server, request, lambda: server.embedder.decode(mask))
     vectors = entry.current.vectors or vectors_of_mask(mask)
     return {
         "name": name,

@@ -36,7 +36,7 @@ from smn_core.engine.wardrobe import Wardrobe
 from smn_core.engine.wearable import WearableMask, key_of, make_wearable
 from smn_core.errors import InvalidArgument, NotReady, OverCapacity
 from smn_core.mask import TaskMask
-from smn_core.maskfile import check_fits
+from smn_core.maskfile import check_fits, with_bits
 
 LOG = logging.getLogger("smn.engine")
 
@@ -111,16 +111,18 @@ class Engine:
         Raises:
             WrongBackbone, InvalidArgument: see `MaskHolder`.
         """
-        if mask.digest is None:
+        digest = mask.digest
+        if digest is None:
             raise InvalidArgument("a mask without a digest cannot be served: write it to a file first")
         warnings = check_fits(mask, self.backbone)
-        if not self.ready(mask.digest):
+        if not self.ready(digest):
+            mask = with_bits(mask, self.backbone)
             prepared = self._find_worn_alike(mask) or make_wearable(mask, self._theta, self._costs)
             mapped = None if mask.affine is None else prepare_map(mask.affine)
             with self._lock:
-                self._prepared[mask.digest] = self._worn_alike.setdefault(prepared.key, prepared)
+                self._prepared[digest] = self._worn_alike.setdefault(prepared.key, prepared)
                 if mapped is not None:
-                    self._maps[mask.digest] = mapped
+                    self._maps[digest] = mapped
         return warnings
 
     def ready(self, digest: str) -> bool:

@@ -47,6 +47,8 @@ class Theta:
         self.sites = sites_of(backbone.model, backbone.layout)
         self.flat = _flatten(backbone)
         self.views: Weights = views_of(self.flat, backbone.layout)
+        if backbone.theta is not None:
+            backbone.theta.move(self.views)  # or else it would keep the memory of the model's own weights
         self.state: Weights = {
             name: buffer for name, buffer in backbone.model.named_buffers() if name in backbone.layout.buffers
         }

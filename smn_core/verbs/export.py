@@ -14,7 +14,7 @@ from smn_core.engine.apply import apply_slowly
 from smn_core.errors import InvalidArgument, InvalidMask
 from smn_core.files import write_bytes
 from smn_core.mask import TaskMask
-from smn_core.maskfile import check_fits
+from smn_core.maskfile import check_fits, with_bits
 
 
 def masked_weights(backbone: Backbone, mask: TaskMask) -> dict[str, ndarray]:
@@ -26,6 +26,7 @@ def masked_weights(backbone: Backbone, mask: TaskMask) -> dict[str, ndarray]:
         WrongBackbone: the mask was made for another backbone.
     """
     check_fits(mask, backbone)
+    mask = with_bits(mask, backbone)
     weights = {name: tensor.numpy().copy() for name, tensor in backbone.model.state_dict().items()}
     theta = np.zeros(mask.layout.n_elements, np.float32)
     for tensor in mask.layout:

@@ -13,7 +13,7 @@ from smn_core.cascade.cascade import embed
 from smn_core.cascade.file import check_fits, open_folder
 from smn_core.engine import Engine
 from smn_core.mask import TaskMask
-from smn_core.maskfile import read_mask
+from smn_core.maskfile import read_mask, with_bits
 from smn_core.spaces import shape_space, space_of_cascade, space_of_mask
 from smn_core.spec import BackboneSpec
 from smn_core.vectors import vectors_of_mask
@@ -83,7 +83,8 @@ def way_through_cascade(spec: BackboneSpec, folder: Path, mode: str | None, dime
     whole = cascade.choose_dimensions(None, chosen, backbone.n_features)
     width = cascade.choose_dimensions(dimensions, chosen, backbone.n_features)
     run, _ = keep_first(lambda x: torch.from_numpy(embed(engine, cascade, chosen, x).embeddings), width, width)
-    space = space_of_cascade(backbone, cascade, chosen, [vectors_of_mask(mask) for mask in masks])
+    of_masks = [vectors_of_mask(with_bits(mask, backbone)) for mask in masks]
+    space = space_of_cascade(backbone, cascade, chosen, of_masks)
     return Way(engine, run, width, shape_space(space, dimensions=cut_of(width, whole)), str(cascade.digest))
 
 

@@ -7,20 +7,38 @@ from pathlib import Path
 from typing import Any
 
 from smn_core import bits, tensorfile
+from smn_core.backbone import load_backbone
 from smn_core.cascade import file as cascadefile
 from smn_core.errors import InvalidMask
-from smn_core.mask import TaskMask
-from smn_core.maskfile import read_file
+from smn_core.mask import CodedMask, TaskMask
+from smn_core.maskfile import read_file, with_bits
+from smn_core.spec import BackboneSpec
+from smn_core.verbs.options import as_trained
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """A mask file as plain data, `smn inspect --json`. Needs no weights.
+def open_mask(path: Path, spec: BackboneSpec) -> tuple[bytes, TaskMask]:
+    """A file's bytes and its mask; bits of codec `context` are decoded where `spec`, or the mask's run, names weights.
 
     Raises:
-        InvalidMask, UnknownModel: as `read_mask`.
+        InvalidMask, WrongBackbone, UnknownModel: as `read_mask` and `with_bits`.
     """
     data, mask = read_file(path)
+    if isinstance(mask, CodedMask):
+        trained = as_trained(spec, mask, path)
+        if trained.weights is not None:
+            mask = with_bits(mask, load_backbone(trained))
+    return data, mask
+
+
+def describe(path: Path, opened: tuple[bytes, TaskMask] | None = None) -> dict[str, Any]:
+    """A mask file as plain data, `smn inspect --json`; what is counted among bits that are still coded is None.
+
+    Raises:
+        InvalidMask, UnknownModel: as `read_mask`, where the file is not `opened` yet.
+    """
+    data, mask = opened or read_file(path)
     model = json.loads(mask.model)
+    coded = isinstance(mask, CodedMask)
     return {
         "file": str(path),
         "digest": mask.digest,
@@ -29,9 +47,11 @@ def describe(path: Path) -> dict[str, Any]:
         "fingerprint": mask.fingerprint,
         "layout": mask.layout.digest,
         "weights": mask.layout.n_weights,
-        "off": mask.n_off,
-        "density": mask.density,
-        "tensors": [
+        "off": None if coded else mask.n_off,
+        "density": None if coded else mask.density,
+        "tensors": None
+        if coded
+        else [
             {
                 "name": t.name,
                 "shape": list(t.shape),
@@ -41,7 +61,7 @@ def describe(path: Path) -> dict[str, Any]:
             }
             for t, on in zip(mask.layout, mask.on_counts, strict=True)
         ],
-        "stages": stages(mask),
+        "stages": None if coded else stages(mask),
         "sizes": sizes(data, mask),
         "state": {name: list(values.shape) for name, values in mask.state.items()},
         "affine": mask.affine.describe() if mask.affine else None,

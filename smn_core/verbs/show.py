@@ -104,8 +104,9 @@ def mask(found: dict[str, Any]) -> None:
             },
         )
     )
-    console.print(_densities("stage", found["stages"]))
-    console.print(_densities("tensor", found["tensors"]))
+    if found["density"] is not None:
+        console.print(_densities("stage", found["stages"]))
+        console.print(_densities("tensor", found["tensors"]))
     if "difference" in found:
         _difference(console, found["difference"])
 
@@ -133,7 +134,9 @@ def _identity(found: dict[str, Any]) -> dict[str, str]:
         "architecture": found["architecture"] + (f" {json.dumps(found['args'])}" if found["args"] else ""),
         "fingerprint": found["fingerprint"],
         "layout": found["layout"],
-        "density": f"{found['density']:.6f} ({found['off']:,} of {found['weights']:,} OFF)",
+        "density": "in the coded bits, which --weights FILE decodes"
+        if found["density"] is None
+        else f"{found['density']:.6f} ({found['off']:,} of {found['weights']:,} OFF)",
         "state": f"{len(found['state'])} buffers" if found["state"] else "none",
         "map": "{form}, {precision}, {bytes:,} bytes".format(**found["affine"]) if found["affine"] else "none",
         "head": f"{len(found['classes'])} classes" if found["classes"] else "none",

@@ -18,6 +18,7 @@ QUESTIONS = (
     "the batch size enforced",
     "429 and 504 come from",
     "a padding bit refused",
+    "makes a bit likely to be OFF",
     "decides patch or slot",
     "prototypes frozen",
     "bytes become a tensor",

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import context
 import numpy as np
 import safetensors
 import torch
@@ -94,6 +95,12 @@ def pack(bits: np.ndarray) -> np.ndarray:
     return np.packbits(bits.reshape(-1), bitorder="little")
 
 
+def weights_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The maskable weights in the order of the file."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach().numpy() for name in layout(model)}
+
+
 def bit_tensors(packed: Iterable[tuple[str, np.ndarray]], codec: str) -> dict[str, np.ndarray]:
     if codec == "raw":
         return {f"mask.{name}": array for name, array in packed}
@@ -107,6 +114,7 @@ def write(
     bits: Tensors,
     *,
     codec: str = "raw",
+    strengths: int = 0,
     state: Tensors | None = None,
     affine: Tensors | None = None,
     head: tuple[np.ndarray, np.ndarray] | None = None,
@@ -114,7 +122,11 @@ def write(
 ) -> bytes:
     """The smn-mask/1 file of these boolean arrays."""
     shapes = layout(model)
-    tensors = bit_tensors(((name, pack(bits[name])) for name in shapes), codec)
+    if codec == "context":
+        stream = context.encode(bits, weights_of(model), strengths)
+        tensors = {"bits": np.frombuffer(stream, np.uint8)}
+    else:
+        tensors = bit_tensors(((name, pack(bits[name])) for name in shapes), codec)
     tensors |= {f"state.{name}": value for name, value in (state or {}).items()}
     tensors |= {f"affine.{name}": value for name, value in (affine or {}).items()}
     if head is not None:
@@ -149,7 +161,10 @@ def read(data: bytes, model: torch.nn.Module) -> dict[str, dict]:
     assert metadata["layout"] == layout_digest(shapes)
     assert metadata["fingerprint"] == fingerprint(model, metadata["model"])
     sizes = [-(-math.prod(shape) // 8) for shape in shapes.values()]
-    if metadata["codec"] == "raw":
+    if metadata["codec"] == "context":
+        decoded = context.decode(tensors["bits"].tobytes(), weights_of(model))
+        packed = [pack(decoded[name]) for name in shapes]
+    elif metadata["codec"] == "raw":
         packed = [tensors[f"mask.{name}"] for name in shapes]
     else:
         flat = np.frombuffer(zstandard.ZstdDecompressor().decompress(tensors["bits"].tobytes()), np.uint8)

@@ -118,6 +118,27 @@ def test_smn_core_reads_what_the_independent_writer_writes(small_backbone, make_
     assert maskfile.check_fits(found, small_backbone) == []
 
 
+@pytest.fixture(params=["vit", "resnet"])
+def tiny(request, tiny_vit, tiny_resnet):
+    """Small enough for a reader that goes from weight to weight in plain Python."""
+    return {"vit": tiny_vit, "resnet": tiny_resnet}[request.param]
+
+
+def test_the_independent_reader_decodes_context(tiny, make_mask):
+    mask = make_mask(tiny, **CONTENTS["everything"])
+    found = independent.read(maskfile.serialise_mask(mask, "context", tiny), tiny.model)
+    assert_same_arrays(found["bits"], booleans(mask))
+    assert_same_arrays(found["state"], dict(mask.state))
+
+
+@pytest.mark.parametrize("strengths", range(5))
+def test_smn_core_decodes_context_as_the_independent_writer_codes_it(tiny, make_mask, strengths):
+    mask = make_mask(tiny, 0.98)
+    written = independent.write(tiny.model, tiny.model_json, booleans(mask), codec="context", strengths=strengths)
+    found = maskfile.with_bits(maskfile.parse_mask(written, tiny.layout), tiny)
+    assert_array_equal(found.packed, mask.packed, strict=True)
+
+
 @pytest.mark.parametrize("options", CONTENTS.values(), ids=CONTENTS)
 def test_both_write_the_same_raw_file_to_the_byte(small_backbone, make_mask, options):
     mask = make_mask(small_backbone, **options)

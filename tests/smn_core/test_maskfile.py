@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from smn_core import bits, maskfile, tensorfile
-from smn_core.errors import InvalidMask, SMNError, UnknownModel, WrongBackbone
+from smn_core import codec as codecs
+from smn_core.errors import InvalidMask, SMNError, UnknownModel, WeightsNeeded, WrongBackbone
+from smn_core.mask import CodedMask
 
 MIB = 2**20
 FIRST = "conv1.0.weight"
@@ -713,3 +715,68 @@ def test_equal_masks_give_equal_files_in_every_process():
     mask = maskfile.parse_mask(path.read_bytes())
     ours = " ".join(tensorfile.digest_of(maskfile.serialise_mask(mask, codec)) for codec in ("raw", "zstd"))
     assert answers == {ours}
+
+
+@pytest.fixture
+def coded(tiny_resnet, make_mask):
+    """A mask, and its file under codec context."""
+    mask = make_mask(tiny_resnet, with_state=True, with_head=True, with_preprocess=True, with_affine="int8")
+    return mask, maskfile.serialise_mask(mask, "context", tiny_resnet)
+
+
+def test_without_weights_a_context_mask_has_all_but_its_bits(coded, tiny_resnet):
+    mask, data = coded
+    found = maskfile.parse_mask(data)
+    assert isinstance(found, CodedMask)
+    assert (found.model, found.fingerprint, found.metadata) == (mask.model, mask.fingerprint, mask.metadata)
+    assert found.state.keys() == mask.state.keys() and found.head.classes == mask.head.classes
+    for asked in ("packed", "on_counts", "density", "n_off", "alphas"):
+        with pytest.raises(WeightsNeeded, match="--weights"):
+            getattr(found, asked)
+    assert maskfile.check_fits(found, tiny_resnet) == []
+
+
+def test_with_weights_a_context_mask_is_the_mask_that_was_written(coded, tiny_resnet):
+    mask, data = coded
+    found = maskfile.with_bits(maskfile.parse_mask(data, tiny_resnet.layout), tiny_resnet)
+    assert_array_equal(found.packed, mask.packed, strict=True)
+    assert found.digest == tensorfile.digest_of(data)
+    assert maskfile.serialise_mask(found, "raw") == maskfile.serialise_mask(mask, "raw")
+    assert maskfile.with_bits(found, tiny_resnet) is found
+
+
+def test_a_context_mask_is_written_again_as_it_is_coded(coded, tmp_path):
+    """Without weights: a verdict is put into its metadata, and its bits are not touched."""
+    _, data = coded
+    found = maskfile.parse_mask(data)
+    assert maskfile.serialise_mask(found) == data
+    told = maskfile.write_mask(replace(found, metadata={"metrics": "{}"}), tmp_path / "m.smn")
+    assert maskfile.read_mask(tmp_path / "m.smn").coded["bits"].tobytes() == found.coded["bits"].tobytes()
+    assert told.metadata == {"metrics": "{}"}
+
+
+def test_a_context_mask_of_another_backbone_is_refused_before_it_is_decoded(coded, make_backbone):
+    other = make_backbone("test_resnet", seed=1)
+    with pytest.raises(WrongBackbone, match="fingerprint"):
+        maskfile.with_bits(maskfile.parse_mask(coded[1]), other)
+    with pytest.raises(WrongBackbone, match="fingerprint"):
+        maskfile.serialise_mask(coded[0], "context", other)
+
+
+def test_a_context_mask_with_a_backbone_whose_weights_are_elsewhere_is_refused(coded, tiny_resnet):
+    with pytest.raises(WeightsNeeded, match="not here"):
+        maskfile.with_bits(maskfile.parse_mask(coded[1]), replace(tiny_resnet, theta=None))
+
+
+def test_a_context_stream_of_a_tensor_that_is_all_off_is_refused(tiny_resnet, make_mask):
+    """The codec carries any bits; the rules of a mask hold for them as for all others."""
+    mask = make_mask(tiny_resnet)
+    first = next(iter(mask.layout))
+    packed = mask.packed.copy()
+    packed[first.bytes] = 0
+    metadata, _ = independent.parse(maskfile.serialise_mask(mask, "context", tiny_resnet))
+    tensors = codecs.encode(packed, mask.layout, "context", tiny_resnet.theta)
+    metadata["content"] = independent.content(metadata, tensors)
+    found = maskfile.parse_mask(independent.container(metadata, tensors), tiny_resnet.layout)
+    with pytest.raises(InvalidMask, match="every weight of"):
+        maskfile.with_bits(found, tiny_resnet)

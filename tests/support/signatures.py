@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("smn_core", "service", "training")
 # numba and Triton compile the functions themselves, not the wrappers that check them.
 COMPILED = {
+    "smn_core/contextual/loop.py",
     "smn_core/engine/loop.py",
     "smn_core/engine/mixed/compiled.py",
     "smn_core/engine/kernels/linear.py",

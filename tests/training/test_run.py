@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 import smn
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidArgument, InvalidData, InvalidWeights
-from smn_core.maskfile import read_mask
+from smn_core.mask import CodedMask
+from smn_core.maskfile import read_mask, with_bits
 from tests.training.builders import (
     ARGS,
     REPOSITORY,
@@ -132,6 +133,16 @@ def test_a_mask_says_how_it_was_learned(world: World, tmp_path):
     assert (recipe["seed"], recipe["total_steps"], recipe["lr"]) == (4, 8, 100)
     assert mask.preprocess["input_size"] == [3, 32, 32]
     assert mask.head is None
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_a_run_writes_the_codec_that_is_asked_for(name, world: World, tmp_path):
+    """Learning leaves theta as it was, so whoever loads the backbone anew decodes what the run coded."""
+    run(world, tmp_path / "coded.smn", RECIPE, name, codec="context")
+    run(world, tmp_path / "plain.smn", RECIPE, name)
+    coded, plain = (read_mask(tmp_path / f"{which}.smn") for which in ("coded", "plain"))
+    assert isinstance(coded, CodedMask)
+    assert with_bits(coded, world.backbone(name)).packed.tobytes() == plain.packed.tobytes()
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])

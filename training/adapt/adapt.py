@@ -22,6 +22,7 @@ from smn_core.imageset import open_images
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, for_learning
 from smn_core.verbs.recorded import run_folder, write_backbone
+from smn_core.verbs.repack import require_codec
 from smn_core.verdict import CANNOT_TELL
 from training.adapt.budget import LOOK, TIMING, Budget
 from training.adapt.candidates import CANDIDATES, list_candidates
@@ -65,6 +66,7 @@ class Request:
     overwrite: bool = False
     command: Sequence[str] = ()
     recipes: Sequence[tuple[str, str]] = CANDIDATES
+    codec: str = "zstd"
 
     @property
     def folder(self) -> Path:
@@ -136,8 +138,9 @@ def _adapt(
     course = Course(spec, request.data, only, request.seed, request.workers, request.command, budget, tell)
     race(course, candidates, step_s, record, scorer)
     parts = Parts(
-        request.data, request.out, request.labelled, request.command, found, images, held, record, scorer, budget, tell
-    )
+        request.data, request.out, request.labelled, request.command, found, images, held, record, scorer, budget, tell,
+        request.codec,
+    )  # fmt: skip
     return Ended(end(parts))
 
 
@@ -173,6 +176,7 @@ def _stop(request: Request, backbone: Backbone, record: Record, tell: Tell) -> E
 
 def _require_options(request: Request) -> None:
     out = request.out
+    require_codec(request.codec)
     if out.suffix != SUFFIX:
         raise InvalidArgument(f"--out {out}: a mask is written to a {SUFFIX} file")
     if not out.parent.is_dir():

@@ -57,6 +57,7 @@ class Parts:
     scorer: Scorer
     budget: Budget
     tell: Tell
+    codec: str = "zstd"
 
 
 def end(parts: Parts) -> str:
@@ -67,7 +68,7 @@ def end(parts: Parts) -> str:
     chosen = choose(verdicts)
     mask = choices[chosen.name]
     comes_out = mask if may_come_out(chosen) else make_all_on(engine.backbone)
-    write_mask(store_verdict(_describe(parts, comes_out), chosen), parts.out)
+    write_mask(store_verdict(_describe(parts, comes_out), chosen), parts.out, parts.codec, engine.backbone)
     page = Page(
         parts.data, parts.out, parts.command, parts.found, len(parts.seen.names), len(parts.unseen.names), parts.record,
         verdicts, chosen, may_come_out(chosen), {name: path_of(folder, name).stat().st_size for name in choices},

@@ -34,6 +34,7 @@ def adapt(
         typer.Option(metavar="FILE.smn", help="The mask; its run stays in FILE.run/. Default: DATA's name, here."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the images kept unseen, and of the runs.")] = 0,
+    codec: Annotated[str, typer.Option(help="Of the mask's bits in FILE: raw, zstd or context.")] = "zstd",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")] = 1,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="torch's threads; 0: the fastest, measured.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what an earlier start made.")] = False,
@@ -56,7 +57,7 @@ def adapt(
     file = out if out is not None else name_output(data)
     request = Request(
         spec, data, file, minutes=minutes, labelled=labelled, seed=seed, workers=workers, threads=threads,
-        overwrite=overwrite, command=["smn", *sys.argv[1:]],
+        overwrite=overwrite, command=["smn", *sys.argv[1:]], codec=codec,
     )  # fmt: skip
     ended = adapt(request, lambda line: print(line, flush=True), began=began)
     if ended.interrupted:

@@ -13,7 +13,7 @@ from smn_core.engine import Engine
 from smn_core.errors import InvalidArgument
 from smn_core.imageset import ImageSet, open_images
 from smn_core.mask import TaskMask
-from smn_core.maskfile import read_mask, write_mask
+from smn_core.maskfile import read_mask, with_bits, write_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs import show
 from smn_core.verbs.options import as_trained
@@ -59,6 +59,8 @@ def run(
     if unseen is None:
         show.note(ALL_SEEN)
     engine = Engine(load_backbone(as_trained(spec, masks[0][1], files[0])), slots=1)
+    masks = [(name, with_bits(mask, engine.backbone)) for name, mask in masks]
+    other = with_bits(other, engine.backbone) if other is not None else None
     total = count_embeddings(masks, seen, unseen, foreign=other, labelled=few)
     with show.images_progress(total) as on_batch:
         verdicts = judge(

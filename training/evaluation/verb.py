@@ -60,7 +60,7 @@ def evaluate(
     from smn_core.backbone import load_backbone
     from smn_core.cascade.file import open_folder
     from smn_core.engine import Engine
-    from smn_core.maskfile import read_mask
+    from smn_core.maskfile import read_mask, with_bits
     from smn_core.verbs import show
     from smn_core.verbs.plots import require_plottable
     from smn_core.verbs.show import end_by, name_unreadable
@@ -89,6 +89,7 @@ def evaluate(
     first = masks[0][1] if masks else read_mask(file) if file is not None else None
     backbone = load_backbone(as_trained(spec, first, file))
     with show.images_progress(None) as on_batch:
+        masks = [(name, with_bits(task, backbone)) for name, task in masks]
         found = run(Engine(backbone, slots=1), masks, settings, on_batch, folders, fusions)
     if plot is not None:
         from training.plots import draw_low_shot

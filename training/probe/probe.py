@@ -9,7 +9,7 @@ from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
 from smn_core.errors import InvalidData
 from smn_core.mask import TaskMask
-from smn_core.maskfile import read_mask, write_mask
+from smn_core.maskfile import read_mask, with_bits, write_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.offline import OnBatch, say_nothing
 from smn_core.verbs.options import as_trained
@@ -56,7 +56,11 @@ def probe(
         raise InvalidData(f"{data} has no labels: give a folder for each class, with images in it")
     given = read_mask(mask_file) if mask_file is not None else None
     backbone = load_backbone(as_trained(spec, given, mask_file))
-    mask = given if given is not None else replace(make_all_on(backbone), preprocess=copy_pixels(backbone))
+    mask = (
+        with_bits(given, backbone)
+        if given is not None
+        else replace(make_all_on(backbone), preprocess=copy_pixels(backbone))
+    )
     engine = Engine(backbone, slots=1)
     if given is not None:
         engine.prepare(given)

@@ -7,6 +7,7 @@ import threading
 import time
 
 import httpx2
+import independent as independent_format
 import numpy as np
 import pytest
 from cascades import build, put_all
@@ -97,6 +98,20 @@ def test_embeddings_are_those_of_a_single_process(served, plain, http, theta):
             assert found.status == 200, found.body
             assert np.allclose(found.npy, np.array(alone.json()["embeddings"]), rtol=1e-5, atol=1e-6)
             assert relative_error(found.npy, theta.embed(x, mask)) < 1e-4
+
+
+def test_an_ingress_lets_a_replica_decode_what_needs_the_weights(http, theta, require_error):
+    """Codec context: the upload is checked, its density is told, and images go through it."""
+    mask, x = theta.mask(7, codec="context"), inputs(2, seed=7)
+    put(http, "coded", mask)
+    bits = independent_format.read(mask.data, theta.plain)["bits"]
+    assert http.get("/masks/coded").json()["density"] == pytest.approx({n: on.mean() for n, on in bits.items()})
+    answer = http.post("/embed?mask=coded", content=as_npy(x), headers=HEADERS)
+    assert relative_error(np.array(answer.json()["embeddings"]), theta.embed(x, mask)) < 1e-4
+    metadata, tensors = independent_format.parse(mask.data)
+    tensors["bits"] = tensors["bits"][:-2]
+    cut = independent_format.container({**metadata, "content": independent_format.content(metadata, tensors)}, tensors)
+    require_error(http.put("/masks/cut", content=cut), 422, "invalid_mask")
 
 
 @pytest.mark.parametrize("mode", ["unconditional", "conditional"])

@@ -16,10 +16,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from numpy.testing import assert_array_equal
 from safetensors.torch import load_file
 
 import smn
 from smn_core.backbone import load_backbone
+from smn_core.cascade.cascade import Cascade
+from smn_core.cascade.file import open_folder, write_cascade
+from smn_core.cascade.fusion import Fusion
 from smn_core.engine import Engine, Segment
 from smn_core.images import ImageReader
 from smn_core.maskfile import read_mask, write_mask
@@ -215,6 +219,88 @@ def test_inspect_shows_brackets_as_they_are(world, run, tmp_path, make_mask):
     assert ran.code == 0
     assert "[red]a[/nothing]" in ran.out
     assert "x[bold].smn" in ran.out
+
+
+# repack
+
+
+@pytest.fixture
+def coded(world, run, tmp_path):
+    """world.mask under codec context."""
+    assert run("repack", world.mask, "--out", tmp_path / "c.smn", "--weights", world.weights).code == 0
+    return tmp_path / "c.smn"
+
+
+def test_repack_there_and_back_gives_the_same_file(world, run, coded, tmp_path):
+    """Not a bit changes; what it says is the bytes of both files and the new digest."""
+    ran = run("repack", coded, "--codec", "zstd", "--out", tmp_path / "z.smn", "--weights", world.weights, "--json")
+    found = json.loads(ran.out)
+    assert (tmp_path / "z.smn").read_bytes() == world.mask.read_bytes()
+    assert (found["before"], found["after"]) == (coded.stat().st_size, world.mask.stat().st_size)
+    assert found["digest"] == read_mask(world.mask).digest and found["codec"] == "zstd"
+
+
+def test_repack_between_raw_and_zstd_needs_no_weights(world, run, tmp_path):
+    for codec, source in (("raw", world.mask), ("zstd", tmp_path / "raw.smn")):
+        assert run("repack", source, "--codec", codec, "--out", tmp_path / f"{codec}.smn").code == 0
+    assert (tmp_path / "zstd.smn").read_bytes() == world.mask.read_bytes()
+
+
+def test_repack_takes_a_whole_cascade_there_and_back(world, run, tmp_path):
+    """The cascade's file names the new digests; back under zstd, every file is what it was."""
+    folder = tmp_path / "cascade"
+    folder.mkdir()
+    for name, file in (("root", world.mask), ("expert-1", world.mask_2)):
+        (folder / f"{name}.smn").write_bytes(file.read_bytes())
+    digests = [read_mask(file).digest for file in (world.mask, world.mask_2)]
+    fingerprint = read_mask(world.mask).fingerprint
+    write_cascade(
+        Cascade(fingerprint, digests[0], (digests[1],), Fusion("concat", {}), "unconditional"),
+        folder / "cascade.safetensors",
+    )
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    weights = ("--weights", world.weights)
+    assert run("repack", folder, "--out", tmp_path / "coded", *weights).code == 0
+    coded = open_folder(tmp_path / "coded")
+    assert coded.cascade.masks == tuple(mask.digest for mask in coded.masks()) != tuple(digests)
+    ran = run("repack", tmp_path / "coded", "--codec", "zstd", "--out", tmp_path / "back", *weights, "--json")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()} == before
+    assert json.loads(ran.out)["after"] == sum(map(len, before.values()))
+    assert run("repack", folder, "--out", folder, *weights).code == 2
+
+
+def test_repack_refuses_an_unknown_codec_and_other_weights(world, run, tmp_path):
+    ran = run("repack", world.mask, "--codec", "lzma", "--out", tmp_path / "x.smn")
+    assert ran.code == 2 and "smn-mask/1 has raw, zstd, context" in ran.err
+    ran = run("repack", world.foreign, "--out", tmp_path / "x.smn", "--weights", world.weights)
+    assert ran.code == 2 and "fingerprint" in ran.err
+    assert not (tmp_path / "x.smn").exists()
+
+
+def test_inspect_shows_the_bits_of_a_context_mask_where_it_has_the_weights(world, run, coded):
+    """Without them: everything but what is counted among the bits."""
+    task = read_mask(world.mask)
+    ran = run("inspect", coded)
+    assert ran.code == 0 and "in the coded bits" in ran.out and "density by" not in ran.out
+    found = json.loads(run("inspect", coded, "--json").out)
+    assert found["density"] is found["tensors"] is found["stages"] is None
+    assert found["sizes"]["codec"] == "context" and found["classes"] == ["cat", "dog", "other"]
+    found = json.loads(run("inspect", coded, world.mask, "--json", "--weights", world.weights).out)
+    assert found["off"] == task.n_off and found["difference"]["different"] == 0
+
+
+def test_a_context_mask_embeds_and_exports_as_the_mask_that_it_was(world, run, coded, out):
+    """Its weights are those that the verb has anyway."""
+    shared = ("--weights", world.weights, "--image-size", "32")
+    assert run("embed", world.images, "--mask", coded, "--out", out, *shared).code == 0
+    found = np.load(out)
+    assert run("embed", world.images, "--mask", world.mask, "--out", out, *shared).code == 0
+    assert_array_equal(np.load(out), found)
+    made = []
+    for file in (coded, world.mask):
+        assert run("export", file, "--out", out.with_suffix(".safetensors"), "--weights", world.weights).code == 0
+        made.append(load_file(out.with_suffix(".safetensors")))
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[1])
 
 
 # embed

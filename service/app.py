@@ -13,9 +13,10 @@ from opentelemetry.trace import TracerProvider
 
 from service import errors, tracing
 from service.connection import Bodies
+from service.console.page import router_of
 from service.local import Local, engine_of
 from service.registry.base import Registry
-from service.routes import cascades, embed, masks, openai, status
+from service.routes import cascades, embed, gallery, map, masks, notes, openai, status
 from service.schemas import ErrorBody
 from service.security import guard_of, known_query
 from service.server import Server
@@ -85,9 +86,11 @@ def app_of(settings: Settings, server: Server, tracer_provider: TracerProvider |
     )
     app.state.server, app.state.guard = server, guard
     errors.install(app)
-    for routes in (embed, openai, masks, cascades):
+    for routes in (embed, openai, masks, notes, cascades, gallery, map):
         app.include_router(routes.router, dependencies=[Depends(known_query)])
     app.include_router(status.router)
+    if not settings.no_console:
+        app.include_router(router_of())
     app.add_middleware(Bodies, budget=server.body_bytes)
     app.add_middleware(Observed, metrics=server.metrics)
     return app

@@ -72,7 +72,17 @@ def test_one_mask_reads_its_versions_metadata_and_density(client, theta):
     put(client, "m", theta.mask(2))
     put(client, "m", mask)
     body = client.get("/masks/m").json()
-    assert set(body) == {"name", "current", "versions", "aliases", "vectors", "metadata", "density", "warnings"}
+    assert set(body) == {
+        "name",
+        "current",
+        "versions",
+        "aliases",
+        "notes",
+        "vectors",
+        "metadata",
+        "density",
+        "warnings",
+    }
     assert body["current"] == {"version": 2, "digest": mask.digest}
     assert [set(version) for version in body["versions"]] == [{"version", "digest", "bytes", "uploaded", "vectors"}] * 2
     assert body["metadata"]["objective"] == "supervised" and body["metadata"]["dataset"] == "digits"

@@ -206,6 +206,8 @@ def alias(
         print_json(done)
     else:
         print(f"{name}@{alias} is {name}@{version}")
+        for warning in done["warnings"]:
+            note(f"warning: {warning}")
 
 
 def _read_offers(files: list[Path]) -> list[Offer]:

@@ -17,10 +17,11 @@ from smn_core.errors import SMNError
 Shape = Mapping[str, type | tuple[type, ...]]
 """The keys that an object must have, and the types of their values."""
 WRITTEN: Shape = {"name": str, "version": int, "digest": str, "bytes": int, "warnings": list}
-ALIASED: Shape = {"name": str, "alias": str, "version": int}
+ALIASED: Shape = {"name": str, "alias": str, "version": int, "warnings": list}
 PAGE: Shape = {"data": list, "next": (str, type(None))}
 ENTRY: Shape = {"name": str, "current": dict, "versions": int}
 CURRENT: Shape = {"version": int, "digest": str}
+CLASSIFIED: Shape = {"space": str, "data": list}
 MASK: Shape = {"current": dict, "metadata": dict}
 CASCADE: Shape = {"masks": list}
 PLACE: Shape = {"digest": str, "name": (str, type(None)), "version": (int, type(None))}
@@ -37,11 +38,15 @@ class ServerError(SMNError):
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings in the order of the images. `digest` is that of the mask or cascade, or "root" if there was none."""
+    """Embeddings in the order of the images. `digest` is that of the mask or cascade, or "root" if there was none.
+
+    Vectors may be compared with those of the same `space` alone; "" is what a server of before spaces says.
+    """
 
     embeddings: Float32[ndarray, "n d"]
     digest: str
     server_timing: str
+    space: str = ""
 
 
 def check(response: httpx2.Response) -> httpx2.Response:
@@ -93,7 +98,8 @@ def embeddings_of(response: httpx2.Response) -> Embeddings:
         raise _strange(response) from error
     if not isinstance(z, ndarray) or z.ndim != 2 or z.dtype != np.float32:
         raise _strange(response)
-    return Embeddings(z, digest, response.headers.get("server-timing", ""))
+    headers = response.headers
+    return Embeddings(z, digest, headers.get("server-timing", ""), headers.get("x-smn-space", ""))
 
 
 def one_line(text: str) -> str:

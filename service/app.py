@@ -16,7 +16,7 @@ from service.connection import Bodies
 from service.console.page import router_of
 from service.local import Local, engine_of
 from service.registry.base import Registry
-from service.routes import cascades, embed, gallery, map, masks, notes, openai, status
+from service.routes import cascades, classify, embed, gallery, map, masks, notes, openai, status
 from service.schemas import ErrorBody
 from service.security import guard_of, known_query
 from service.server import Server
@@ -28,9 +28,10 @@ DESCRIPTION = """One frozen vision backbone, hundreds of specialities: `POST /em
 mask that was learned for their domain and uploaded with `PUT /masks/NAME`.
 
 Every call takes `X-Request-ID`, which comes back, and `X-Timeout-Ms`, a deadline below the server's own (then 504).
-Every answer with embeddings has `X-SMN-Digest`, the digest of the mask that made them or `root`, and `Server-Timing`:
-load, queue, decode, swap, forward and total in milliseconds; what a mask warns of is in the JSON, or with an
-`application/x-npy` answer in `X-SMN-Warnings`. Every error is
+Every answer with embeddings or labels has `X-SMN-Digest`, the digest of the mask that made them or `root`,
+`X-SMN-Space`, in which its vectors may be compared, and `Server-Timing`: load, queue, decode, swap, forward and total
+in milliseconds; what a mask warns of is in the JSON, or with an `application/x-npy` answer in `X-SMN-Warnings`. A call
+that says `space` in its query, or `X-SMN-Expect-Space`, gets vectors in that space or 412. Every error is
 `{"error": {"message", "type", "param", "code"}}`; 429 and 503 come with `Retry-After`."""
 ERRORS = {code: {"model": ErrorBody} for code in (400, 401, 403, 404, 405, 409, 412, 413, 415, 422, 429, 500, 503, 504)}
 
@@ -86,7 +87,7 @@ def app_of(settings: Settings, server: Server, tracer_provider: TracerProvider |
     )
     app.state.server, app.state.guard = server, guard
     errors.install(app)
-    for routes in (embed, openai, masks, notes, cascades, gallery, map):
+    for routes in (embed, classify, openai, masks, notes, cascades, gallery, map):
         app.include_router(routes.router, dependencies=[Depends(known_query)])
     app.include_router(status.router)
     if not settings.no_console:

@@ -90,10 +90,17 @@ def embed_call(
     *,
     cascade: str | None = None,
     mode: str | None = None,
-    normalize: bool,
-    dimensions: int | None,
+    normalize: bool = False,
+    dimensions: int | None = None,
+    space: str | None = None,
+    top: int | None = None,
+    path: str = "/embed",
+    accept: str = NPY,
 ) -> Call:
-    """Images as multipart, or an array of normalised inputs as npy; the answer as npy.
+    """Images as multipart, or an array of normalised inputs as npy; the answer as npy, or as `accept` says.
+
+    Args:
+        path: `/embed`, or `/classify`, which takes `top`.
 
     Raises:
         InvalidArgument: mask or cascade is no reference.
@@ -102,16 +109,17 @@ def embed_call(
         if reference is not None:
             parse_reference(reference)
     params = {"normalize": "true"} if normalize else {}
-    given = {"mask": mask, "cascade": cascade, "mode": mode}
+    given = {"mask": mask, "cascade": cascade, "mode": mode, "space": space}
     params |= {name: value for name, value in given.items() if value is not None}
-    params |= {"dimensions": str(dimensions)} if dimensions is not None else {}
-    headers = {"Accept": NPY}
+    numbers = {"dimensions": dimensions, "top": top}
+    params |= {name: str(value) for name, value in numbers.items() if value is not None}
+    headers = {"Accept": accept}
     if isinstance(images, ndarray):
         buffer = io.BytesIO()
         np.save(buffer, np.ascontiguousarray(images, np.float32), allow_pickle=False)
-        return Call("POST", "/embed", params, content=buffer.getvalue(), headers={**headers, "Content-Type": NPY})
+        return Call("POST", path, params, content=buffer.getvalue(), headers={**headers, "Content-Type": NPY})
     files = [("image", (f"{i}", _bytes_of(image), "application/octet-stream")) for i, image in enumerate(images)]
-    return Call("POST", "/embed", params, files=files, headers=headers)
+    return Call("POST", path, params, files=files, headers=headers)
 
 
 def push_call(name: str, mask: Image, if_match: str | None, *, if_absent: bool, kind: Kind = "masks") -> Call:

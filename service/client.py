@@ -21,6 +21,7 @@ from numpy import ndarray
 from service.answers import (
     ALIASED,
     CASCADE,
+    CLASSIFIED,
     CURRENT,
     ENTRY,
     MASK,
@@ -120,10 +121,30 @@ class Client:
         mode: str | None = None,
         normalize: bool = False,
         dimensions: int | None = None,
+        space: str | None = None,
     ) -> Embeddings:
-        """Embeddings of image files, or of normalised inputs, through a mask, a cascade or the untouched backbone."""
-        call = embed_call(images, mask, cascade=cascade, mode=mode, normalize=normalize, dimensions=dimensions)
+        """Embeddings of image files, or of normalised inputs, through a mask, a cascade or the untouched backbone.
+
+        `space` is one that they must be in: the server refuses another one (412, `other_space`).
+        """
+        shape: dict[str, Any] = {"normalize": normalize, "dimensions": dimensions, "space": space}
+        call = embed_call(images, mask, cascade=cascade, mode=mode, **shape)
         return embeddings_of(self._send(call))
+
+    def classify(
+        self,
+        images: Sequence[Image] | Float32[ndarray, "n 3 h w"],
+        mask: str | None = None,
+        *,
+        cascade: str | None = None,
+        mode: str | None = None,
+        top: int | None = None,
+        space: str | None = None,
+    ) -> dict[str, Any]:
+        """Labels of images: the server's answer; `data` has a table an image, the `top` most probable classes first."""
+        shape: dict[str, Any] = {"top": top, "space": space, "path": "/classify", "accept": "application/json"}
+        call = embed_call(images, mask, cascade=cascade, mode=mode, **shape)
+        return table_of(self._send(call), CLASSIFIED)
 
     def push(
         self,
@@ -288,9 +309,11 @@ class AsyncClient:
         mode: str | None = None,
         normalize: bool = False,
         dimensions: int | None = None,
+        space: str | None = None,
     ) -> Embeddings:
         """As `Client.embed`."""
-        call = embed_call(images, mask, cascade=cascade, mode=mode, normalize=normalize, dimensions=dimensions)
+        shape: dict[str, Any] = {"normalize": normalize, "dimensions": dimensions, "space": space}
+        call = embed_call(images, mask, cascade=cascade, mode=mode, **shape)
         return embeddings_of(await self._send(call))
 
     async def push(

@@ -18,6 +18,7 @@ from service.record import Record
 from service.telemetry import State
 from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
+from smn_core.mask import Head
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class Embedder(Protocol):
 
     def hold_cascade(self, digest: str) -> AbstractAsyncContextManager[Cascade]:
         """A cascade, without its masks, inside the block; raises as `Library.hold_cascade`."""
+
+    async def head(self, digest: str) -> Head | None:
+        """The linear classifier of a mask, None where its file has none; raises as `Library.head`."""
 
     async def state(self) -> State:
         """What all replicas together hold now."""

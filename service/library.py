@@ -19,14 +19,16 @@ from smn_core.cascade import file as cascadefile
 from smn_core.cascade.cascade import Cascade
 from smn_core.engine import MaskHolder
 from smn_core.errors import SMNError
+from smn_core.mask import Head
 from smn_core.maskfile import parse_mask
 
 
 @dataclass
 class Shelf:
-    """One mask, or one cascade's router and fusion, in host memory or on its way there."""
+    """One mask with its classifier, or one cascade's router and fusion, in host memory or on its way there."""
 
     cascade: Cascade | None = None
+    head: Head | None = None
     loading: asyncio.Task[None] | None = None
     bytes: int = 0
     holders: int = 0
@@ -78,6 +80,15 @@ class Library:
         """
         async with self._held(digests, self._prepare) as shelves:
             yield list(dict.fromkeys(warning for shelf in shelves for warning in shelf.warnings))
+
+    async def head(self, digest: str) -> Head | None:
+        """The linear classifier in a mask's file; loads the mask.
+
+        Raises:
+            NotFound, Unavailable, InvalidMask: as `hold`.
+        """
+        async with self._held([digest], self._prepare) as (shelf,):
+            return shelf.head
 
     @asynccontextmanager
     async def hold_cascade(self, digest: str) -> AsyncIterator[Cascade]:
@@ -172,8 +183,9 @@ class Library:
             return blob_of_version(self._registry, digest)
 
     def _prepare(self, digest: str, shelf: Shelf, data: Blob) -> None:
-        shelf.warnings = self._engine.prepare(parse_mask(data, self._engine.backbone.layout))
-        shelf.bytes = self._engine.bytes_of(digest)
+        mask = parse_mask(data, self._engine.backbone.layout)
+        shelf.warnings, shelf.head = self._engine.prepare(mask), mask.head
+        shelf.bytes = self._engine.bytes_of(digest) + (mask.head.nbytes if mask.head is not None else 0)
 
     def _read_cascade(self, _: str, shelf: Shelf, data: Blob) -> None:
         cascade = cascadefile.parse_cascade(data)

@@ -23,6 +23,7 @@ from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
 from smn_core.engine import Engine, MaskEngine, slots_within
 from smn_core.errors import SMNError
+from smn_core.mask import Head
 
 log = structlog.get_logger("smn.local")
 
@@ -100,6 +101,9 @@ class Local:
 
     def hold_cascade(self, digest: str) -> AbstractAsyncContextManager[Cascade]:
         return self.library.hold_cascade(digest)
+
+    async def head(self, digest: str) -> Head | None:
+        return await self.library.head(digest)
 
     async def state(self) -> State:
         memory = self.engine.memory()

@@ -47,10 +47,33 @@ class EmbedAnswer(BaseModel):
     """Pooled, unnormalised features of every image, in order; fused ones of a cascade."""
 
     model: str
+    space: str
     mask: MaskUsed | None
     cascade: CascadeUsed | None
     dimensions: int
     embeddings: list[list[float]]
+    warnings: list[str] = []
+
+
+class Label(BaseModel):
+    """What a classifier says of one image: the most probable class, and classes in order of probability."""
+
+    index: int
+    label: str
+    probs: list[float]
+    classes: list[str]
+    num_classes: int
+
+
+class ClassifyAnswer(BaseModel):
+    """vLLM's shape; beside it what the vectors went through, and their space."""
+
+    object: Literal["list"] = "list"
+    model: str
+    space: str
+    mask: MaskUsed | None
+    cascade: CascadeUsed | None
+    data: list[Label]
     warnings: list[str] = []
 
 
@@ -79,7 +102,8 @@ class CurrentVersion(BaseModel):
 
 class MaskInfo(BaseModel):
     """One mask. `notes` are by version, of those that have some; all but versions, aliases and notes is the current
-    version's: `vectors`, the hash of what makes its vectors, `metadata`, `density` (fraction ON by tensor), `warnings`.
+    version's: `vectors`, the hash of what makes its vectors, `space`, which they are in whole and as floats,
+    `metadata`, `density` (fraction ON by tensor) and `warnings`.
     """
 
     name: str
@@ -88,6 +112,7 @@ class MaskInfo(BaseModel):
     aliases: dict[str, int]
     notes: dict[str, dict[str, Any]]
     vectors: str
+    space: str
     metadata: dict[str, Any]
     density: dict[str, float]
     warnings: list[str]
@@ -104,14 +129,17 @@ class MaskPlace(BaseModel):
 class CascadeInfo(BaseModel):
     """One cascade; all but versions and aliases is the current one's. `masks` are the root, then the experts.
 
-    `modes` are those it can run in, with the components of their embeddings.
+    `modes` are those it can run in, with the components of their embeddings; `spaces` those of their vectors, whole
+    and as floats, and `space` that of the default mode.
     """
 
     name: str
     current: CurrentVersion
     versions: list[VersionInfo]
     aliases: dict[str, int]
-    vectors: str | None
+    vectors: str
+    space: str
+    spaces: dict[str, str]
     metadata: dict[str, Any]
     masks: list[MaskPlace]
     fusion: str
@@ -138,6 +166,7 @@ class AliasSet(BaseModel):
     name: str
     alias: str
     version: int
+    warnings: list[str]
 
 
 NOTES_EXAMPLE = {"preference": {"prefers": "photos@3", "over": "root", "won": 21, "of": 30, "p": 0.043}}
@@ -232,6 +261,7 @@ class OpenAIAnswer(BaseModel):
     object: Literal["list"] = "list"
     data: list[OpenAIEmbedding]
     model: str
+    space: str
     usage: Usage
 
 
@@ -240,6 +270,7 @@ class OpenAIModel(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    space: str | None
 
 
 class OpenAIModels(BaseModel):

@@ -21,6 +21,7 @@ from service.decoding.pool import DecodePool
 from service.embedder import Embedder
 from service.registry.base import Registry
 from service.settings import Settings
+from service.spaces import Spaces
 from service.telemetry import Metrics, log_health
 from smn_core.backbone import Backbone
 from smn_core.errors import Unavailable
@@ -40,6 +41,7 @@ class Server:
         self.admission = Admission(settings.queue_images)
         self.body_bytes = Admission(max(settings.body_bytes, settings.max_body_bytes), "bytes of bodies")
         self.reader = ImageReader(self.backbone.preprocess, settings.max_pixels)
+        self.spaces = Spaces(self.backbone, registry)
         self.decoding = DecodePool(
             self.backbone.preprocess,
             settings.max_pixels,

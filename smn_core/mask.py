@@ -24,6 +24,11 @@ class Head:
     bias: Float32[ndarray, "c"]
     classes: tuple[str, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Of weights, bias and names."""
+        return self.weight.nbytes + self.bias.nbytes + sum(map(len, self.classes))
+
 
 @dataclass(frozen=True, eq=False)
 class TaskMask:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy import ndarray
@@ -30,7 +31,13 @@ def vectors_of_mask(mask: TaskMask) -> str:
 
 def vectors_of_root(layout: Layout) -> str:
     """What a mask has that is all ON, without state and map: its vectors are the untouched backbone's."""
-    return _hash(b"".join(bits.pack(np.ones(tensor.n_weights, np.bool_)).tobytes() for tensor in layout), {})
+    return _hash_all_on(tuple(tensor.n_weights for tensor in layout))
+
+
+@lru_cache(maxsize=16)
+def _hash_all_on(sizes: tuple[int, ...]) -> str:
+    """Of tensors with so many weights. It hashes megabytes, and whoever names a space asks for it."""
+    return _hash(b"".join(bits.pack(np.ones(n_weights, np.bool_)).tobytes() for n_weights in sizes), {})
 
 
 def vectors_of_cascade(cascade: Cascade, of_masks: Sequence[str]) -> str:

@@ -24,19 +24,25 @@ from service.settings import Settings
 from service.telemetry import Metrics, State
 from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
-from smn_core.errors import InvalidArgument, Unavailable, WrongBackbone
-from smn_core.mask import TaskMask
+from smn_core.errors import Unavailable, WrongBackbone
+from smn_core.mask import Head, TaskMask
+from smn_core.maskfile import check_fits
 
 STATE_WITHIN_S = 2.0
 """A replica that does not answer within this time counts as absent. Probes wait longer."""
 AGAIN_S = 0.02
 """Pause after a replica was lost: it takes Ray a moment to tell its routers."""
+SHELF_BYTES = 1024
+"""What a mask without a classifier counts for, so that shelves of such masks are bounded too."""
 
 log = structlog.get_logger("smn.remote")
 
 
 class Remote:
-    """See `Embedder`. Its library holds cascades but no masks: modes and widths are checked before anything is sent."""
+    """See `Embedder`. Its library holds cascades, and of masks their classifiers alone.
+
+    Modes and widths are checked before anything is sent, and labels are worked out here.
+    """
 
     def __init__(
         self,
@@ -47,7 +53,7 @@ class Remote:
         metrics: Metrics,
     ) -> None:
         self._backbone, self._replicas = backbone, replicas
-        self._library = Library(registry, CascadesAlone(backbone), settings.cache_bytes, metrics.load_seconds.observe)
+        self._library = Library(registry, HeadsAlone(backbone), settings.cache_bytes, metrics.load_seconds.observe)
 
     @property
     def backbone(self) -> Backbone:
@@ -96,6 +102,9 @@ class Remote:
     def hold_cascade(self, digest: str) -> AbstractAsyncContextManager[Cascade]:
         return self._library.hold_cascade(digest)
 
+    async def head(self, digest: str) -> Head | None:
+        return await self._library.head(digest)
+
     async def state(self) -> State:
         """The sums over all replicas that answer."""
         found = await self._states()
@@ -124,27 +133,31 @@ class Remote:
         return [state for state in found if isinstance(state, State)]
 
 
-class CascadesAlone:
-    """The `MaskHolder` of a library that holds no masks."""
+class HeadsAlone:
+    """The `MaskHolder` of a library that holds of masks no more than their classifiers, on its own shelves."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
+        self._seen: set[str] = set()
 
     @property
     def backbone(self) -> Backbone:
         return self._backbone
 
     def prepare(self, mask: TaskMask) -> list[str]:
-        raise InvalidArgument(f"mask {mask.digest} belongs on a replica: an ingress holds none")
+        assert mask.digest is not None  # it comes from a file
+        warnings = check_fits(mask, self._backbone)
+        self._seen.add(mask.digest)
+        return warnings
 
-    def ready(self, digest: str) -> bool:  # noqa: ARG002
-        return False
+    def ready(self, digest: str) -> bool:
+        return digest in self._seen
 
-    def bytes_of(self, digest: str) -> int:  # noqa: ARG002
-        return 0
+    def bytes_of(self, digest: str) -> int:
+        return SHELF_BYTES if digest in self._seen else 0
 
     def release(self, digest: str) -> None:
-        pass
+        self._seen.discard(digest)
 
 
 def _for_client(error: Exception) -> Exception:

@@ -72,11 +72,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a reference meant when it was resolved."""
+    """What a reference meant when it was resolved; `vectors` as in `Version`."""
 
     name: str
     version: int
     digest: str
+    vectors: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class DirectoryRegistry:
         """Costs one `stat` where nothing has changed."""
         name, pin = parse_reference(reference)
         version = pick(kind, self.entry(kind, name), pin)
-        return Resolved(name, version.version, version.digest)
+        return Resolved(name, version.version, version.digest, version.vectors)
 
     def entry(self, kind: Kind, name: str) -> Entry:
         check_name(name)

@@ -67,7 +67,7 @@ class RedisRegistry:
         """Answers from the table; asks Redis nothing."""
         name, pin = parse_reference(reference)
         version = pick(kind, self.entry(kind, name), pin)
-        return Resolved(name, version.version, version.digest)
+        return Resolved(name, version.version, version.digest, version.vectors)
 
     def entry(self, kind: Kind, name: str) -> Entry:
         check_name(name)

@@ -10,16 +10,17 @@ from fastapi import APIRouter, Header, Request, Response
 
 from service.embedding import in_time
 from service.reading import read_body
-from service.registry.base import Entry, Hold, Published, Registry, Version, blob_of_version
+from service.registry.base import Entry, Hold, Published, Registry, Version
 from service.routes.versions import add_common_routes, answer, changing, guards, reading, version_table
 from service.schemas import CascadeInfo, Written
 from service.security import Caller, Changer, OwnName, OwnNameToChange, Reader
 from service.server import Server, TheServer
+from service.spaces import Facts
 from smn_core.cascade.cascade import Cascade
 from smn_core.cascade.file import check_fits, parse_cascade
 from smn_core.errors import MissingMasks
-from smn_core.maskfile import parse_mask
-from smn_core.vectors import vectors_of_cascade, vectors_of_mask
+from smn_core.spaces import shape_space
+from smn_core.vectors import vectors_of_cascade
 
 router = APIRouter(prefix="/cascades", tags=["cascades"])
 add_common_routes(router, "cascades")
@@ -43,21 +44,26 @@ async def upload(
         data = await in_time(server, request, lambda: read_body(request, limit))
         cascade = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
 
-        def publish() -> Published:
+        def publish() -> tuple[Published, list[str]]:
             tied = _tie(server, caller.prefix, name, cascade)
-            vectors = vectors_of_cascade(cascade, [_vectors_of(server, tied[digest][1]) for digest in cascade.masks])
-            return server.registry.publish(
+            of_masks = [server.spaces.vectors("masks", tied[digest][1]) for digest in cascade.masks]
+            facts = Facts(vectors_of_cascade(cascade, of_masks), cascade.mode)
+            space = shape_space(server.spaces.name(facts.vectors), mode=cascade.mode)
+            moved = server.spaces.warn("cascades", name, server.spaces.current("cascades", name), space)
+            done = server.registry.publish(
                 "cascades",
                 name,
                 data,
                 holds=[Hold(digest, of, version.version) for digest, (of, version) in tied.items()],
-                vectors=vectors,
+                vectors=facts.vectors,
                 if_match=guard,
                 if_absent=absent,
             )
+            server.spaces.keep(done.version.digest, facts)
+            return done, moved
 
-        done = await changing(server, request, publish)
-    return answer(name, done, [], response)
+        done, warnings = await changing(server, request, publish)
+    return answer(name, done, warnings, response)
 
 
 @router.get("/{name}", response_model=CascadeInfo)
@@ -66,19 +72,31 @@ async def read(name: OwnName, server: TheServer, request: Request, caller: Reade
     entry = server.registry.entry("cascades", name)
     async with server.embedder.hold_cascade(entry.current.digest) as cascade:
         places = await reading(server, request, lambda: _places(server.registry, caller.prefix, entry, cascade))
+        vectors = await reading(server, request, lambda: server.spaces.vectors("cascades", entry.current))
+        server.spaces.keep(entry.current.digest, Facts(vectors, cascade.mode))
+    spaces = {mode: shape_space(server.spaces.name(vectors), mode=mode) for mode in cascade.modes}
     width = server.backbone.n_features
     return {
         "name": name,
         "current": {"version": entry.current.version, "digest": entry.current.digest},
         "versions": [version_table(version) for version in entry.versions],
         "aliases": dict(entry.aliases),
-        "vectors": entry.current.vectors,
-        "metadata": {**cascade.metadata, "fingerprint": cascade.fingerprint},
+        "vectors": vectors,
+        "space": spaces[cascade.mode],
+        "spaces": spaces,
+        "metadata": {**cascade.metadata, **_classes_of(cascade), "fingerprint": cascade.fingerprint},
         "masks": places,
         "fusion": cascade.fusion.kind,
         "mode": cascade.mode,
         "modes": {mode: cascade.width(mode, width) for mode in cascade.modes},
     }
+
+
+def _classes_of(cascade: Cascade) -> dict[str, Any]:
+    """The classes of its heads, and the modes that have one; nothing without a head."""
+    if not cascade.heads:
+        return {}
+    return {"heads": list(cascade.heads), "classes": list(next(iter(cascade.heads.values())).classes)}
 
 
 def _check(server: Server, data: bytes) -> Cascade:
@@ -112,13 +130,6 @@ def _find(registry: Registry, prefix: str, name: str, digests: Sequence[str]) ->
                 if known is None or known[0] == entry.name or (own and not known[0].startswith(f"{name}.")):
                     found[version.digest] = entry.name, version
     return found
-
-
-def _vectors_of(server: Server, version: Version) -> str:
-    """What makes the vectors of a mask, worked out from its file where its record is older than that."""
-    if version.vectors is not None:
-        return version.vectors
-    return vectors_of_mask(parse_mask(blob_of_version(server.registry, version.digest), server.backbone.layout))
 
 
 def _places(registry: Registry, prefix: str, entry: Entry, cascade: Cascade) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -14,6 +15,7 @@ from service.errors import Rejected
 from service.schemas import EmbedAnswer, EmbedJson
 from service.security import Reader
 from service.server import Server, TheServer
+from service.spaces import SpaceQuery
 
 router = APIRouter(tags=["embed"])
 
@@ -33,6 +35,14 @@ BODY = {
     },
 }
 
+MaskQuery = Annotated[
+    str | None, Query(description="name, name@3, name@alias or name@sha256:...; none: the untouched backbone")
+]
+CascadeQuery = Annotated[str | None, Query(description="A cascade, instead of a mask.")]
+ModeQuery = Annotated[
+    Literal["unconditional", "conditional"] | None, Query(description="Of the cascade; none: its default.")
+]
+
 
 @router.post(
     "/embed",
@@ -44,29 +54,38 @@ async def embed(
     server: TheServer,
     request: Request,
     caller: Reader,
-    mask: Annotated[
-        str | None, Query(description="name, name@3 or name@sha256:...; none: the untouched backbone")
-    ] = None,
-    cascade: Annotated[str | None, Query(description="A cascade, instead of a mask.")] = None,
-    mode: Annotated[
-        Literal["unconditional", "conditional"] | None, Query(description="Of the cascade; none: its default.")
-    ] = None,
+    mask: MaskQuery = None,
+    cascade: CascadeQuery = None,
+    mode: ModeQuery = None,
     dimensions: Annotated[int | None, Query(ge=1, description="Keep the first components.")] = None,
     normalize: Annotated[bool, Query(description="Unit length, after the cut.")] = False,
+    space: SpaceQuery = None,
 ) -> Response:
     """Embed one or more images: raw bytes, multipart, JSON with base64, or an `.npy` of normalised inputs."""
+    require_one(mask, cascade, mode)
+    wanted = Wanted(mask, cascade, mode, dimensions, normalize=normalize, space=space)
+    read = reader_of(server, request)
+    async with embedding.begun(server, request, caller):
+        found = await embedding.embed(server, request, caller, read, wanted)
+    return _answer(request, server, found, dimensions, normalize=normalize)
+
+
+def require_one(mask: str | None, cascade: str | None, mode: str | None) -> None:
+    """Raise 400 for a mask together with a cascade, and for a mode without one."""
     if mask is not None and cascade is not None:
         raise Rejected(400, "mask_and_cascade", "mask and cascade: send one of them", "cascade")
     if mode is not None and cascade is None:
         raise Rejected(400, "mode_without_cascade", "mode is for a cascade", "mode")
-    limits, wanted = server.settings, Wanted(mask, cascade, mode, dimensions)
+
+
+def reader_of(server: Server, request: Request) -> Callable[[], Awaitable[Images]]:
+    """What reads the images out of the request's body, whichever of the four forms it has."""
+    limits = server.settings
 
     async def read() -> Images:
         return await read_images(request, limits.max_body_bytes, limits.most_images)
 
-    async with embedding.begun(server, request, caller):
-        found = await embedding.embed(server, request, caller, read, wanted)
-    return _answer(request, server, found, dimensions, normalize=normalize)
+    return read
 
 
 def _answer(request: Request, server: Server, found: Embedding, dimensions: int | None, *, normalize: bool) -> Response:
@@ -78,23 +97,15 @@ def _answer(request: Request, server: Server, found: Embedding, dimensions: int 
     else:
         body: dict[str, Any] = {
             "model": server.backbone.architecture,
-            "mask": vars(found.mask) if found.mask is not None else None,
-            "cascade": _cascade_used(found),
+            "space": found.space,
+            **found.used(),
             "dimensions": z.shape[1],
             "embeddings": z,
             "warnings": found.warnings,
         }
         answer = respond.as_json(body)
-    answer.headers["X-SMN-Digest"] = found.digest
+    answer.headers.update(found.headers)
     return answer
-
-
-def _cascade_used(found: Embedding) -> dict[str, Any] | None:
-    """Experts count from 1, as `NAME.expert-1` does."""
-    if found.cascade is None:
-        return None
-    experts = (found.chosen + 1).tolist() if found.chosen is not None else None
-    return {**vars(found.cascade), "mode": found.mode, "experts": experts}
 
 
 def wants_npy(request: Request) -> bool:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Request, Response
 from service.embedding import in_time
 from service.errors import Rejected
 from service.reading import read_body
-from service.registry.base import blob_of_version
+from service.registry.base import Published, blob_of_version
 from service.routes.versions import add_common_routes, answer, changing, guards, notes_of, reading, version_table
 from service.schemas import MaskInfo, Written
 from service.security import OwnName, OwnNameToChange
@@ -42,20 +42,20 @@ async def upload(
         limit = min(server.settings.max_body_bytes, max_file_bytes(server.backbone.layout))
         data = await in_time(server, request, lambda: read_body(request, limit))
         mask, warnings = await asyncio.get_running_loop().run_in_executor(server.decoders, _check, server, data)
-        done = await changing(
-            server,
-            request,
-            lambda: server.registry.publish(
-                "masks",
-                name,
-                data,
-                vectors=vectors_of_mask(mask),
-                parent=mask.metadata.get("parent"),
-                if_match=guard,
-                if_absent=absent,
-            ),
-        )
-    return answer(name, done, warnings, response)
+
+        def publish() -> tuple[Published, list[str]]:
+            vectors, before = vectors_of_mask(mask), server.spaces.current("masks", name)
+            moved = server.spaces.warn("masks", name, before, server.spaces.name(vectors))
+            parent = mask.metadata.get("parent")
+            return (
+                server.registry.publish(
+                    "masks", name, data, vectors=vectors, parent=parent, if_match=guard, if_absent=absent
+                ),
+                moved,
+            )
+
+        done, moved = await changing(server, request, publish)
+    return answer(name, done, [*warnings, *moved], response)
 
 
 @router.get("/{name}", response_model=MaskInfo)
@@ -67,13 +67,15 @@ async def read(name: OwnName, server: TheServer, request: Request) -> dict[str, 
         request,
         lambda: parse_mask(blob_of_version(server.registry, entry.current.digest), server.backbone.layout),
     )
+    vectors = entry.current.vectors or vectors_of_mask(mask)
     return {
         "name": name,
         "current": {"version": entry.current.version, "digest": entry.current.digest},
         "versions": [version_table(version) for version in entry.versions],
         "aliases": dict(entry.aliases),
         "notes": {str(version.version): notes_of(version) for version in entry.versions if version.notes},
-        "vectors": entry.current.vectors or vectors_of_mask(mask),
+        "vectors": vectors,
+        "space": server.spaces.name(vectors),
         "metadata": {
             **mask.metadata,
             "model": mask.model,

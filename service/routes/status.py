@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.security import Reader
 from service.server import TheServer
+from smn_core.spaces import tell_pixels
 
 router = APIRouter(tags=["status"])
 T = TypeVar("T")
@@ -31,7 +32,8 @@ async def info(server: TheServer, _: Reader) -> dict[str, Any]:
         "layout": backbone.layout.digest,
         "dimensions": backbone.n_features,
         "maskable_weights": backbone.layout.n_weights,
-        "preprocess": dict(backbone.preprocess),
+        "space": server.spaces.root,
+        "preprocess": tell_pixels(backbone.preprocess),
         "device": state.device,
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "replicas": state.replicas,

@@ -76,11 +76,16 @@ def add_common_routes(router: APIRouter, kind: Kind) -> None:
 
     @router.put("/{name}/current", response_model=Written, openapi_extra={"requestBody": CURRENT})
     async def roll(name: OwnNameToChange, server: TheServer, request: Request) -> dict[str, Any]:
-        """Roll back, or forward again."""
+        """Roll back, or forward again. `warnings` tell where vectors that were made before are in another space."""
         async with server.working():
             body = await in_time(server, request, lambda: read_json(request, SetCurrent))
-            version = await changing(server, request, lambda: server.registry.set_current(kind, name, body.version))
-        return written(name, version, [])
+
+            def change() -> tuple[Version, list[str]]:
+                warnings = server.spaces.warn_of_move(kind, name, body.version)
+                return server.registry.set_current(kind, name, body.version), warnings
+
+            version, warnings = await changing(server, request, change)
+        return written(name, version, warnings)
 
     @router.delete("/{name}", status_code=204, response_class=Response)
     async def delete(
@@ -107,9 +112,14 @@ def add_common_routes(router: APIRouter, kind: Kind) -> None:
         check_alias(alias)
         async with server.working():
             body = await in_time(server, request, lambda: read_json(request, SetCurrent))
-            new = await changing(server, request, lambda: server.registry.set_alias(kind, name, alias, body.version))
+
+            def change() -> tuple[bool, list[str]]:
+                warnings = server.spaces.warn_of_move(kind, name, body.version, alias)
+                return server.registry.set_alias(kind, name, alias, body.version), warnings
+
+            new, warnings = await changing(server, request, change)
         response.status_code = 201 if new else 200
-        return {"name": name, "alias": alias, "version": body.version}
+        return {"name": name, "alias": alias, "version": body.version, "warnings": warnings}
 
     @router.delete("/{name}/aliases/{alias}", status_code=204, response_class=Response)
     async def delete_alias(name: OwnNameToChange, alias: Alias, server: TheServer, request: Request) -> None:

@@ -19,6 +19,7 @@ from smn_core.cascade.fusion import CONDITIONAL, MODES, UNCONDITIONAL, Fusion
 from smn_core.cascade.router import Router, route
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidArgument, InvalidCascade
+from smn_core.mask import Head
 
 MAX_EXPERTS = 64
 
@@ -28,7 +29,8 @@ class Cascade:
     """What an smn-cascade/1 file holds. Immutable.
 
     `root` and `experts` are digests of masks; the experts are in the router's order. `mode` is the default mode.
-    `metadata` are the other texts of the file. `digest` is the file's, or None before it is written.
+    `heads` are linear classifiers of the fused embeddings, by mode, all with the same classes. `metadata` are the other
+    texts of the file. `digest` is the file's, or None before it is written.
 
     Raises:
         InvalidCascade: two parts do not fit each other; the message says which.
@@ -40,6 +42,7 @@ class Cascade:
     fusion: Fusion
     mode: str = UNCONDITIONAL
     router: Router | None = None
+    heads: Mapping[str, Head] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     digest: str | None = None
 
@@ -55,6 +58,33 @@ class Cascade:
         if self.mode not in self.modes:
             raise InvalidCascade(f"the default mode {self.mode!r} is not there: {', '.join(self.modes)}")
         self.fusion.require_fits(self.n_parts, self.n_features)
+        self._check_heads()
+        if self.n_features is not None:
+            self.require_heads_fit(self.n_features)
+
+    def require_heads_fit(self, n_features: int) -> None:
+        """Raise InvalidCascade unless every head takes the fused embeddings of a backbone with `n_features`."""
+        for mode, head in self.heads.items():
+            width = self.width(mode, n_features)
+            if head.weight.shape[1] != width:
+                raise InvalidCascade(
+                    f"head.{mode}.weight takes {head.weight.shape[1]} components, the {mode} embedding has {width}"
+                )
+
+    def _check_heads(self) -> None:
+        if absent := sorted(set(self.heads) - set(self.modes)):
+            raise InvalidCascade(f"head.{absent[0]}: the cascade has no {absent[0]} mode")
+        if len({head.classes for head in self.heads.values()}) > 1:
+            raise InvalidCascade("the heads of two modes have different classes")
+        for mode, head in self.heads.items():
+            n_classes = len(head.classes)
+            if head.weight.ndim != 2 or len(head.weight) != n_classes or head.bias.shape != (n_classes,):
+                raise InvalidCascade(
+                    f"head.{mode}.weight {list(head.weight.shape)} and head.{mode}.bias {list(head.bias.shape)} do not "
+                    f"fit {n_classes} classes"
+                )
+            if not (np.isfinite(head.weight).all() and np.isfinite(head.bias).all()):
+                raise InvalidCascade(f"head.{mode} has a value that is not finite")
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -78,8 +108,9 @@ class Cascade:
         return self.fusion.n_inputs // self.n_parts if self.fusion.n_inputs is not None else None
 
     def resident_bytes(self, n_features: int) -> int:
-        """Bytes that router, fusion and texts take in memory, of a backbone with `n_features`."""
+        """Bytes that router, fusion, heads and texts take in memory, of a backbone with `n_features`."""
         texts = sum(len(key) + len(value) for key, value in self.metadata.items())
+        texts += sum(head.nbytes for head in self.heads.values())
         router = self.router.nbytes if self.router is not None else 0
         return router + self.fusion.resident_bytes(self.n_parts * n_features) + texts
 

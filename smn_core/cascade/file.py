@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 from numpy import ndarray
 
 from smn_core import maskfile, tensorfile
@@ -18,7 +19,7 @@ from smn_core.cascade.router import Router
 from smn_core.errors import InvalidCascade, WrongBackbone
 from smn_core.files import write_bytes
 from smn_core.layout import Layout
-from smn_core.mask import TaskMask
+from smn_core.mask import Head, TaskMask
 from smn_core.tensorfile import InvalidTensorFile, TensorFile, canonical_json
 
 FORMAT = "smn-cascade/1"
@@ -27,6 +28,7 @@ FILE_NAME = "cascade.safetensors"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 SEED = re.compile(r"0|[1-9][0-9]{0,18}")
+HEAD = ("weight", "bias")
 ROUTER = tuple(field.name for field in fields(Router))
 
 
@@ -43,7 +45,11 @@ def serialise_cascade(cascade: Cascade) -> bytes:
     }
     if cascade.fusion.seed is not None:
         metadata["seed"] = str(cascade.fusion.seed)
-    return tensorfile.serialise_with_content(tensors_of(cascade), metadata)
+    tensors = tensors_of(cascade)
+    for mode, head in cascade.heads.items():
+        tensors |= {f"head.{mode}.weight": head.weight, f"head.{mode}.bias": head.bias}
+        metadata["classes"] = canonical_json(list(head.classes))
+    return tensorfile.serialise_with_content(tensors, metadata)
 
 
 def tensors_of(cascade: Cascade) -> dict[str, ndarray]:
@@ -105,7 +111,7 @@ def check_fits(cascade: Cascade, backbone: Backbone) -> None:
 
     Raises:
         WrongBackbone: another fingerprint.
-        InvalidCascade: router or fusion take embeddings of another width.
+        InvalidCascade: router, fusion or a head take embeddings of another width.
     """
     if cascade.fingerprint != backbone.fingerprint:
         raise WrongBackbone(
@@ -117,6 +123,7 @@ def check_fits(cascade: Cascade, backbone: Backbone) -> None:
             f"the router takes {cascade.router.n_features} features, {backbone.architecture} has {backbone.n_features}"
         )
     cascade.fusion.require_fits(cascade.n_parts, backbone.n_features)
+    cascade.require_heads_fit(backbone.n_features)
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,7 @@ def _cascade_of(file: TensorFile) -> Cascade:
     if seed is not None and not SEED.fullmatch(seed):
         raise InvalidCascade("metadata key 'seed' is not a number from 0")
     router = _router_of({n: tensors.pop(n) for n in list(tensors) if n.startswith("router.")})
+    heads = _heads_of({n: tensors.pop(n) for n in list(tensors) if n.startswith("head.")}, metadata)
     return Cascade(
         fingerprint=taken["fingerprint"],
         root=_digest(taken["root"], "root"),
@@ -177,6 +185,7 @@ def _cascade_of(file: TensorFile) -> Cascade:
         fusion=Fusion(taken["fusion"], _by_mode(tensors), int(seed) if seed is not None else None),
         mode=taken["mode"],
         router=router,
+        heads=heads,
         metadata=metadata,
     )
 
@@ -206,6 +215,33 @@ def _router_of(tensors: Mapping[str, ndarray]) -> Router | None:
     if extra := sorted(set(found) - set(ROUTER)):
         raise InvalidCascade(f"router.{extra[0]} is not a tensor of {FORMAT}")
     return Router(**found)
+
+
+def _heads_of(tensors: Mapping[str, ndarray], metadata: dict[str, str]) -> dict[str, Head]:
+    """The classifiers by mode; takes `classes` out of the metadata, which are a text like others without a head."""
+    if not tensors:
+        return {}
+    try:
+        classes = tensorfile.parse_json(metadata.pop("classes", "null"))
+    except InvalidTensorFile as error:
+        raise InvalidCascade(f"metadata key 'classes' {error}") from error
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise InvalidCascade("a head needs the metadata key 'classes', a list of names")
+    modes = sorted({name.split(".")[1] for name in tensors})
+    if extra := sorted(set(tensors) - {f"head.{mode}.{part}" for mode in modes for part in HEAD}):
+        raise InvalidCascade(f"{extra[0]} is not a tensor of {FORMAT}")
+    found = {}
+    for mode in modes:
+        parts = []
+        for part in HEAD:
+            name = f"head.{mode}.{part}"
+            if name not in tensors:
+                raise InvalidCascade(f"{name} is missing")
+            if tensors[name].dtype != np.float32:
+                raise InvalidCascade(f"{name} is {tensors[name].dtype}, expected float32")
+            parts.append(tensors[name])
+        found[mode] = Head(*parts, classes=tuple(classes))
+    return found
 
 
 def _by_mode(tensors: Mapping[str, ndarray]) -> dict[str, dict[str, ndarray]]:

@@ -80,6 +80,7 @@ class MaskHolder(Protocol):
     def bytes_of(self, digest: str) -> int:
         """Bytes that a prepared mask keeps, outside of slots; 0 for one that is not prepared.
 
+        Masks with equal bits and state share most of it; each is told the whole.
         Not a part of `Memory`: who keeps a budget asks at every load, and `memory` counts all masks.
         """
 

@@ -33,7 +33,7 @@ from smn_core.engine.slots import Slots
 from smn_core.engine.span import Span, spans_of
 from smn_core.engine.theta import Theta
 from smn_core.engine.wardrobe import Wardrobe
-from smn_core.engine.wearable import WearableMask, make_wearable
+from smn_core.engine.wearable import WearableMask, key_of, make_wearable
 from smn_core.errors import InvalidArgument, NotReady, OverCapacity
 from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits
@@ -98,7 +98,9 @@ class Engine:
             self._staging = Staging(backbone.device)
         self._wardrobe = Wardrobe(theta, self._slots, self._patch)
         self._mixes = self._splittable and mixing_pays(theta.sites, theta.layout)
+        # By the file's digest; and what of that files with equal bits and state have in common, by its key.
         self._prepared: dict[str, WearableMask] = {}
+        self._worn_alike: dict[str, WearableMask] = {}
         self._maps: dict[str, PreparedMap] = {}
         self._lock = threading.Lock()
         self._released: list[str] = []
@@ -113,10 +115,10 @@ class Engine:
             raise InvalidArgument("a mask without a digest cannot be served: write it to a file first")
         warnings = check_fits(mask, self.backbone)
         if not self.ready(mask.digest):
-            prepared = make_wearable(mask, self._theta, self._costs)
+            prepared = self._find_worn_alike(mask) or make_wearable(mask, self._theta, self._costs)
             mapped = None if mask.affine is None else prepare_map(mask.affine)
             with self._lock:
-                self._prepared[mask.digest] = prepared
+                self._prepared[mask.digest] = self._worn_alike.setdefault(prepared.key, prepared)
                 if mapped is not None:
                     self._maps[mask.digest] = mapped
         return warnings
@@ -133,8 +135,10 @@ class Engine:
         """Forget a mask; an `embed` that is running finishes with it."""
         with self._lock:
             self._maps.pop(digest, None)
-            if self._prepared.pop(digest, None) is not None:
-                self._released.append(digest)
+            mask = self._prepared.pop(digest, None)
+            if mask is not None and not any(other is mask for other in self._prepared.values()):
+                del self._worn_alike[mask.key]
+                self._released.append(mask.key)
 
     def bytes_of(self, digest: str) -> int:
         """Bytes that a prepared mask keeps, outside of slots; 0 for one that is not prepared."""
@@ -144,14 +148,15 @@ class Engine:
     def memory(self) -> Memory:
         """What the engine holds now. Safe on any thread."""
         with self._lock:
-            prepared, maps = list(self._prepared.values()), list(self._maps.values())
+            n_prepared, prepared = len(self._prepared), list(self._worn_alike.values())
+            maps = list(self._maps.values())
         return Memory(
             theta=self._theta.flat.nbytes,
             masks=sum(mask.nbytes for mask in prepared) + sum(mapped.nbytes for mapped in maps),
             slots=self._slots.nbytes + self._patch.nbytes + self._theta.root_nbytes,
             n_slots=self._slots.capacity,
             resident_masks=self._slots.resident_masks,
-            prepared_masks=len(prepared),
+            prepared_masks=n_prepared,
             forms=self.forms.as_json(),
         )
 
@@ -184,7 +189,7 @@ class Engine:
         began = time.perf_counter()
         swaps, mixes = 0, len(spans) > 1 and self._mixes
         if len(spans) > 1 and not (mixes and self._mixed.all_linear):
-            in_slots = {s.mask.digest: s.mask for s in spans if s.mask is not None and not s.mask.patched}
+            in_slots = {s.mask.key: s.mask for s in spans if s.mask is not None and not s.mask.patched}
             written = self._wardrobe.bring_all(in_slots.values())
             if written is None:
                 mixes = False
@@ -230,6 +235,11 @@ class Engine:
             return self._theta.views
         return None if mask.patched else self._slots.views_of(mask)
 
+    def _find_worn_alike(self, mask: TaskMask) -> WearableMask | None:
+        """What was made of another file with the same bits and state."""
+        with self._lock:
+            return self._worn_alike.get(key_of(mask)) if self._worn_alike else None
+
     def _find_masks(
         self, n_rows: int, segments: Sequence[Segment]
     ) -> tuple[dict[str, WearableMask], dict[str, PreparedMap]]:
@@ -245,8 +255,9 @@ class Engine:
             missing = [digest for digest in wanted if digest not in self._prepared]
             masks = {digest: self._prepared[digest] for digest in wanted if digest not in missing}
             maps = {digest: self._maps[digest] for digest in wanted if digest in self._maps} if self._maps else {}
-        for digest in released:
-            self._slots.drop(digest)
+            released = [key for key in released if key not in self._worn_alike]
+        for key in released:
+            self._slots.drop(key)
         if missing:
             raise NotReady(f"mask {missing[0]} is not prepared")
         return masks, maps

@@ -45,17 +45,17 @@ class Slots:
         """How many masks have a slot. Safe on any thread."""
         return len(self._resident)
 
-    def touch(self, digest: str) -> bool:
+    def touch(self, key: str) -> bool:
         """Whether a mask has a slot; if so, all others make room before it."""
-        if digest in self._resident:
-            self._resident.move_to_end(digest)
+        if key in self._resident:
+            self._resident.move_to_end(key)
             return True
         return False
 
-    def drop(self, digest: str) -> None:
+    def drop(self, key: str) -> None:
         """Forget a mask; its slot is free."""
-        if digest in self._resident:
-            self._free.append(self._resident.pop(digest))
+        if key in self._resident:
+            self._free.append(self._resident.pop(key))
 
     def write(self, mask: WearableMask) -> None:
         """Write the weights of a mask into a free slot, or over those of the mask that was used longest ago."""
@@ -69,15 +69,15 @@ class Slots:
         except BaseException:
             self._free.append(slot)
             raise
-        self._resident[mask.digest] = slot
+        self._resident[mask.key] = slot
 
     def slot_of(self, mask: WearableMask) -> int:
         """The number of a mask's slot. It must have one, as it must below."""
-        return self._resident[mask.digest]
+        return self._resident[mask.key]
 
     def views_of(self, mask: WearableMask) -> Weights:
         """The parameters of a mask, by name."""
-        return self._views[self._resident[mask.digest]]
+        return self._views[self._resident[mask.key]]
 
     def state_of(self, mask: WearableMask) -> Weights:
         """The normalisation statistics of a mask, by name: all of them from the slot, or only its own."""

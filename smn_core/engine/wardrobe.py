@@ -77,7 +77,7 @@ class Wardrobe:
             How many slots were written; None, and none is written, where there are too few slots.
         """
         # Masks with a slot are touched first, so that no write for this batch takes one of their slots.
-        absent = [mask for mask in masks if not self._slots.touch(mask.digest)]
+        absent = [mask for mask in masks if not self._slots.touch(mask.key)]
         if len(masks) > self._slots.capacity:
             return None
         for mask in absent:
@@ -95,10 +95,10 @@ class Wardrobe:
             return True
         if self._theta.folding is None:
             return False
-        return mask is self._worn or bool((mask.compact.scales == 1).all()) or self._slots.touch(mask.digest)
+        return mask is self._worn or bool((mask.compact.scales == 1).all()) or self._slots.touch(mask.key)
 
     def _bring(self, mask: WearableMask) -> int:
-        if self._slots.touch(mask.digest):
+        if self._slots.touch(mask.key):
             return 0
         self._write(mask)
         return 1

@@ -7,6 +7,7 @@ changed back for the next mask. Either way every mask gives the same embeddings;
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from smn_core.engine.costs import Choice, Costs, choose
 from smn_core.engine.device.transfer import to_device
 from smn_core.engine.theta import Theta
 from smn_core.mask import TaskMask
+from smn_core.tensorfile import hash_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +29,14 @@ class WearableMask:
     """A mask in the form that the model can wear.
 
     Attributes:
+        key: a hash of bits and state. Masks that have it in common share this object, and so a slot.
         state: its normalisation statistics, by name; those that it lacks are the root's.
         patched: whether it is a patch and never has a slot.
         moved: of a patch, the tensors whose `1 / alpha` is applied to the layer's output and not to its weights.
         flat_state: the array that `state` are views of, where slots keep copies of it.
     """
 
-    digest: str
+    key: str
     compact: CompactMask
     state: Mapping[str, Tensor]
     patched: bool = False
@@ -52,7 +55,7 @@ def make_wearable(mask: TaskMask, theta: Theta, costs: Costs | None = None) -> W
     Args:
         costs: decide by these whether the mask is a patch; without them it is not.
     """
-    assert mask.digest is not None
+    key = key_of(mask)
     compact = make_compact(mask, theta.device, theta.kernel_layout)
     if costs is not None:
         choice = choose(compact, theta.layout, theta.sites, costs)
@@ -61,6 +64,13 @@ def make_wearable(mask: TaskMask, theta: Theta, costs: Costs | None = None) -> W
     if theta.flat_state is not None and mask.state:
         flat = theta.flat_state.flatten(mask.state)
         state = theta.flat_state.views_of(flat)
-        return WearableMask(mask.digest, compact, state, choice.patched, choice.moved, flat)
+        return WearableMask(key, compact, state, choice.patched, choice.moved, flat)
     state = {name: to_device(values, theta.device).to(theta.state[name]) for name, values in mask.state.items()}
-    return WearableMask(mask.digest, compact, state, choice.patched, choice.moved)
+    return WearableMask(key, compact, state, choice.patched, choice.moved)
+
+
+def key_of(mask: TaskMask) -> str:
+    """A hash of what makes the weights that are worn: bits and state. Map, head and texts have no part in it."""
+    digest = hashlib.sha256(mask.packed.tobytes())
+    hash_tensors(digest, mask.state)
+    return digest.hexdigest()

@@ -204,11 +204,14 @@ def write_cascade(
     mode: str = "unconditional",
     modes: Mapping[str, Tensors] | None = None,
     router: Tensors | None = None,
+    heads: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
     **texts: str,
 ) -> bytes:
-    """The smn-cascade/1 file of these digests and arrays; `modes` are the fusion's tensors by mode."""
+    """The smn-cascade/1 file of these digests and arrays; `modes` are the fusion's tensors by mode, `heads` too."""
     tensors = {f"fusion.{m}.{name}": array for m, group in (modes or {}).items() for name, array in group.items()}
     tensors |= {f"router.{name}": array for name, array in (router or {}).items()}
+    for m, (weight, bias) in (heads or {}).items():
+        tensors |= {f"head.{m}.weight": weight, f"head.{m}.bias": bias}
     metadata = {
         "format": "smn-cascade/1",
         "root": root,

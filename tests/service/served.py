@@ -1,6 +1,7 @@
 """What the tests of the service serve: tiny backbones, hand-written mask files, real server processes."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -62,11 +63,14 @@ class Theta:
     def backbone(self):
         return wrap(self._model(self.weights, SIZE_PX, resized=False), self.name, self.spec)
 
-    def mask(self, seed=1, density=0.9, codec="zstd", with_state=False, with_affine=None, affine=None, **texts):
+    def mask(
+        self, seed=1, density=0.9, codec="zstd", with_state=False, with_affine=None, affine=None, head=None, **texts
+    ):
         """A random mask; with other running statistics; with a map: `diagonal`, or the precision of its matrix.
 
-        `affine` are the tensors of a map, sound or not, in its place.
+        `affine` are the tensors of a map, sound or not, in its place; `head` a classifier's weight, bias and classes.
         """
+        weights, texts = (head[:2], {**texts, "classes": json.dumps(head[2])}) if head else (None, texts)
         rng = np.random.default_rng(seed)
         shapes = independent.layout(self.plain)
         bits = {name: rng.random(shape) < density for name, shape in shapes.items()}
@@ -80,7 +84,9 @@ class Theta:
                 if name.endswith(("running_mean", "running_var"))
             }
         affine = self._affine(rng, with_affine) if with_affine else affine or {}
-        data = independent.write(self.plain, self.model_json, bits, codec=codec, state=state, affine=affine, **texts)
+        data = independent.write(
+            self.plain, self.model_json, bits, codec=codec, state=state, affine=affine, head=weights, **texts
+        )
         return MaskFile(data, independent.hand_masked_state_dict(self.plain, bits, state), affine)
 
     @torch.inference_mode()

@@ -555,12 +555,14 @@ def test_head_is_answered_as_get_is_without_a_body(client, theta, path):
 def test_one_model_is_told_of_by_every_reference_that_means_it(client, theta, require_error):
     mask = theta.mask(4)
     client.put("/masks/one", content=mask.data)
+    spaces = {"test_vit": client.get("/info").json()["space"]}
     for model in ("one", "one@1", f"one@{mask.digest}", "test_vit"):
         assert client.get(f"/v1/models/{model}").json() == {
             "id": model,
             "object": "model",
             "created": 0,
             "owned_by": "smn",
+            "space": spaces.get(model, client.get("/masks/one").json()["space"]),
         }
     for model in ("onee", "one@2", "cascade:one"):
         require_error(client.get(f"/v1/models/{model}"), 404, "not_found")

@@ -76,7 +76,12 @@ def test_an_alias_is_set_moved_and_deleted_from_the_shell(real, theta, tmp_path)
         code, out, _ = smn("alias", "shell", "champion", 1, *server, cwd=tmp_path)
         assert code == 0 and out.strip() == "shell@champion is shell@1"
         code, out, _ = smn("alias", "shell", "champion", 2, "--json", *server, cwd=tmp_path)
-        assert code == 0 and json.loads(out) == {"name": "shell", "alias": "champion", "version": 2}
+        warning = "vectors embedded through shell@1 are in another space"
+        moved = {"name": "shell", "alias": "champion", "version": 2, "warnings": [warning]}
+        assert code == 0 and json.loads(out) == moved
+        code, _, err = smn("alias", "shell", "champion", 1, *server, cwd=tmp_path)
+        assert code == 0 and "warning: vectors embedded through shell@2 are in another space" in err
+        client.set_alias("shell", "champion", 2)
         assert client.mask("shell")["aliases"] == {"champion": 2}
         assert smn("alias", "shell", "champion", "--delete", *server, cwd=tmp_path)[0] == 0
         assert client.mask("shell")["aliases"] == {}

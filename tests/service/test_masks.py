@@ -79,6 +79,7 @@ def test_one_mask_reads_its_versions_metadata_and_density(client, theta):
         "aliases",
         "notes",
         "vectors",
+        "space",
         "metadata",
         "density",
         "warnings",

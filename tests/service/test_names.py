@@ -51,7 +51,7 @@ def test_an_alias_is_a_reference_everywhere_until_it_is_deleted(client, theta, c
     first = cascade.masks[0] if kind == "masks" else cascade
     assert client.put(f"/{kind}/{name}", content=(theta.mask(9) if kind == "masks" else other).data).status_code == 201
     done = client.put(f"/{kind}/{name}/aliases/champion", json={"version": 1})
-    assert (done.status_code, done.json()) == (201, {"name": name, "alias": "champion", "version": 1})
+    assert (done.status_code, done.json()) == (201, {"name": name, "alias": "champion", "version": 1, "warnings": []})
     answer = embed(client, **{kind[:-1]: f"{name}@champion"})
     assert answer.headers["X-SMN-Digest"] == first.digest
     assert answer.json()[kind[:-1]]["version"] == 1

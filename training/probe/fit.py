@@ -23,6 +23,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from smn_core.errors import InvalidData
+from smn_core.labels import probabilities
 from smn_core.mask import Head
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -129,13 +130,6 @@ def fold(scaler: StandardScaler, model: LogisticRegression, names: Sequence[str]
     weight = coefficients / scaler.scale_
     bias = intercept - weight @ scaler.mean_
     return Head(weight.astype(np.float32), bias.astype(np.float32), tuple(names))
-
-
-def probabilities(head: Head, z: Float32[ndarray, "n d"]) -> Float64[ndarray, "n c"]:
-    """Softmax of the classifier's outputs, rows that sum to 1."""
-    logits = z.astype(np.float64) @ head.weight.astype(np.float64).T + head.bias
-    exponents = np.exp(logits - logits.max(1, keepdims=True))
-    return exponents / exponents.sum(1, keepdims=True)
 
 
 def calibration_error(predicted: Float64[ndarray, "n c"], labels: Int64[ndarray, "n"]) -> float:

@@ -373,6 +373,33 @@ def test_more_masks_than_the_capacity_are_refused(make_mask):
     assert all(torch.equal(through(engine, m, x), e) for m, e in zip(masks, expected, strict=True))
 
 
+def test_masks_with_equal_bits_and_state_share_a_slot_until_the_last_is_released(make_mask, make_backbone):
+    """Another head, or none, is another file: the weights are the same, and so is the slot."""
+    backbone = make_backbone("test_resnet")
+    mask = make_mask(backbone, 0.5, with_state=True)
+    twin, other = replace(mask, digest="sha256:twin", metadata={"dataset": "x"}), make_mask(backbone, 0.5, rng=7)
+    engine, x = Engine(backbone, slots=2), torch.randn(2, 3, 32, 32)
+    for prepared in (mask, twin, other):
+        engine.prepare(prepared)
+    first = engine.embed(x, [Segment(mask.digest, 0, 2)])
+    again = engine.embed(x, [Segment(twin.digest, 0, 2)])
+    assert (first.swaps, again.swaps) == (1, 0) and torch.equal(first.embeddings, again.embeddings)
+    assert (engine.memory().resident_masks, engine.memory().prepared_masks) == (1, 3)
+    alone = Engine(make_backbone("test_resnet"), slots=2)
+    for prepared in (mask, other):
+        alone.prepare(prepared)
+    assert engine.memory().masks == alone.memory().masks
+    engine.release(mask.digest)
+    assert engine.embed(x, [Segment(twin.digest, 0, 2)]).swaps == 0
+    mixed = engine.embed(torch.cat([x, x]), [Segment(twin.digest, 0, 2), Segment(other.digest, 2, 4)]).embeddings
+    assert torch.allclose(mixed[:2], first.embeddings, atol=1e-4)
+    engine.release(twin.digest)
+    engine.embed(x, [Segment(None, 0, 2)])
+    assert not engine.ready(twin.digest) and engine.memory().prepared_masks == 1
+    engine.prepare(twin)
+    assert torch.allclose(engine.embed(x, [Segment(twin.digest, 0, 2)]).embeddings, first.embeddings, atol=1e-5)
+
+
 def test_a_mask_without_a_digest_is_refused(make_mask):
     """A mask that is not a file yet has no identity to serve it by."""
     backbone = lively(TINY_VIT)

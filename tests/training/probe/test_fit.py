@@ -9,7 +9,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from smn_core.errors import InvalidData
-from training.probe.fit import MOST_ITERATIONS, STRENGTHS, calibration_error, choose_strength, fit_head, probabilities
+from smn_core.labels import probabilities
+from training.probe.fit import MOST_ITERATIONS, STRENGTHS, calibration_error, choose_strength, fit_head
 
 
 def draw(n_classes: int, n: int = 60, d: int = 8, apart: float = 1.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from smn_core.engine import Engine
+from smn_core.labels import probabilities
 from smn_core.maskfile import read_mask, write_mask
 from tests.conftest import build_affine
 from tests.training.builders import World, digits
 from training.data import open_split
 from training.features import embed
-from training.probe.fit import fit_head, probabilities
+from training.probe.fit import fit_head
 
 
 @pytest.fixture(scope="module")

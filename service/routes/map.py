@@ -10,11 +10,13 @@ import asyncio
 import base64
 import binascii
 import time
+from collections.abc import Hashable
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from jaxtyping import Float32
 from numpy import ndarray
@@ -26,10 +28,12 @@ from service.embedding import Wanted, begun, in_time, until_gone
 from service.errors import Rejected
 from service.jsonbody import read_json
 from service.registry.base import Kind, parse_reference
+from service.routes.embed import CascadeQuery, MaskQuery, ModeQuery, require_one
 from service.routes.gallery import the_gallery
 from service.schemas import MapAnswer, MapProgress, MapRequest
 from service.security import Caller, Reader
 from service.server import Server, TheServer
+from service.spaces import EXPECTED, SpaceQuery
 from smn_core.errors import InvalidImage, NotFound
 
 router = APIRouter(tags=["gallery"])
@@ -47,20 +51,16 @@ async def arrange(
     server: TheServer,
     request: Request,
     caller: Reader,
-    mask: Annotated[str | None, Query(description="name, name@3, name@alias or name@sha256:...")] = None,
-    cascade: Annotated[str | None, Query(description="A cascade, instead of a mask.")] = None,
-    mode: Annotated[
-        Literal["unconditional", "conditional"] | None, Query(description="Of the cascade; none: its default.")
-    ] = None,
+    mask: MaskQuery = None,
+    cascade: CascadeQuery = None,
+    mode: ModeQuery = None,
+    space: SpaceQuery = None,
 ) -> dict[str, Any] | JSONResponse:
     """Places on a plane, clusters and neighbours of pictures of the gallery through a mask, or of vectors as they are.
 
     202 tells how many of the pictures are embedded: send the same request again.
     """
-    if mask is not None and cascade is not None:
-        raise Rejected(400, "mask_and_cascade", "mask and cascade: send one of them", "cascade")
-    if mode is not None and cascade is None:
-        raise Rejected(400, "mode_without_cascade", "mode is for a cascade", "mode")
+    require_one(mask, cascade, mode)
     async with begun(server, request, caller):
         body = await in_time(
             server, request, lambda: read_json(request, MapRequest, server.settings.max_body_bytes, places.MOST_POINTS)
@@ -71,7 +71,7 @@ async def arrange(
             kept: list[str] = []
             vectors = await asyncio.to_thread(_vectors_of, body.vectors)
         elif body.ids:
-            wanted = _pinned(server, caller, mask, cascade, mode)
+            wanted = replace(_pinned(server, caller, mask, cascade, mode), space=space)
             kept, found = await _embedded(server, request, caller, list(dict.fromkeys(body.ids)), wanted)
             if found is None:
                 return JSONResponse(vars(MapProgress(embedded=len(kept), of=len(set(body.ids)))), 202)
@@ -98,12 +98,17 @@ def _pinned(server: Server, caller: Caller, mask: str | None, cascade: str | Non
     return Wanted(pin("masks", mask) if mask else None, pin("cascades", cascade) if cascade else None, mode)
 
 
+def _seen_as(request: Request, wanted: Wanted) -> Hashable:
+    """Under what vectors are kept: with the space that the request expects, so that each expectation is checked."""
+    return wanted.mask, wanted.cascade, wanted.mode, wanted.space, request.headers.get(EXPECTED)
+
+
 async def _embedded(
     server: Server, request: Request, caller: Caller, ids: list[str], wanted: Wanted
 ) -> tuple[list[str], Float32[ndarray, "n d"] | None]:
     """The pictures that can be read, and their vectors; None instead, while some are still to be embedded."""
     gallery, ends = the_gallery(server), time.perf_counter() + SLICE_S
-    space = (wanted.mask, wanted.cascade, wanted.mode)
+    space = _seen_as(request, wanted)
     rows: dict[str, Float32[ndarray, "d"] | None] = {}
     for one in ids:
         if gallery.has(one):
@@ -146,7 +151,7 @@ async def _embed(
         for one in files:
             alone |= await _embed(server, request, caller, [one], wanted)
         return alone
-    space = (wanted.mask, wanted.cascade, wanted.mode)
+    space = _seen_as(request, wanted)
     for one, row in zip(files, found.z, strict=True):
         server.seen.put(space, one, row)
     return dict(zip(files, found.z, strict=True))

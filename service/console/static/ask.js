@@ -6,7 +6,7 @@ import { dropPlace, head, notice, progress, references, spaceChooser, UNTOUCHED 
 import { addFiles, dropped, galleryPictures, image, sample } from "./pictures.js";
 
 const QUESTIONS = 30;
-const MOST = 600;
+const MOST = 300;
 const NEIGHBOURS = 50;
 const CLOSE = 8;
 const chosen = { a: UNTOUCHED, b: null };

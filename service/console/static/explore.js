@@ -6,7 +6,7 @@ import { rank, ranksOf, twoMaps } from "./maps.js";
 import { dropPlace, head, notice, progress, references, spaceChooser, UNTOUCHED } from "./parts.js";
 import { addFiles, dropped, galleryPictures, image, sample } from "./pictures.js";
 
-const MOST_MAPPED = 1000;
+const MOST_MAPPED = 400;
 const NEIGHBOURS = 24;
 const SHOWN = 6;
 const PAIRS = 6;

@@ -19,7 +19,7 @@ export async function show(main, _argument, _page, { failed }) {
   };
   const figures = {
     images: number("Images", "a second"), queue: number("In work", "images"), answers: number("Answers", "a second"),
-    errors: number("Errors", "in the last minutes"), batch: number("A batch", "images"), loads: number("Cold masks", "fetched in the last minutes"),
+    errors: number("Errors", "lately"), batch: number("A batch", "images"), loads: number("Cold masks", "fetched lately"),
   };
   const line = svg("polyline", { class: "line", points: "" });
   const most = h("span", { class: "hint" }, "–");
@@ -33,7 +33,7 @@ export async function show(main, _argument, _page, { failed }) {
   const state = h("p", { class: "state", role: "status" }, "Listening");
   const trouble = h("div", {});
   fill(main,
-    head("Live", "What this server does now. It looks every two seconds, while the page is in sight."),
+    head("Live", "What this server does now. It looks every two seconds; lately is the last two minutes."),
     trouble,
     h("div", { class: "figures" }, Object.values(figures).map((figure) => figure.element)),
     h("section", {}, h("h2", {}, "Images a second"), h("div", { class: "plot" }, chart), most),

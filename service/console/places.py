@@ -75,6 +75,7 @@ def arrange(vectors: Float32[ndarray, "n d"], n_clusters: int, n_neighbours: int
         places, method = tsne.fit_transform(flat), "tsne"
     places = places - places.min(axis=0)
     places = places / max(float(places.max()), 1e-12)
+    places = places + (1 - places.max(axis=0)) / 2  # the shorter side in the middle
     n_distinct = len(np.unique(x.round(9), axis=0))
     labels = KMeans(min(n_clusters, n_distinct), n_init=4, random_state=0).fit_predict(x)
     order = np.argsort(-np.bincount(labels), kind="stable")

@@ -141,7 +141,7 @@ export async function show(main, argument, _, { failed }) {
         h("div", { class: "tally", role: "img", "aria-label": `${chosen.a} ${answers.length - won}, ${chosen.b} ${won}` },
           h("span", { class: "side a", style: { "flex-grow": String(answers.length - won) } }), h("span", { class: "side b", style: { "flex-grow": String(won) } })),
         h("p", { class: "ends" }, h("span", {}, `${chosen.a}: ${answers.length - won}`), h("span", {}, `${chosen.b}: ${won}`)),
-        h("p", { class: "hint" }, `Who answers by a coin is as far from half in ${(100 * p).toFixed(p < 0.1 ? 1 : 0)} of 100 sittings (sign test, two-sided). It counts what they disagree about alone.`)] : null,
+        h("p", { class: "hint" }, `Somebody who tosses a coin is as far from half in ${(100 * p).toFixed(p < 0.1 ? 1 : 0)} of 100 sittings (sign test, two-sided). Only what the two disagree about was asked.`)] : null,
       done,
       h("p", { class: "row spaced" }, target && answers.length ? save : null,
         h("button", { type: "button", class: "quiet", onclick: () => {

@@ -23,7 +23,7 @@ export async function show(main, argument, _, { failed }) {
   const out = h("div", {});
   const grids = h("div", {});
   const button = h("button", { type: "button", class: "main", onclick: look }, "Map them");
-  const drop = dropPlace("Drop pictures here, or choose some", (files) => {
+  const drop = dropPlace(gallery.length ? "Or drop pictures of your own here" : "Drop pictures here, or choose some", (files) => {
     const refused = addFiles(files);
     pictures = [...dropped];
     fill(said, refused ? notice(`${refused} of ${files.length} files are no pictures.`) : null);
@@ -94,20 +94,20 @@ export async function show(main, argument, _, { failed }) {
       h("div", { class: "maps" }, maps.map((map) => map.element)),
       beside);
     fill(grids, h("h2", {}, "Choose a picture"), board.element,
-      h("div", { class: "halves" }, pairs("Moved together", "Near in the second space alone.", moved.together),
-        pairs("Moved apart", "Near in the first space alone.", moved.apart)));
+      h("div", { class: "halves" }, pairs("Moved together", `Close in ${names_.b}, farther apart in ${names_.a}.`, moved.together),
+        pairs("Moved apart", `Close in ${names_.a}, farther apart in ${names_.b}.`, moved.apart)));
     paint();
     pick(moved.most);
 
     function pick(i) {
       for (const map of maps) map.mark(i);
       board.mark(i);
-      fill(beside, near(names_.a, a.neighbours[i], b.neighbours[i], "gone"), near(names_.b, b.neighbours[i], a.neighbours[i], "new"));
+      fill(beside, h("div", { class: "this" }, h("h3", {}, "This picture"), image(mapped[i])), near(names_.a, a.neighbours[i], b.neighbours[i], "gone"), near(names_.b, b.neighbours[i], a.neighbours[i], "new"));
     }
 
     function near(space, here, there, mark) {
       const others = new Set(there.slice(0, SHOWN));
-      return h("section", {}, h("h3", {}, `Nearest in ${space}`), h("ol", { class: "near six" }, here.slice(0, SHOWN).map((j) =>
+      return h("section", {}, h("h3", {}, `Nearest in ${space}`), h("ol", { class: "near" }, here.slice(0, SHOWN).map((j) =>
         h("li", { class: others.has(j) ? null : "differs" }, image(mapped[j]), others.has(j) ? null : h("span", { class: "mark" }, mark)))));
     }
 
@@ -150,13 +150,14 @@ export async function show(main, argument, _, { failed }) {
   };
 }
 
-// Pairs that are close in one space and not among the neighbours in the other; each picture once.
+// Pairs that are close in one space and not in the other, the greatest change first; each picture once.
 function movements(a, b) {
   const ranks = { a: ranksOf(a.neighbours), b: ranksOf(b.neighbours) };
   const found = (here, there, rows) => {
     const all = [];
     rows.forEach((row, i) => row.slice(0, 3).forEach((j, place) => {
-      if (rank(there, i, j) === Infinity && rank(there, j, i) === Infinity) all.push([i, j, place + Math.min(rank(here, j, i), 99)]);
+      const far = Math.min(rank(there, i, j), rank(there, j, i), NEIGHBOURS);
+      if (far >= SHOWN) all.push([i, j, place + Math.min(rank(here, j, i), NEIGHBOURS) - far]);
     }));
     const used = new Set();
     return all.sort((p, q) => p[2] - q[2] || p[0] - q[0]).filter(([i, j]) => {

@@ -82,6 +82,7 @@ function row(mask, fetching) {
       verdictBadge(found.metadata),
       h("span", { class: "fact" }, `version ${found.current.version}${mask.versions > 1 ? ` of ${mask.versions}` : ""}`),
       h("span", { class: "fact" }, bytes(current.bytes)),
+      found.metadata.affine ? h("span", { class: "fact" }, "with a map") : null,
       aliases.length ? h("span", { class: "fact" }, aliases.map(([alias, at]) => `@${alias} is ${at}`).join(", ")) : null);
   }, (error) => fill(facts, h("span", { class: "fact" }, error.message)));
   return element;
@@ -143,7 +144,9 @@ async function one(main, name, kind, shell) {
 function summary(found) {
   const shares = stagesOf(found.density);
   const mean = shares.reduce((sum, stage) => sum + stage.off, 0) / Math.max(1, shares.length);
-  return `${percent(mean)} of the weights are switched off, on average over the stages.`;
+  if (mean === 0) return found.metadata.affine ? "No weight is off: this mask is a map of the backbone's vectors." : "No weight is off.";
+  const map = found.metadata.affine ? " A map of the vectors follows." : "";
+  return `${percent(mean)} of the weights are switched off, on average over the stages.${map}`;
 }
 
 async function card(found) {

@@ -98,7 +98,7 @@ export async function show(main, argument, _, { failed }) {
 
     function look(i) {
       for (const [at, element] of tiles.entries()) element.setAttribute("aria-pressed", String(order[at] === i));
-      fill(beside, column(chosen.a, nearA[i], nearB[i], a.space, "gone"), column(chosen.b, nearB[i], nearA[i], b.space, "new"));
+      fill(beside, h("div", { class: "this" }, h("h3", {}, "This picture"), image(kept[i])), column(chosen.a, nearA[i], nearB[i], a.space, "gone"), column(chosen.b, nearB[i], nearA[i], b.space, "new"));
       classify(kept[i], labels);
     }
 

@@ -43,7 +43,7 @@ def finished(client, body, **params):
 def test_vectors_of_a_group_are_neighbours_and_a_cluster(client):
     answer = client.post("/map", json={"vectors": as_text(groups()), "clusters": 3, "neighbours": 4}).json()
     assert answer["object"] == "map" and answer["method"] == "tsne" and answer["ids"] == []
-    assert np.shape(answer["places"]) == (24, 2) and np.min(answer["places"]) == 0 and np.max(answer["places"]) <= 1
+    assert np.shape(answer["places"]) == (24, 2) and np.min(answer["places"]) >= 0 and np.max(answer["places"]) <= 1
     for row in range(24):
         assert len(answer["neighbours"][row]) == 4 and row not in answer["neighbours"][row]
         assert {other % 3 for other in answer["neighbours"][row]} == {row % 3}
@@ -64,7 +64,7 @@ def test_few_vectors_have_the_plane_of_their_principal_components(client, n):
 
 def test_vectors_that_are_all_the_same_have_one_place(client):
     answer = client.post("/map", json={"vectors": as_text(np.ones((10, 4)))}).json()
-    assert answer["places"] == [[0.0, 0.0]] * 10 and set(answer["clusters"]) == {0}
+    assert answer["places"] == [[0.5, 0.5]] * 10 and set(answer["clusters"]) == {0}
 
 
 def test_pictures_are_mapped_through_a_mask_and_damaged_ones_are_left_out(shown, theta):

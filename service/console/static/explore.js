@@ -92,7 +92,7 @@ export async function show(main, argument, _, { failed }) {
     fill(out,
       h("div", { class: "tools spread" }, h("div", { class: "field short" }, h("label", { for: select.id }, "Colour by"), select), legend),
       h("div", { class: "maps" }, maps.map((map) => map.element)),
-      beside);
+      h("h2", { class: "visually-hidden" }, "Neighbours"), beside);
     fill(grids, h("h2", {}, "Choose a picture"), board.element,
       h("div", { class: "halves" }, pairs("Moved together", `Close in ${names_.b}, farther apart in ${names_.a}.`, moved.together),
         pairs("Moved apart", `Close in ${names_.a}, farther apart in ${names_.b}.`, moved.apart)));

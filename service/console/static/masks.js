@@ -135,10 +135,19 @@ async function one(main, name, kind, shell) {
     notes.length ? h("section", {}, h("h2", {}, "Notes"), notes.map(([version, note]) => [
       h("h3", {}, `Version ${version}`),
       h("pre", { tabindex: "0", "aria-label": `Notes of version ${version}` }, JSON.stringify(note, null, 2))])) : null,
-    deletion(name, kind, () => change(async () => {
-      await call(path, { method: "DELETE" });
-      location.hash = "#/masks";
-    }, `${name} is deleted.`)));
+    deletion(name, kind, async () => {
+      try {
+        await call(path, { method: "DELETE" });
+        forgetReferences();
+        location.hash = "#/masks";
+      } catch (error) {
+        if (error.status === 401) shell.failed(error);
+        else {
+          fill(said, notice(inWords(error)));
+          said.scrollIntoView({ block: "center" });
+        }
+      }
+    }));
 }
 
 function summary(found) {

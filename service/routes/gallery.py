@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.console.gallery import SIDE_PX, SMALLEST_PX, Gallery
 from service.embedding import in_time
@@ -39,7 +39,7 @@ async def listing(
 
 @router.get("/{id}/image", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
 async def image(
-    id: str,
+    id: Annotated[str, Path(max_length=64, description="As the list has it.")],
     server: TheServer,
     request: Request,
     caller: Reader,

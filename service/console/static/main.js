@@ -44,6 +44,7 @@ async function route({ focus = true } = {}) {
       if (mine === visit) failed(error);
     }
   }
+  document.querySelector(".foot").hidden = false; // not before: what fills the page would push it down
   if (focus) {
     main.focus({ preventScroll: true });
     scrollTo(0, 0);

@@ -29,7 +29,7 @@ def test_the_list_shows_each_mask_with_its_picture_verdict_and_size(open_server,
     page = visit(open_server)
     row = page.locator(".masks li", has=page.get_by_role("link", name="judged", exact=True))
     row.locator("svg.density").wait_for()
-    assert "adopt" in row.inner_text() and "version 1" in row.inner_text() and "kB" in row.inner_text()
+    assert "adopt" in row.inner_text() and "version 1" in row.inner_text() and "bytes" in row.inner_text()
     assert "OFF weights by stage" in row.locator("svg.density").get_attribute("aria-label")
 
 

@@ -72,6 +72,7 @@ BENCHES = (
     Bench("decode", "How many decode workers pay, and what do they do to the event loop?", "decode"),
     Bench("draft", "What does decoding at a reduced scale do to embeddings?", "draft", (), ("--photos=1",)),
     Bench("http", "What does HTTP cost, against the engine in process?", "http"),
+    Bench("spaces", "Are vectors of two spaces ever mixed while a name is pushed over?", "spaces"),
     Bench("fairness", "Does one who floods keep others waiting?", "fairness"),
     Bench("cascade", "What does a cascade cost, against a plain forward?", "cascade"),
     Bench("train_step", "What does a training step cost, against one that moves all weights?", "train_step"),

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from smn_core.verbs.offline import Embed
 
 app = typer.Typer()
-SOME_LEFT_OUT = 1
-"""The exit code where a result was written without some of the images."""
 
 MaskFile = Annotated[Path, typer.Argument(metavar="FILE", help="A mask file (smn-mask/1).")]
 FileOrCascade = Annotated[Path, typer.Argument(metavar="FILE", help="A mask file, a cascade file, or its folder.")]
@@ -89,7 +87,7 @@ def embed(
     """
     from smn_core.imageset import open_images
     from smn_core.verbs.offline import embed_through, embed_to_file, keep_first
-    from smn_core.verbs.show import images_progress, name_unreadable, note
+    from smn_core.verbs.show import end_by, images_progress, name_unreadable, note
 
     if out.suffix != ".npy":
         raise InvalidArgument(f"--out {out}: embeddings are written as .npy")
@@ -109,8 +107,7 @@ def embed(
         )
     name_unreadable(skipped)
     note(f"{len(images.names) - len(skipped)} embeddings of {width} features in {out}")
-    if skipped:
-        raise typer.Exit(SOME_LEFT_OUT)
+    end_by(skipped)
 
 
 @app.command()

@@ -78,7 +78,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from FILE.run/, exactly.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop an earlier run of this name.")] = False,
 ) -> None:
-    """Learn a mask from images: SwAV without labels, or cross-entropy with them."""
+    """Learn a mask from images: SwAV without labels, or cross-entropy with them.
+
+    Images that cannot be read are left out and named, and the exit code is then 1.
+    """
     from training.progress import first_word, say, say_how_to_go_on
 
     if resume and overwrite:
@@ -254,9 +257,10 @@ def cascade(
     made = build(request, show.progress, show.note)
     if as_json:
         show.as_json({"digest": made.cascade.digest, "sizes": made.sizes, "purity": made.purity, "bytes": made.bytes})
-        return
-    pure = f", purity {made.purity['all']:.3f}" if made.purity else ""
-    show.note(f"{out}: clusters {made.sizes}{pure}, {sum(made.bytes.values()):,} bytes, {made.cascade.digest}")
+    else:
+        pure = f", purity {made.purity['all']:.3f}" if made.purity else ""
+        show.note(f"{out}: clusters {made.sizes}{pure}, {sum(made.bytes.values()):,} bytes, {made.cascade.digest}")
+    show.end_by(made.unreadable)
 
 
 def _read_clusters_and_split(clusters: str, split: str, train_split: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from smn_core.verbs import show
-from smn_core.verbs.show import name_unreadable
+from smn_core.verbs.show import end_by, name_unreadable
 from training.progress import say
 from training.recipes import describe_recipes
 from training.request import Request, Result
@@ -21,6 +21,7 @@ def tell_result(request: Request, result: Result) -> None:
         say(f"warning: {NOTHING_OFF}")
     elif result.mask is not None:
         say(f"next: smn serve {shlex.quote(str(request.out))}")
+    end_by(result.skipped)
 
 
 def tell_recipes(*, as_json: bool) -> None:

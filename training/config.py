@@ -22,6 +22,8 @@ PRECISIONS: dict[str, torch.dtype] = {
     "bf16-mixed": torch.bfloat16,
     "16-mixed": torch.float16,
 }
+PLAIN, AUTO = "32-true", "auto"
+"""What every machine can, and: whichever form of a step is fastest here (`training/forms.py`)."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class Config:
 
     `objective` is a name in `OBJECTIVES`. `lr` is for the scores, or for all weights in fine-tuning; `head_lr` is for
     the objective's head. `lr_per_tensor` divides the gradient of every tensor by the root mean square of its first one.
-    `precision` is autocast's; bf16-mixed is several times faster on processors with bfloat16 instructions (with
-    `fused_attention=false`) and many times slower on others. `freeze_norm` keeps the norms' running statistics;
+    `precision` is autocast's; bf16-mixed is faster on processors with bfloat16 instructions (with
+    `fused_attention=false`) and many times slower on others. `auto` times a step of each, and settles
+    `fused_attention` too. `freeze_norm` keeps the norms' running statistics;
     `recentre_norm` is for networks whose BatchNorm is folded away (`training/recentre.py`).
     A run takes `epochs` of the data, or `steps` where that is set. During `head_steps` only the head learns.
     """
@@ -55,14 +58,14 @@ class Config:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     freeze_norm: bool = False
     recentre_norm: bool = False
-    precision: str = "32-true"
+    precision: str = AUTO
     fused_attention: bool = True
     checkpoint_steps: int = 50
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("objective", self.objective, OBJECTIVES),
-            ("precision", self.precision, PRECISIONS),
+            ("precision", self.precision, (*PRECISIONS, AUTO)),
         ):
             if value not in known:
                 raise InvalidArgument(f"unknown {name} {value!r}: choose {', '.join(known)}")

@@ -16,6 +16,7 @@ from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.imageset import ImageSet
 from training import masking
 from training.checkpoints import CHECKPOINT, README
+from training.config import AUTO, PLAIN
 from training.data import Subset, identify, open_split
 from training.labels import pick_labels
 from training.request import Request
@@ -29,6 +30,8 @@ Plan = dict[str, Any]
 def make_plan(request: Request, backbone: Backbone) -> tuple[Plan, int]:
     """The plan of a request and the number of its steps. Nothing is written.
 
+    A form that is left open is no part of it: it stands there as float32, which it was before it could be open.
+
     Raises:
         SMNError: as `train` before the first step.
     """
@@ -40,7 +43,7 @@ def make_plan(request: Request, backbone: Backbone) -> tuple[Plan, int]:
     plan = {
         "fingerprint": backbone.fingerprint,
         "preprocess": dict(backbone.preprocess),
-        "recipe": asdict(request.config),
+        "recipe": asdict(request.config) | ({"precision": PLAIN} if request.config.precision == AUTO else {}),
         "images": identify(images),
         "split": request.split,
         "labels": request.labels,

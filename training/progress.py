@@ -22,6 +22,12 @@ EVERY_S = 10.0
 Advance = Callable[[int], None]
 """Called with how many more are done."""
 
+Tell = Callable[[str], None]
+"""Called with a line for the user."""
+
+Clock = Callable[[], float]
+"""Seconds, from any start."""
+
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
 """Takes what is counted and how many there are."""
 
@@ -54,7 +60,7 @@ def first_word(text: str) -> Iterator[None]:
 class Pace:
     """Tells when a line of a log is due: at once, and `EVERY_S` after each line."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._next = clock()
 

@@ -30,6 +30,7 @@ from training.checkpoints import CHECKPOINT, read_checkpoint
 from training.config import PRECISIONS
 from training.data import StepLoader, StepSampler, Views, collate, identify
 from training.folder import write_folder
+from training.forms import settle_form
 from training.learner import Learner
 from training.plan import choose_images, forget, require_float32, require_output
 from training.progress import Bar, count, count_silently
@@ -103,6 +104,8 @@ def prepare(request: Request) -> Prepared:
     last = request.folder / CHECKPOINT
     checkpoint = last if request.resume and last.exists() else None
     request, images, remarks = choose_images(request)
+    request, taken = settle_form(request, len(images.names), checkpoint, world)
+    remarks += [taken] if taken else []
     set_fused_attn(request.config.fused_attention)  # attention asks for it when it is built
     backbone = load_backbone(request.spec)
     require_float32(backbone)

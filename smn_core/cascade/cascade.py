@@ -77,12 +77,8 @@ class Cascade:
         if len({head.classes for head in self.heads.values()}) > 1:
             raise InvalidCascade("the heads of two modes have different classes")
         for mode, head in self.heads.items():
-            n_classes = len(head.classes)
-            if head.weight.ndim != 2 or len(head.weight) != n_classes or head.bias.shape != (n_classes,):
-                raise InvalidCascade(
-                    f"head.{mode}.weight {list(head.weight.shape)} and head.{mode}.bias {list(head.bias.shape)} do not "
-                    f"fit {n_classes} classes"
-                )
+            if not len(head.weight) == len(head.bias) == len(head.classes):
+                raise InvalidCascade(f"head.{mode} has {len(head.weight)} rows for {len(head.classes)} classes")
             if not (np.isfinite(head.weight).all() and np.isfinite(head.bias).all()):
                 raise InvalidCascade(f"head.{mode} has a value that is not finite")
 

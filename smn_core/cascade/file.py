@@ -232,15 +232,19 @@ def _heads_of(tensors: Mapping[str, ndarray], metadata: dict[str, str]) -> dict[
         raise InvalidCascade(f"{extra[0]} is not a tensor of {FORMAT}")
     found = {}
     for mode in modes:
-        parts = []
         for part in HEAD:
             name = f"head.{mode}.{part}"
             if name not in tensors:
                 raise InvalidCascade(f"{name} is missing")
             if tensors[name].dtype != np.float32:
                 raise InvalidCascade(f"{name} is {tensors[name].dtype}, expected float32")
-            parts.append(tensors[name])
-        found[mode] = Head(*parts, classes=tuple(classes))
+        weight, bias = (tensors[f"head.{mode}.{part}"] for part in HEAD)
+        if weight.ndim != 2 or bias.ndim != 1 or not len(weight) == len(bias) == len(classes):
+            raise InvalidCascade(
+                f"head.{mode}.weight {list(weight.shape)} and head.{mode}.bias {list(bias.shape)} do not fit "
+                f"{len(classes)} classes"
+            )
+        found[mode] = Head(weight, bias, tuple(classes))
     return found
 
 

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 PIPED_WIDTH = 10_000
 """Characters of a line that no terminal shows: a digest, a name or a path stays whole for what reads it."""
+SOME_LEFT_OUT = 1
+"""The exit code where a result was written without some of the images."""
 
 
 def as_json(value: object) -> None:
@@ -33,6 +36,16 @@ def name_unreadable(reasons: Sequence[str], where: str = "", say: Callable[[str]
         say(f"warning: {len(reasons)} {what}{where} could not be read and {verb} left out:")
         for reason in reasons:
             say(f"  {reason}")
+
+
+def end_by(left_out: Sequence[str]) -> None:
+    """End the verb, whose work is done: with code 1 where images were left out.
+
+    Raises:
+        typer.Exit: some were.
+    """
+    if left_out:
+        raise typer.Exit(SOME_LEFT_OUT)
 
 
 def _console() -> Console:

@@ -70,7 +70,7 @@ def test_its_plan_is_still_the_plan(request_: Request):
 
 
 def test_its_checkpoint_has_the_keys_of_today(request_: Request):
-    learner = Learner(load_backbone(request_.spec), RECIPE, 8)
+    learner = Learner(load_backbone(request_.spec), replace(RECIPE, precision="32-true"), 8)
     checkpoint = read_checkpoint(GOLDEN / CHECKPOINT)
     assert checkpoint["state_dict"].keys() == learner.state_dict().keys()
     assert json.loads(checkpoint["smn"]["recipe"]) == json.loads(learner.identity()["recipe"])

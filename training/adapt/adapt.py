@@ -26,15 +26,17 @@ from smn_core.verdict import CANNOT_TELL
 from training.adapt.budget import LOOK, TIMING, Budget
 from training.adapt.candidates import CANDIDATES, list_candidates
 from training.adapt.ending import Parts, end, write_nothing
-from training.adapt.look import Clock, Found, Tell, cut, look
+from training.adapt.look import Found, cut, look
 from training.adapt.race import Course, race
 from training.adapt.record import RECORD, Record
 from training.adapt.score import Scorer
-from training.adapt.timing import choose_form, choose_threads, time_step
+from training.adapt.timing import choose_threads, time_step
 from training.checkpoints import README
 from training.data import Subset, identify
 from training.evaluation.labelled import require_labels
+from training.forms import choose_form
 from training.plan import require_float32
+from training.progress import Clock, Tell
 from training.unseen import write_unseen
 
 SUFFIX = ".smn"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.adapt.look import Clock
+from training.progress import Clock
 
 LOOK, TIMING, ENDING = 0.08, 0.05, 0.32
 """Shares of the whole: the first look, the choice of numbers, and map, verdict and pictures at the end."""

@@ -13,7 +13,7 @@ from smn_core.maskfile import read_mask, write_mask
 from smn_core.tensorfile import canonical_json
 from smn_core.verdict import ADOPT, CANNOT_TELL, VERDICT
 from training.adapt.budget import Budget
-from training.adapt.look import Found, Tell
+from training.adapt.look import Found
 from training.adapt.page import Page, format_table, path_of, write_page
 from training.adapt.record import Record
 from training.adapt.score import Scorer
@@ -26,6 +26,7 @@ from training.evaluation.verdict import FROZEN_AND_MAP, Verdict, judge, store_ve
 from training.export import copy_pixels
 from training.features import sample
 from training.maps import MOST_IMAGES, VIEW_SEEDS, fit_map
+from training.progress import Tell
 
 MASK, MASK_AND_MAP = "mask", "mask + map"
 MAP_PRECISION = "int8"

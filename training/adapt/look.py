@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,11 +19,7 @@ from PIL import Image
 from smn_core.errors import InvalidData, InvalidImage
 from smn_core.imageset import SUFFIXES, FolderSet, ImageSet
 from training.data import TRAIN, Subset, open_split
-
-Tell = Callable[[str], None]
-"""Called with a line for the user."""
-Clock = Callable[[], float]
-"""Seconds, from any start."""
+from training.progress import Clock, Tell
 
 FEWEST_IMAGES = 30
 MOST_IMAGES = 10_000

@@ -12,11 +12,11 @@ from smn_core.mask import TaskMask
 from smn_core.spec import BackboneSpec
 from training.adapt.budget import LEARNING_STARTS_S, Budget
 from training.adapt.candidates import FEWEST_STEPS, Candidate, size
-from training.adapt.look import Tell
 from training.adapt.record import Record, Run
 from training.adapt.score import Scorer
 from training.calibrate import CENTRE_CROPS
 from training.config import Config
+from training.progress import Tell
 from training.request import Request
 from training.run import build_learner, export_learned, finish, fit, prepare
 

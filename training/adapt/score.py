@@ -8,10 +8,10 @@ import time
 from smn_core.engine import Engine
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
-from training.adapt.look import Clock
 from training.evaluation.paired import NEIGHBOURS, Measured, Pool, measure, weigh
 from training.features import VIEW_SCALE, embed_view
 from training.maps import GENTLE_SCALE
+from training.progress import Clock
 
 VIEWS = ((11, GENTLE_SCALE), (12, GENTLE_SCALE), (13, VIEW_SCALE), (14, VIEW_SCALE))
 """Seeds and scales of the crops. The seeds are not those of the map, nor those of the verdict: what ranks candidates

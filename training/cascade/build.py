@@ -77,12 +77,16 @@ class CascadeRequest:
 
 @dataclass(frozen=True)
 class CascadeResult:
-    """What was written, with the sizes of the clusters. `purity` is None without labels or experts."""
+    """What was written, with the sizes of the clusters. `purity` is None without labels or experts.
+
+    `unreadable` says why each of the images that were left out cannot be read.
+    """
 
     cascade: Cascade
     sizes: list[int]
     purity: dict[str, Any] | None
     bytes: dict[str, int]
+    unreadable: tuple[str, ...]
 
 
 def build(request: CascadeRequest, bar: Bar, say: Callable[[str], None]) -> CascadeResult:
@@ -257,7 +261,7 @@ def _finish(request: CascadeRequest, cascade: Cascade, clusters: Clusters | None
         draw_clusters(u, clusters.of_each, request.experts, request.out / "clusters.png", title)
     files = ["root.smn", *(f"expert-{j + 1}.smn" for j in range(request.experts)), FILE_NAME]
     sizes = {name: (request.out / name).stat().st_size for name in files}
-    result = CascadeResult(cascade, clusters.sizes if clusters is not None else [], pure, sizes)
+    result = CascadeResult(cascade, clusters.sizes if clusters is not None else [], pure, sizes, tuple(found.skipped))
     write_bytes(request.out / "README.md", _format_readme(request, result).encode())
     return result
 

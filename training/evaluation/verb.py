@@ -53,14 +53,17 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
 ) -> None:
-    """Compare masks and cascades with the untouched backbone: signs without labels, kNN, linear probe, low-shot."""
+    """Compare masks and cascades with the untouched backbone: signs without labels, kNN, linear probe, low-shot.
+
+    Images that cannot be read are left out and named, and the exit code is then 1.
+    """
     from smn_core.backbone import load_backbone
     from smn_core.cascade.file import open_folder
     from smn_core.engine import Engine
     from smn_core.maskfile import read_mask
     from smn_core.verbs import show
     from smn_core.verbs.plots import require_plottable
-    from smn_core.verbs.show import name_unreadable
+    from smn_core.verbs.show import end_by, name_unreadable
     from training.cascade.fusion import parse_fusion
     from training.evaluation.evaluate import EvaluationSettings
     from training.evaluation.evaluate import evaluate as run
@@ -97,6 +100,7 @@ def evaluate(
         print_results(found)
     for split, reasons in found["unreadable"].items():
         name_unreadable(reasons, f" of the {split} split")
+    end_by([reason for reasons in found["unreadable"].values() for reason in reasons])
 
 
 @app.command()

@@ -52,3 +52,4 @@ def probe(
             f"{scores.calibration_error:.3f} on {scores.n_held_out} held-out images, C {scores.strength:g}"
         )
         show.note(f"next: smn serve {out}")
+    show.end_by(made.unreadable)

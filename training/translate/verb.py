@@ -51,3 +51,4 @@ def translate(
             f"{out}: of ten neighbours in the new space translated vectors find {10 * found.recall:.1f}, the old ones "
             f"{10 * found.recall_untouched:.1f} ({found.n_held_out} held-out images; fitted on {found.n_fitted})"
         )
+    show.end_by(made.unreadable)

@@ -1,4 +1,4 @@
-"""Measures the console in a browser: bytes, time to use, layout shift, frame times. It prints a table for docs/console.md.
+"""Measures the console in a browser: bytes, time to use, layout shift, frame times; a table for docs/console.md.
 
     .venv/bin/python tests/service/console/measure.py
 
@@ -13,12 +13,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[2]), str(HERE.parents[1] / "golden")]
 
-from looking import CHROMIUM
-from playwright.sync_api import sync_playwright
-from served import ServerProcess, Theta, photo
+from looking import CHROMIUM  # noqa: E402 - the paths come first
+from playwright.sync_api import sync_playwright  # noqa: E402
+from served import ServerProcess, Theta, photo  # noqa: E402
 
-from service.console.page import STATIC
-from service.registry.directory import DirectoryRegistry
+from service.console.page import STATIC  # noqa: E402
+from service.registry.directory import DirectoryRegistry  # noqa: E402
 
 MASKS, PICTURES, VISITS, STEPS = 500, 5000, 7, 120
 SHIFT = """() => new Promise((done) => {

@@ -65,6 +65,23 @@ def clients(url, ask, n_clients, until):
     return moments
 
 
+def test_labels_and_spaces_are_those_of_a_single_process(served, plain, http, theta):
+    head = (np.eye(3, 8, dtype=np.float32), np.zeros(3, np.float32), ["a", "b", "c"])
+    put(http, "labelled", theta.mask(41, head=head))
+    put(http, "plain", theta.mask(42))
+    eventually(lambda: plain.get("/masks/plain").status_code == 200)
+    asked = {"content": photo(3), "headers": {"Content-Type": "image/png"}}
+    for client in (http, plain):
+        answer = client.post("/classify", params={"mask": "labelled"}, **asked)
+        assert answer.status_code == 200, answer.text
+        assert client.post("/classify", params={"mask": "plain"}, **asked).json()["error"]["code"] == "no_head"
+    mine, its = (client.post("/classify", params={"mask": "labelled"}, **asked) for client in (plain, http))
+    assert its.json()["data"][0]["classes"] == mine.json()["data"][0]["classes"]
+    assert its.headers["x-smn-space"] == mine.headers["x-smn-space"] == its.json()["space"]
+    promised = {"mask": "labelled", "space": http.get("/info").json()["space"]}
+    assert http.post("/embed", params=promised, **asked).json()["error"]["code"] == "other_space"
+
+
 def test_embeddings_are_those_of_a_single_process(served, plain, http, theta):
     masks = [theta.mask(1), theta.mask(2), theta.mask(2, with_affine="float32")]
     for i, mask in enumerate(masks):

@@ -43,8 +43,8 @@ SCROLL = """([selector, steps]) => new Promise((done) => {
 
 
 def main():
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as temporary, sync_playwright() as driver:
+        folder = Path(temporary)
         theta = Theta()
         registry = DirectoryRegistry(folder / "registry", theta.backbone().fingerprint)
         data = theta.mask().data

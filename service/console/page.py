@@ -61,8 +61,8 @@ def router_of(folder: Path = STATIC) -> APIRouter:
     async def page(request: Request) -> Response:
         return answer("index.html", request)
 
-    @router.get("/console/{name}")
-    async def file(name: str, request: Request) -> Response:
-        return answer(name, request)
+    @router.get("/console/{file}")
+    async def part(file: str, request: Request) -> Response:
+        return answer(file, request)
 
     return router

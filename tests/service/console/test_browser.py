@@ -3,7 +3,10 @@
 import re
 import signal
 
+import numpy as np
 import pytest
+from cascades import build, put_all
+from httpx2 import Client
 from looking import HOSTILE, put
 from served import ServerProcess, photo
 
@@ -82,6 +85,28 @@ def test_try_shows_what_is_near_in_two_spaces_and_the_request_as_code(open_serve
     assert f"{open_server.url}/embed?mask=other" in page.locator(".code pre").inner_text()
     page.get_by_role("button", name="Python").click()
     assert "httpx2.post" in page.locator(".code pre").inner_text()
+
+
+def test_try_shows_the_labels_of_a_mask_with_a_classifier(open_server, visit, theta, pictures):
+    rng = np.random.default_rng(0)
+    head = (rng.standard_normal((5, 8), np.float32), np.zeros(5, np.float32), ["ash", "birch", "<b>", "elm", "oak"])
+    put(open_server, "labelled", theta.mask(6, head=head).data)
+    page = visit(open_server, "#/try/labelled")
+    page.set_input_files("input[type=file]", pictures[:4])
+    page.get_by_text("What labelled calls it").wait_for()
+    assert page.locator(".labels li").count() == 3
+    shares = [int(text.split()[0]) for text in page.locator(".labels .similarity").all_inner_texts()]
+    assert shares == sorted(shares, reverse=True) and sum(shares) <= 101
+
+
+def test_a_cascade_shows_its_masks(open_server, visit, theta):
+    with Client(base_url=open_server.url) as client:
+        assert put_all(client, "places", build(theta)).status_code == 201
+    page = visit(open_server, "#/masks")
+    page.get_by_role("link", name="places", exact=True).click()
+    page.get_by_role("heading", name="Its masks").wait_for()
+    assert "root" in page.locator("main").inner_text() and "expert 1" in page.locator("main").inner_text()
+    assert page.get_by_role("button", name="Download version 1").is_visible()
 
 
 def test_a_picture_that_is_none_is_named_and_the_others_go_on(open_server, visit, pictures, tmp_path):

@@ -3,10 +3,10 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo "$(PYTHON) -m uv")
 
-.PHONY: help setup demo test lint types imports pytest docs bench constraints clean
+.PHONY: help setup demo test test-docker lint types imports pytest docs bench constraints clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: .venv/.installed  ## .venv with the `smn` command in it
 
@@ -44,6 +44,9 @@ pytest: setup
 	for tests in $(RAY_TESTS); do OMP_NUM_THREADS=1 $(BIN)/pytest $$tests || failed=1; done; \
 	exit $$failed
 
+test-docker: setup  ## image and Compose file on a Docker engine of its own: root, docker.io, debootstrap; 40 GB for a while
+	OMP_NUM_THREADS=1 $(BIN)/pytest -s -m docker tests/docker
+
 docs: setup  ## renew what pages and files say of the settings
 	$(BIN)/python -m service.describe
 
@@ -51,9 +54,12 @@ bench: setup  ## every benchmark in its quick form, peers too
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/smn bench --quick
 
-constraints: setup  ## renew the exact pins of constraints.txt
-	$(UV) pip compile --quiet --upgrade --all-extras --python-version 3.11 --no-header --no-annotate \
-	  --no-emit-index-url --output-file constraints.txt pyproject.toml
+# After a change of pyproject.toml alone: make constraints UPGRADE=
+UPGRADE ?= --upgrade
+
+constraints: setup  ## renew the exact pins of constraints.txt, with the hash of every file
+	$(UV) pip compile --quiet $(UPGRADE) --all-extras --python-version 3.11 --no-header --no-annotate \
+	  --generate-hashes --no-emit-index-url --output-file constraints.txt pyproject.toml
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

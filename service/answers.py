@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import httpx2
 import numpy as np
-from jaxtyping import Float32
 from numpy import ndarray
 
-from smn_core.errors import SMNError
+from smn_core.answers import Label
+from smn_core.errors import OtherSpace, SMNError
 
+T = TypeVar("T")
 Shape = Mapping[str, type | tuple[type, ...]]
 """The keys that an object must have, and the types of their values."""
 WRITTEN: Shape = {"name": str, "version": int, "digest": str, "bytes": int, "warnings": list}
@@ -21,10 +22,15 @@ ALIASED: Shape = {"name": str, "alias": str, "version": int, "warnings": list}
 PAGE: Shape = {"data": list, "next": (str, type(None))}
 ENTRY: Shape = {"name": str, "current": dict, "versions": int}
 CURRENT: Shape = {"version": int, "digest": str}
-CLASSIFIED: Shape = {"space": str, "data": list}
 MASK: Shape = {"current": dict, "metadata": dict}
 CASCADE: Shape = {"masks": list}
 PLACE: Shape = {"digest": str, "name": (str, type(None)), "version": (int, type(None))}
+LABELS: Shape = {"data": list, "space": str}
+LABEL: Shape = {"index": int, "label": str, "probs": list, "classes": list, "num_classes": int}
+LIMITS: Shape = {"limits": dict}
+SPACE_OF_ROOT: Shape = {"space": str, "dimensions": int}
+MODEL: Shape = {"space": str}
+MODES: Shape = {"modes": dict}
 MAX_SHOWN = 200
 
 
@@ -36,17 +42,24 @@ class ServerError(SMNError):
         self.status, self.code = status, code
 
 
+class ServerAway(SMNError):
+    """No server answered: the address is wrong, or nothing listens there."""
+
+    code = "server_away"
+
+
+class SpaceRefused(ServerError, OtherSpace):
+    """The server answers in another space than the one that the request names."""
+
+
 @dataclass(frozen=True)
-class Embeddings:
-    """Embeddings in the order of the images. `digest` is that of the mask or cascade, or "root" if there was none.
+class Answered(Generic[T]):
+    """What a server made of the images of one request, a row each."""
 
-    Vectors may be compared with those of the same `space` alone; "" is what a server of before spaces says.
-    """
-
-    embeddings: Float32[ndarray, "n d"]
+    rows: Sequence[T]
     digest: str
+    space: str
     server_timing: str
-    space: str = ""
 
 
 def check(response: httpx2.Response) -> httpx2.Response:
@@ -62,7 +75,8 @@ def check(response: httpx2.Response) -> httpx2.Response:
         code, message = str(detail["code"]), str(detail["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
         code, message = "unknown", f"status {response.status_code}: {response.text[:MAX_SHOWN]}"
-    raise ServerError(response.status_code, code, one_line(_without_key(response, message)))
+    kind = SpaceRefused if code == OtherSpace.code else ServerError
+    raise kind(response.status_code, code, one_line(_without_key(response, message)))
 
 
 def table_of(response: httpx2.Response, shape: Shape) -> dict[str, Any]:
@@ -85,7 +99,7 @@ def require_shape(response: httpx2.Response, found: object, shape: Shape) -> dic
     raise _strange(response)
 
 
-def embeddings_of(response: httpx2.Response) -> Embeddings:
+def embeddings_of(response: httpx2.Response) -> Answered[ndarray]:
     """The embeddings of an npy answer.
 
     Raises:
@@ -98,8 +112,31 @@ def embeddings_of(response: httpx2.Response) -> Embeddings:
         raise _strange(response) from error
     if not isinstance(z, ndarray) or z.ndim != 2 or z.dtype != np.float32:
         raise _strange(response)
+    return Answered(list(z), digest, response.headers.get("x-smn-space", ""), response.headers.get("server-timing", ""))
+
+
+def labels_of(response: httpx2.Response) -> Answered[Label]:
+    """The labels of an answer of `/classify`.
+
+    Raises:
+        ServerError: the answer is none.
+    """
+    found = table_of(response, LABELS)
+    rows = [require_shape(response, entry, LABEL) for entry in found["data"]]
+    try:
+        labels = [
+            Label(
+                row["label"],
+                tuple(map(float, np.array(row["probs"], np.float32))),
+                tuple(map(str, row["classes"])),
+                row["num_classes"],
+            )
+            for row in sorted(rows, key=lambda row: row["index"])
+        ]
+    except (TypeError, ValueError) as error:
+        raise _strange(response) from error
     headers = response.headers
-    return Embeddings(z, digest, headers.get("server-timing", ""), headers.get("x-smn-space", ""))
+    return Answered(labels, headers.get("x-smn-digest", ""), found["space"], headers.get("server-timing", ""))
 
 
 def one_line(text: str) -> str:

@@ -16,7 +16,9 @@ from service.connection import Bodies
 from service.console.page import router_of
 from service.local import Local, engine_of
 from service.registry.base import Registry
-from service.routes import cascades, classify, embed, gallery, map, masks, notes, openai, status
+from service.routes import cascades, classify, docs, embed, gallery, map, masks, notes, openai, status
+from service.routes.dialects import azure, cohere, inference, voyage, weaviate
+from service.routes.dialects import openai as openai_embeddings
 from service.schemas import ErrorBody
 from service.security import guard_of, known_query
 from service.server import Server
@@ -33,6 +35,7 @@ Every answer with embeddings or labels has `X-SMN-Digest`, the digest of the mas
 in milliseconds; what a mask warns of is in the JSON, or with an `application/x-npy` answer in `X-SMN-Warnings`. A call
 that says `space` in its query, or `X-SMN-Expect-Space`, gets vectors in that space or 412. Every error is
 `{"error": {"message", "type", "param", "code"}}`; 429 and 503 come with `Retry-After`."""
+DIALECTS = (openai_embeddings, cohere, voyage, azure, weaviate, inference)
 ERRORS = {code: {"model": ErrorBody} for code in (400, 401, 403, 404, 405, 409, 412, 413, 415, 422, 429, 500, 503, 504)}
 
 
@@ -87,9 +90,10 @@ def app_of(settings: Settings, server: Server, tracer_provider: TracerProvider |
     )
     app.state.server, app.state.guard = server, guard
     errors.install(app)
-    for routes in (embed, classify, openai, masks, notes, cascades, gallery, map):
+    for routes in (embed, classify, masks, notes, cascades, openai, gallery, map, *DIALECTS):
         app.include_router(routes.router, dependencies=[Depends(known_query)])
-    app.include_router(status.router)
+    for routes in (status, docs):
+        app.include_router(routes.router)
     if not settings.no_console:
         app.include_router(router_of())
     app.add_middleware(Bodies, budget=server.body_bytes)

@@ -42,11 +42,19 @@ MEDIA_TYPES = "image/*, multipart/form-data, application/json or application/x-n
 
 
 @dataclass(frozen=True)
+class Floats:
+    """Little-endian float32 values and the shape that they are said to have; `data` begins with them."""
+
+    data: bytearray
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Images:
     """What a request wants embedded: encoded images, or one array that is a model input already."""
 
     encoded: Sequence[bytes] = ()
-    array: bytearray | None = None
+    array: bytearray | Floats | None = None
     n_rows: int = 0
 
     @property
@@ -161,13 +169,20 @@ def _npy_header(data: bytearray) -> tuple[tuple[int, ...], bool, np.dtype[Any], 
     return shape, fortran, dtype, stream.tell()
 
 
-def from_npy(data: bytearray, reader: ImageReader) -> Float32[Tensor, "n 3 h w"]:
+def from_array(array: bytearray | Floats, reader: ImageReader) -> Float32[Tensor, "n 3 h w"]:
     """float32 [N,3,H,W], normalised already: the body's own memory. The header is checked before anything else is.
+
+    Args:
+        array: an .npy file, or values and their shape.
 
     Raises:
         Rejected: 422, an array that is no model input.
     """
-    shape, fortran, dtype, offset = _npy_header(data)
+    if isinstance(array, Floats):
+        data, shape, fortran, dtype, offset = array.data, array.shape, False, np.dtype(np.float32), 0
+    else:
+        data = array
+        shape, fortran, dtype, offset = _npy_header(data)
     expected = (3, *reader.input_px)
     if dtype != np.float32 or len(shape) != 4 or tuple(shape[1:]) != expected or fortran:
         raise Rejected(

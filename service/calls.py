@@ -14,18 +14,17 @@ from urllib.parse import quote
 
 import httpx2
 import numpy as np
-from jaxtyping import Float32
 from numpy import ndarray
 
 from service.keys import clean_key
 from service.registry.base import Kind, check_alias, check_digest, parse_reference
 from smn_core.errors import InvalidArgument
+from smn_core.given import Content
 from smn_core.names import check_name
 
 NPY = "application/x-npy"
 MAX_VERSION = 999_999_999
 USER = re.compile(r"//[^/@]*@")
-Image = bytes | Path
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,16 @@ def check_version(version: int) -> None:
         raise InvalidArgument(f"version {version}: versions count from 1 to {MAX_VERSION}")
 
 
-def embed_call(
-    images: Sequence[Image] | Float32[ndarray, "n 3 h w"],
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the images of a request, whichever they are: the route, its query, how the answer comes."""
+
+    path: str
+    params: Mapping[str, str]
+    accept: str
+
+
+def ask_embeddings(
     mask: str | None,
     *,
     cascade: str | None = None,
@@ -93,36 +100,60 @@ def embed_call(
     normalize: bool = False,
     dimensions: int | None = None,
     space: str | None = None,
-    top: int | None = None,
-    path: str = "/embed",
-    accept: str = NPY,
-) -> Call:
-    """Images as multipart, or an array of normalised inputs as npy; the answer as npy, or as `accept` says.
-
-    Args:
-        path: `/embed`, or `/classify`, which takes `top`.
+) -> Asked:
+    """Embeddings through a mask, a cascade or the untouched backbone, as npy.
 
     Raises:
         InvalidArgument: mask or cascade is no reference.
     """
+    params = _through(mask, cascade, mode, space)
+    params |= {"normalize": "true"} if normalize else {}
+    params |= {"dimensions": str(dimensions)} if dimensions is not None else {}
+    return Asked("/embed", params, NPY)
+
+
+def ask_labels(
+    mask: str | None,
+    *,
+    cascade: str | None = None,
+    mode: str | None = None,
+    top: int | None = None,
+    space: str | None = None,
+) -> Asked:
+    """The labels of a mask's or a cascade's classifier.
+
+    Raises:
+        InvalidArgument: mask or cascade is no reference.
+    """
+    params = _through(mask, cascade, mode, space)
+    params |= {"top": str(top)} if top is not None else {}
+    return Asked("/classify", params, "application/json")
+
+
+def _through(mask: str | None, cascade: str | None, mode: str | None, space: str | None) -> dict[str, str]:
     for reference in (mask, cascade):
         if reference is not None:
             parse_reference(reference)
-    params = {"normalize": "true"} if normalize else {}
     given = {"mask": mask, "cascade": cascade, "mode": mode, "space": space}
-    params |= {name: value for name, value in given.items() if value is not None}
-    numbers = {"dimensions": dimensions, "top": top}
-    params |= {name: str(value) for name, value in numbers.items() if value is not None}
-    headers = {"Accept": accept}
-    if isinstance(images, ndarray):
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def images_call(asked: Asked, contents: Sequence[Content]) -> Call:
+    """Image files as multipart, or normalised inputs of one shape as npy."""
+    headers = {"Accept": asked.accept}
+    if isinstance(contents[0], ndarray):
         buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(images, np.float32), allow_pickle=False)
-        return Call("POST", path, params, content=buffer.getvalue(), headers={**headers, "Content-Type": NPY})
-    files = [("image", (f"{i}", _bytes_of(image), "application/octet-stream")) for i, image in enumerate(images)]
-    return Call("POST", path, params, files=files, headers=headers)
+        np.save(buffer, np.stack(contents), allow_pickle=False)
+        return Call(
+            "POST", asked.path, asked.params, content=buffer.getvalue(), headers={**headers, "Content-Type": NPY}
+        )
+    files = [("image", (f"{i}", data, "application/octet-stream")) for i, data in enumerate(contents)]
+    return Call("POST", asked.path, asked.params, files=files, headers=headers)
 
 
-def push_call(name: str, mask: Image, if_match: str | None, *, if_absent: bool, kind: Kind = "masks") -> Call:
+def push_call(
+    name: str, mask: bytes | str | Path, if_match: str | None, *, if_absent: bool, kind: Kind = "masks"
+) -> Call:
     """A mask or cascade file as the next version of a name.
 
     Raises:
@@ -203,5 +234,5 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _bytes_of(image: Image) -> bytes:
-    return image if isinstance(image, bytes) else image.read_bytes()
+def _bytes_of(file: bytes | str | Path) -> bytes:
+    return file if isinstance(file, bytes) else Path(file).read_bytes()

@@ -1,120 +1,92 @@
-"""A client of the service, sync and async: typed answers, retries that honour Retry-After.
+"""A client of the service, sync and async: typed answers, retries that honour Retry-After, images of any number.
 
 with Client("http://127.0.0.1:8000", key="...") as smn:
     smn.push("flowers", Path("flowers.smn"))
-    z = smn.embed([Path("rose.jpg")], mask="flowers").embeddings
+    z = smn.embed("photos/", mask="flowers").embeddings
+
+What a call says and what it makes of an answer is in `talks.py`; here is how it is sent, and sent again.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import closing
+from functools import partial
+from typing import Concatenate, ParamSpec, TypeVar
 
 import httpx2
-from jaxtyping import Float32
-from numpy import ndarray
 
-from service.answers import (
-    ALIASED,
-    CASCADE,
-    CLASSIFIED,
-    CURRENT,
-    ENTRY,
-    MASK,
-    PAGE,
-    PLACE,
-    WRITTEN,
-    Embeddings,
-    ServerError,
-    check,
-    embeddings_of,
-    one_line,
-    require_shape,
-    table_of,
-)
-from service.calls import (
-    Call,
-    Image,
-    alias_path,
-    check_version,
-    connection,
-    embed_call,
-    hide_user,
-    path_of,
-    proxy_of,
-    push_call,
-    unusable_proxy,
-    version_params,
-)
+from service import talks
+from service.answers import ServerAway, ServerError, embeddings_of, labels_of
+from service.asyncclient import AsyncClient
+from service.calls import Asked, Call, ask_embeddings, ask_labels, connection, proxy_of, unusable_proxy
+from service.cutting import Limits, Read, ask, cut
 from service.registry.base import Kind
-from smn_core.errors import InvalidArgument, SMNError
-from smn_core.files import write_bytes
+from service.sending import ATTEMPTS, IN_FLIGHT, NO_SOCKS, as_method, away, may_resend, wait_s
+from service.talks import Talk
+from smn_core.ahead import in_order
+from smn_core.answers import Embeddings, Gathered, Labels, Part, Row, rows_of
+from smn_core.collection import Collection
+from smn_core.errors import InvalidArgument
+from smn_core.given import Images, each_item
+from smn_core.verbs.counting import counting
 
-__all__ = ["AsyncClient", "Client", "Embeddings", "Image", "Kind", "ServerAway", "ServerError"]
+__all__ = ["AsyncClient", "Client", "Embeddings", "Kind", "Labels", "Row", "ServerAway", "ServerError"]
 
-RETRIED = (429, 503)
-ATTEMPTS = 5
-LONGEST_WAIT_S = 10.0
-
-
-class ServerAway(SMNError):
-    """No server answered: the address is wrong, or nothing listens there."""
-
-    code = "server_away"
-
-
-def _wait_s(response: httpx2.Response, attempt: int) -> float | None:
-    """Seconds to wait before the next attempt; None where no further attempt should be made."""
-    if response.status_code not in RETRIED or attempt + 1 >= ATTEMPTS:
-        return None
-    after = response.headers.get("retry-after", "")
-    told = after.isascii() and after.isdigit()
-    return min(float(after[:9]) if told else 0.1 * 2**attempt, LONGEST_WAIT_S)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def _may_resend(call: Call, error: httpx2.RequestError, *, reused: bool) -> bool:
-    """Whether a call should be sent once more: its connection was an old one that the server had just closed.
+def _sync(talk: Callable[P, Talk[T]]) -> Callable[Concatenate[Client, P], T]:
+    """The talk as a call of `Client`."""
 
-    Not an upload with a guard: had the first one been made, the second would be refused.
-    """
-    lost = isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError | httpx2.WriteError)
-    guarded = not {"If-Match", "If-None-Match"}.isdisjoint(call.headers or ())
-    return reused and lost and not guarded
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._carry_out(talk(*args, **kwargs))
 
-
-def _away(url: httpx2.URL, error: Exception) -> ServerAway:
-    return ServerAway(f"no answer from {hide_user(str(url))}: {one_line(str(error)) or type(error).__name__}")
+    as_method(method, talk)
+    return method
 
 
 class Client:
     """The synchronous client.
+
+    Args:
+        server: its URL.
+        key: one of its keys.
+        timeout_s: of one request.
+        in_flight: requests that are on their way at once while many images are embedded.
 
     Raises, all calls:
         ServerError: the server refused, after retries where it asked for them.
         ServerAway: there was no answer.
     """
 
-    def __init__(self, server: str, key: str | None = None, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, server: str, key: str | None = None, timeout_s: float = 60.0, *, in_flight: int = IN_FLIGHT
+    ) -> None:
         settings = connection(server, key, timeout_s)
+        self._in_flight = max(1, in_flight)
+        self._limits: Limits | None = None
         try:
             self._reused = False  # whether a connection may be kept from an earlier call
             self._http = httpx2.Client(**settings, transport=httpx2.HTTPTransport(proxy=proxy_of(server)))
         except ImportError as error:
-            raise InvalidArgument(unusable_proxy("a SOCKS proxy needs the package socksio")) from error
+            raise InvalidArgument(unusable_proxy(NO_SOCKS)) from error
 
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def embed(
         self,
-        images: Sequence[Image] | Float32[ndarray, "n 3 h w"],
+        images: Images,
         mask: str | None = None,
         *,
         cascade: str | None = None,
@@ -122,218 +94,133 @@ class Client:
         normalize: bool = False,
         dimensions: int | None = None,
         space: str | None = None,
+        strict: bool = True,
+        progress: bool = False,
     ) -> Embeddings:
-        """Embeddings of image files, or of normalised inputs, through a mask, a cascade or the untouched backbone.
+        """Embeddings of images through a mask, a cascade or the untouched backbone.
 
-        `space` is one that they must be in: the server refuses another one (412, `other_space`).
+        Args:
+            images: paths, folders, bytes, PIL images, arrays (`smn_core/given.py`), or an iterable of them, of any
+                length. They are sent in requests that the server takes, a few at a time; rows keep their order.
+            space: the id that the vectors must be in.
+            strict: an image that cannot be read is an error. Otherwise it has no row and is named in `skipped`.
+            progress: draw a bar on stderr.
+
+        Raises:
+            OtherSpace: the server answers in another space than `space`, or in two spaces in turn.
+            InvalidImage, ServerError: an image that cannot be read here, or there.
+            InvalidArgument: no images, or something that is none.
         """
-        shape: dict[str, Any] = {"normalize": normalize, "dimensions": dimensions, "space": space}
-        call = embed_call(images, mask, cascade=cascade, mode=mode, **shape)
-        return embeddings_of(self._send(call))
+        asked = ask_embeddings(
+            mask, cascade=cascade, mode=mode, normalize=normalize, dimensions=dimensions, space=space
+        )
+        return self._gather(images, asked, embeddings_of, strict=strict, progress=progress).embeddings()
+
+    def embed_each(
+        self,
+        images: Images,
+        mask: str | None = None,
+        *,
+        cascade: str | None = None,
+        mode: str | None = None,
+        normalize: bool = False,
+        dimensions: int | None = None,
+        space: str | None = None,
+        strict: bool = True,
+        progress: bool = False,
+    ) -> Generator[Row, None, None]:
+        """As `embed`, but yield a row an image while others are on their way: `images` may be endless.
+
+        Rows come as late as `in_flight` requests are long. Without `strict` an image that cannot be read has a row
+        too, with an error instead of a vector.
+        """
+        asked = ask_embeddings(
+            mask, cascade=cascade, mode=mode, normalize=normalize, dimensions=dimensions, space=space
+        )
+        return self._each(images, asked, strict=strict, progress=progress)
 
     def classify(
         self,
-        images: Sequence[Image] | Float32[ndarray, "n 3 h w"],
+        images: Images,
         mask: str | None = None,
         *,
         cascade: str | None = None,
         mode: str | None = None,
         top: int | None = None,
         space: str | None = None,
-    ) -> dict[str, Any]:
-        """Labels of images: the server's answer; `data` has a table an image, the `top` most probable classes first."""
-        shape: dict[str, Any] = {"top": top, "space": space, "path": "/classify", "accept": "application/json"}
-        call = embed_call(images, mask, cascade=cascade, mode=mode, **shape)
-        return table_of(self._send(call), CLASSIFIED)
+        strict: bool = True,
+        progress: bool = False,
+    ) -> Labels:
+        """What a mask's classifier says of images: the `top` most probable classes of each, or all. Else as `embed`."""
+        asked = ask_labels(mask, cascade=cascade, mode=mode, top=top, space=space)
+        return self._gather(images, asked, labels_of, strict=strict, progress=progress).labels()
 
-    def push(
-        self,
-        name: str,
-        mask: Image,
-        *,
-        if_match: str | None = None,
-        if_absent: bool = False,
-        kind: Kind = "masks",
-    ) -> dict[str, Any]:
-        """Upload a mask or cascade file; the written version."""
-        return table_of(self._send(push_call(name, mask, if_match, if_absent=if_absent, kind=kind)), WRITTEN)
+    push = _sync(talks.push)
+    push_cascade = _sync(talks.push_cascade)
+    pull = _sync(talks.pull)
+    pull_cascade = _sync(talks.pull_cascade)
+    cascade = _sync(talks.cascade)
+    mask = _sync(talks.mask)
+    names = _sync(talks.names)
+    masks = _sync(talks.masks)
+    rollback = _sync(talks.rollback)
+    delete = _sync(talks.delete)
+    set_alias = _sync(talks.set_alias)
+    delete_alias = _sync(talks.delete_alias)
+    info = _sync(talks.info)
+    space = _sync(talks.space)
 
-    def push_cascade(
-        self,
-        name: str,
-        folder: Path,
-        *,
-        if_match: str | None = None,
-        if_absent: bool = False,
-    ) -> dict[str, Any]:
-        """Upload what `smn cascade` wrote: its masks as `NAME.root`, `NAME.expert-1` ..., then the cascade.
-
-        Readers see all of it or nothing: the cascade is published last, and only where all its masks are there.
-
-        Raises:
-            InvalidCascade: the folder has no whole cascade.
-        """
-        from smn_core.cascade.file import FILE_NAME, open_folder
-
-        path_of("cascades", name)  # an error before anything is uploaded
-        found = open_folder(folder)
-        data = (folder / FILE_NAME).read_bytes()
-        names = [f"{name}.root", *(f"{name}.expert-{i}" for i in range(1, len(found.files)))]
-        for mask_name, file in zip(names, found.files, strict=True):
-            self.push(mask_name, file)
-        return self.push(name, data, if_match=if_match, if_absent=if_absent, kind="cascades")
-
-    def pull(self, name: str, version: int | None = None, kind: Kind = "masks") -> bytes:
-        """A mask or cascade file."""
-        return self._send(Call("GET", path_of(kind, name, "file"), version_params(version))).content
-
-    def pull_cascade(self, name: str, folder: Path, *, overwrite: bool = False) -> None:
-        """Download the current version of a cascade and its masks to a folder, as `smn cascade` would write them.
-
-        Raises:
-            InvalidArgument: a mask that the key may not see; a folder that exists already, unless `overwrite`, or that
-                cannot be written.
-        """
-        from smn_core.cascade.file import FILE_NAME
-
-        if not overwrite and folder.exists():
-            raise InvalidArgument(f"{folder} exists already")
-        places = self._cascade(name)[1]
-        hidden = [place["digest"] for place in places if place["name"] is None]
-        if hidden:
-            raise InvalidArgument(f"cascade {name}: no mask that this key may see is {', '.join(hidden)}")
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise InvalidArgument(f"cannot make {folder}: {error.strerror}") from error
-        for number, place in enumerate(places):
-            file = folder / (f"expert-{number}.smn" if number else "root.smn")
-            write_bytes(file, self.pull(place["name"], place["version"]))
-        write_bytes(folder / FILE_NAME, self.pull(name, kind="cascades"))
-
-    def cascade(self, name: str) -> dict[str, Any]:
-        """Versions, masks, fusion and modes of a cascade."""
-        return self._cascade(name)[0]
-
-    def _cascade(self, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """What the server says of a cascade, and the places of its masks in that."""
-        response = self._send(Call("GET", path_of("cascades", name)))
-        found = table_of(response, CASCADE)
-        return found, [require_shape(response, place, PLACE) for place in found["masks"]]
-
-    def mask(self, name: str) -> dict[str, Any]:
-        """Versions, metadata and density of a mask."""
-        return table_of(self._send(Call("GET", path_of("masks", name))), MASK)
-
-    def names(self, kind: Kind) -> list[dict[str, Any]]:
-        """All masks or cascades, in order of names."""
-        found: list[dict[str, Any]] = []
-        after: str | None = ""
-        while after is not None:
-            response = self._send(Call("GET", f"/{kind}", {"limit": "1000", "after": after}))
-            page = table_of(response, PAGE)
-            for entry in page["data"]:
-                require_shape(response, require_shape(response, entry, ENTRY)["current"], CURRENT)
-            found += page["data"]
-            after = page["next"] if page["data"] else None
+    def _gather(self, images: Images, asked: Asked, read: Read[T], *, strict: bool, progress: bool) -> Gathered[T]:
+        found: Gathered[T] = Gathered()
+        with closing(self._parts(images, asked, read, strict=strict)) as parts, counting(images, progress) as count:
+            for part in parts:
+                found.add(part)
+                count(part.n_images)
         return found
 
-    def masks(self) -> list[dict[str, Any]]:
-        """All masks, in order of names."""
-        return self.names("masks")
+    def _each(self, images: Images, asked: Asked, *, strict: bool, progress: bool) -> Generator[Row, None, None]:
+        seen = Collection()
+        parts = self._parts(images, asked, embeddings_of, strict=strict)
+        with closing(parts), counting(images, progress) as count:
+            for part in parts:
+                if part.space:
+                    seen.admit(part.space)
+                yield from rows_of(part)
+                count(part.n_images)
 
-    def rollback(self, name: str, version: int, kind: Kind = "masks") -> dict[str, Any]:
-        """Make an earlier (or later) version the current one."""
-        check_version(version)
-        return table_of(self._send(Call("PUT", path_of(kind, name, "current"), json={"version": version})), WRITTEN)
+    def _parts(self, images: Images, asked: Asked, read: Read[T], *, strict: bool) -> Generator[Part[T], None, None]:
+        """The answers about the images, in order; at most so many requests as are in flight are held at once."""
+        self._limits = self._limits or Limits.of(self._carry_out(talks.limits()))
+        jobs = (
+            partial(self._carry_out, ask(some, asked, read, strict=strict))
+            for some in cut(each_item(images), self._limits)
+        )
+        with closing(in_order(jobs, self._in_flight, self._in_flight - 1, "smn-client")) as answers:
+            for parts in answers:
+                yield from parts
 
-    def delete(self, name: str, version: int | None = None, kind: Kind = "masks") -> None:
-        """Delete one version, or the name with all of them, without a question."""
-        self._send(Call("DELETE", path_of(kind, name), version_params(version)))
-
-    def set_alias(self, name: str, alias: str, version: int, kind: Kind = "masks") -> dict[str, Any]:
-        """Let `name@alias` mean a version from now on."""
-        check_version(version)
-        return table_of(self._send(Call("PUT", alias_path(kind, name, alias), json={"version": version})), ALIASED)
-
-    def delete_alias(self, name: str, alias: str, kind: Kind = "masks") -> None:
-        """Forget an alias; the version that it meant stays."""
-        self._send(Call("DELETE", alias_path(kind, name, alias)))
-
-    def info(self) -> dict[str, Any]:
-        """What the server is."""
-        return table_of(self._send(Call("GET", "/info")), {})
+    def _carry_out(self, talk: Talk[T]) -> T:
+        """Send the requests of a talk, and give it the responses, until it returns."""
+        try:
+            call = next(talk)
+            while True:
+                call = talk.send(self._send(call))
+        except StopIteration as done:
+            answer: T = done.value
+            return answer
 
     def _send(self, call: Call) -> httpx2.Response:
         for attempt in range(ATTEMPTS):
             try:
                 response = self._http.request(call.method, call.path, **call.arguments())
             except httpx2.RequestError as error:
-                if attempt + 1 == ATTEMPTS or not _may_resend(call, error, reused=self._reused):
-                    raise _away(self._http.base_url, error) from error
+                if attempt + 1 == ATTEMPTS or not may_resend(call, error, reused=self._reused):
+                    raise away(self._http.base_url, error) from error
                 self._reused = False
                 continue
             self._reused = True
-            wait_s = _wait_s(response, attempt)
-            if wait_s is None:
-                return check(response)
-            time.sleep(wait_s)
-        raise AssertionError("the last attempt returns")
-
-
-class AsyncClient:
-    """The asynchronous client: embedding and uploading, as `Client` has them."""
-
-    def __init__(self, server: str, key: str | None = None, timeout_s: float = 60.0) -> None:
-        settings = connection(server, key, timeout_s)
-        try:
-            self._reused = False
-            self._http = httpx2.AsyncClient(**settings, transport=httpx2.AsyncHTTPTransport(proxy=proxy_of(server)))
-        except ImportError as error:
-            raise InvalidArgument(unusable_proxy("a SOCKS proxy needs the package socksio")) from error
-
-    async def __aenter__(self) -> AsyncClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._http.aclose()
-
-    async def embed(
-        self,
-        images: Sequence[Image] | Float32[ndarray, "n 3 h w"],
-        mask: str | None = None,
-        *,
-        cascade: str | None = None,
-        mode: str | None = None,
-        normalize: bool = False,
-        dimensions: int | None = None,
-        space: str | None = None,
-    ) -> Embeddings:
-        """As `Client.embed`."""
-        shape: dict[str, Any] = {"normalize": normalize, "dimensions": dimensions, "space": space}
-        call = embed_call(images, mask, cascade=cascade, mode=mode, **shape)
-        return embeddings_of(await self._send(call))
-
-    async def push(
-        self, name: str, mask: Image, *, if_match: str | None = None, if_absent: bool = False
-    ) -> dict[str, Any]:
-        """As `Client.push`."""
-        return table_of(await self._send(push_call(name, mask, if_match, if_absent=if_absent)), WRITTEN)
-
-    async def _send(self, call: Call) -> httpx2.Response:
-        for attempt in range(ATTEMPTS):
-            try:
-                response = await self._http.request(call.method, call.path, **call.arguments())
-            except httpx2.RequestError as error:
-                if attempt + 1 == ATTEMPTS or not _may_resend(call, error, reused=self._reused):
-                    raise _away(self._http.base_url, error) from error
-                self._reused = False
-                continue
-            self._reused = True
-            wait_s = _wait_s(response, attempt)
-            if wait_s is None:
-                return check(response)
-            await asyncio.sleep(wait_s)
+            pause_s = wait_s(response, attempt)
+            if pause_s is None:
+                return response
+            time.sleep(pause_s)
         raise AssertionError("the last attempt returns")

@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from service.bodies import Images, from_npy
+from service.bodies import Images, from_array
 from service.embedder import Through
 from service.errors import Rejected
 from service.record import Record
@@ -238,7 +238,7 @@ async def _decode(server: Server, record: Record, images: Images) -> Float32[Ten
     began = time.perf_counter()
     loop = asyncio.get_running_loop()
     if images.array is not None:
-        x = await loop.run_in_executor(server.decoders, from_npy, images.array, server.reader)
+        x = await loop.run_in_executor(server.decoders, from_array, images.array, server.reader)
     else:
         pixels = await server.decoding.decode(record.who, images.encoded)
         x = await loop.run_in_executor(server.decoders, server.reader.normalise, pixels)

@@ -61,6 +61,8 @@ TYPES = {
     504: "timeout_error",
 }
 BRANCHES = ("str", "list[str]")
+HEADER_LENGTH = "Inference-Header-Content-Length"
+"""The header of Triton's binary extension."""
 CODES = {404: "no_such_route", 405: "method_not_allowed"}
 
 
@@ -99,6 +101,15 @@ def response_of(status: int, code: str, message: str, param: str | None = None) 
     return JSONResponse(error_body(status, code, message, param), status, headers)
 
 
+def answer_to(request: Request, status: int, code: str, message: str, param: str | None = None) -> JSONResponse:
+    """The error answer to a request. Clients of Triton's extension add its `error` to a text, so it must be one."""
+    answer = response_of(status, code, message, param)
+    if HEADER_LENGTH in request.headers and request.url.path.startswith("/v2/models/"):
+        del answer.headers["content-length"]
+        return JSONResponse({"error": _sayable(message)}, status, dict(answer.headers))
+    return answer
+
+
 def _methods_of(request: Request) -> list[str]:
     """The methods that a path takes. Starlette alone would name those of the first route with that path."""
     path = getattr(request.scope.get("route"), "path", "")
@@ -115,18 +126,18 @@ def install(app: FastAPI) -> None:
         caller = getattr(request.state, "caller", None)
         if isinstance(error, errors.NotFound) and caller is not None and caller.prefix:
             message = _without_names_of_others(message, caller.prefix)
-        return response_of(status_of(error), error.code, message, getattr(error, "param", None))
+        return answer_to(request, status_of(error), error.code, message, getattr(error, "param", None))
 
     @app.exception_handler(ClientDisconnect)
     async def _(_: Request, __: ClientDisconnect) -> JSONResponse:
         return response_of(499, "client_gone", "the client hung up before its body was here")  # only the log sees it
 
     @app.exception_handler(RequestValidationError)
-    async def _(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def _(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         # pydantic names the branch of a union that it tried, as in `input.list[str].0`: leave it out.
         place = ".".join(str(part) for part in first["loc"][1:] if part not in BRANCHES) or None
-        return response_of(400, "invalid_request", f"{place or 'request'}: {first['msg']}", place)
+        return answer_to(request, 400, "invalid_request", f"{place or 'request'}: {first['msg']}", place)
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:

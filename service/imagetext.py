@@ -11,6 +11,14 @@ DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]+)*,", re.ASCII | re.
 STEP_CHARS = 2**20
 """As much is decoded before another thread may run; a multiple of 4."""
 WHITE = b" \t\r\n"
+HEAD_CHARS = 32
+"""Of base64, without line breaks: as many show what kind of file it is."""
+SIGNATURE = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|BM|II\*\x00|MM\x00\*|II\+\x00|MM\x00\+|RIFF....WEBP"
+    rb"|....ftyp|\x00\x00\x00\x0cjP {2}|\xff\x4f\xff\x51|P[1-7][ \t\r\n]",
+    re.DOTALL,
+)
+"""What image files begin with: PNG, JPEG, GIF, BMP, TIFF, WebP, AVIF and HEIC, JPEG 2000, PPM."""
 
 
 def decode_text(text: object, param: str) -> bytes:
@@ -33,6 +41,37 @@ def decode_text(text: object, param: str) -> bytes:
     except ValueError as error:
         said = "a character of it is none of base64" if isinstance(error, UnicodeEncodeError) else error
         raise Rejected(400, "invalid_image_text", f"{param} is not base64: {said}", param) from error
+
+
+def decode_unless_text(text: object, param: str) -> bytes:
+    """As `decode_text`, of a place where a client may have put a text: only what is a data URI or an image is decoded.
+
+    Raises:
+        Rejected: 400, of a text `text_input`.
+    """
+    bare = isinstance(text, str) and DATA_URI.match(text[:256]) is None and "://" not in text[:32]
+    if bare and not begins_as_image(_first_bytes(str(text))):
+        raise text_input(param)
+    return decode_text(text, param)
+
+
+def text_input(param: str) -> Rejected:
+    """The refusal of a text: there is no text encoder."""
+    said = f"{param} is text: this server embeds images, as base64 or data URIs"
+    return Rejected(400, "text_input", said, param)
+
+
+def begins_as_image(data: bytes | bytearray | memoryview) -> bool:
+    """Whether these are the first bytes of an image file of a known kind."""
+    return SIGNATURE.match(data) is not None
+
+
+def _first_bytes(text: str) -> bytes:
+    bare = "".join(text[: 4 * HEAD_CHARS].split())[:HEAD_CHARS]
+    try:
+        return binascii.a2b_base64(bare[: len(bare) // 4 * 4].encode("ascii"), strict_mode=True)
+    except ValueError:
+        return b""
 
 
 def _decode(text: bytes) -> bytes:

@@ -29,20 +29,38 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def read_json(
-    request: Request, model: type[Model], limit_bytes: int = MAX_SMALL_BYTES, max_images: int = 0
+    request: Request,
+    model: type[Model],
+    limit_bytes: int = MAX_SMALL_BYTES,
+    max_images: int = 0,
+    *,
+    or_no_type: bool = False,
 ) -> Model:
     """A JSON body as a model. FastAPI's own reading has no limit on its size.
+
+    Args:
+        or_no_type: also without a content type, as some clients send it.
 
     Raises:
         Rejected: 400 not JSON, 413 too large or of too many values, 415 another content type.
         RequestValidationError: 400, not the model's.
     """
-    if media_type(request) != "application/json":
-        kind = media_type(request) or "missing"
-        raise Rejected(415, "unsupported_type", f"content type {kind}: send application/json", "Content-Type")
+    kind = media_type(request)
+    if kind != "application/json" and (kind or not or_no_type):
+        said = f"content type {kind or 'missing'}: send application/json"
+        raise Rejected(415, "unsupported_type", said, "Content-Type")
     body = await read_buffer(request, limit_bytes)
+    return await asyncio.to_thread(lambda: validated(model, parse_json(body, max_images)))
+
+
+def validated(model: type[Model], value: dict[str, Any]) -> Model:
+    """A JSON object as a model.
+
+    Raises:
+        RequestValidationError: 400, not the model's.
+    """
     try:
-        return await asyncio.to_thread(lambda: model.model_validate(parse_json(body, max_images)))
+        return model.model_validate(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in found]) from error

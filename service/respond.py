@@ -1,8 +1,7 @@
-"""Makes an answer of embeddings: JSON, npy, or OpenAI's shape, cut and normalised on request."""
+"""Makes an answer of embeddings: JSON or npy, cut and normalised on request."""
 
 from __future__ import annotations
 
-import base64
 import io
 from typing import Any
 
@@ -33,8 +32,3 @@ def as_npy(z: Float32[ndarray, "n d"]) -> Response:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, z, version=(1, 0), allow_pickle=False)
     return Response(buffer.getvalue(), media_type=NPY)
-
-
-def as_base64(row: Float32[ndarray, "d"]) -> str:
-    """A row as OpenAI encodes it: base64 of little-endian float32."""
-    return base64.b64encode(row.astype("<f4").tobytes()).decode()

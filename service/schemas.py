@@ -232,24 +232,10 @@ class SetCurrent(BaseModel):
     version: int = Field(ge=1, le=999_999_999, strict=True)
 
 
-class OpenAIRequest(BaseModel):
-    """OpenAI's embeddings request; `input` is one image or a list, as base64 or data URIs."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "flowers", "input": ["data:image/png;base64,iVBORw0KGgo..."]}]}
-    )
-
-    model: str
-    input: str | list[str]
-    encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: int | None = Field(None, ge=1, strict=True)
-    user: str | None = None
-
-
 class OpenAIEmbedding(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
-    embedding: list[float] | str
+    embedding: list[float] | list[int] | str
 
 
 class Usage(BaseModel):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
+from fastapi.security import HTTPBearer
 
 from service.errors import Rejected
 from service.keys import clean_key
@@ -104,21 +105,28 @@ def guard_of(settings: Settings) -> Guard:
 # Dependencies are coroutines although they wait for nothing: FastAPI would run plain functions in threads.
 
 
-async def may_read(request: Request) -> Caller:
-    """Dependency: any known key."""
-    caller: Caller = request.app.state.guard.caller(request)
-    request.state.caller = caller
-    return caller
+class Bearer(HTTPBearer):
+    """A dependency that is a caller with a known key. OpenAPI says of its routes that they take one."""
+
+    def __init__(self, *, to_change: bool = False) -> None:
+        super().__init__(scheme_name="key", description="One of SMN_API_KEYS or SMN_ADMIN_KEYS, if the server has any.")
+        self._to_change = to_change
+
+    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]
+        """Who sends the request.
+
+        Raises:
+            Rejected: 401, no key or none that is known; 403, one that may not change masks where that is needed.
+        """
+        caller: Caller = request.app.state.guard.caller(request)
+        request.state.caller = caller
+        if self._to_change and not caller.admin:
+            raise Rejected(403, "read_only_key", "this key may embed and read, not change")
+        return caller
 
 
-async def may_change(request: Request) -> Caller:
-    """Dependency: a key that may change masks."""
-    caller = await may_read(request)
-    if not caller.admin:
-        raise Rejected(403, "read_only_key", "this key may embed and read, not change")
-    return caller
-
-
+may_read = Bearer()
+may_change = Bearer(to_change=True)
 Reader = Annotated[Caller, Depends(may_read)]
 Changer = Annotated[Caller, Depends(may_change)]
 Name = Annotated[str, Path(description="[a-z0-9][a-z0-9._-]*, at most 128 characters")]

@@ -1,6 +1,7 @@
 """Packed bytes <-> booleans: the only module that knows the bit order.
 
 Bit j of byte i, least significant first, is weight 8*i + j; 1 = ON. Bits past the last weight (padding) are 0.
+Vectors of bits in answers are packed the other way round, as vector stores have them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ def pack(on: Bool[ndarray, "n"]) -> UInt8[ndarray, "n_bytes"]:
 def unpack(packed: UInt8[ndarray, "n_bytes"], n_weights: int) -> Bool[ndarray, "n"]:
     """`on[i] = packed[i // 8] >> (i % 8) & 1` for the first `n_weights` bits."""
     return np.unpackbits(packed, count=n_weights, bitorder=ENDIAN).view(np.bool_)
+
+
+def pack_rows_big_endian(on: Bool[ndarray, "n d"]) -> UInt8[ndarray, "n n_bytes"]:
+    """Rows as vector stores read them: `packed[:, i // 8] >> (7 - i % 8) & 1 == on[:, i]`. No mask is packed so."""
+    return np.packbits(on, axis=1, bitorder="big")
 
 
 def unpack_fields(packed: UInt8[ndarray, "q n_bytes"], n_bits: int, n_fields: int) -> UInt8[ndarray, "q n"]:

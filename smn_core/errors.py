@@ -105,6 +105,12 @@ class PreconditionFailed(SMNError):
     code = "precondition_failed"
 
 
+class OtherSpace(SMNError):
+    """Vectors of another space than the one asked for: they cannot be compared with it."""
+
+    code = "other_space"
+
+
 class Unavailable(SMNError):
     """Something that should come back: the registry is away, the server is draining."""
 

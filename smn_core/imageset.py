@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
@@ -14,10 +15,26 @@ from numpy import ndarray
 from PIL import Image
 
 from smn_core.errors import InvalidData, InvalidImage
-from smn_core.images import decode
+from smn_core.pixels import decode
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jp2",
+    }
 )
 MAX_CLASSES = 1_000_000
 MADE = ("last.ckpt", "cascade.safetensors", "race.json")
@@ -41,12 +58,16 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True)
 class FolderSet:
-    """Every image below a folder, in sorted order of relative paths; the first folder of a path is its class."""
+    """Every image below a folder, in sorted order of relative paths; the first folder of a path is its class.
+
+    `others` counts the files of other kinds by their suffix: they are no images of the set.
+    """
 
     root: Path
     names: Sequence[str]
     labels: Int64[ndarray, "n"] | None
     classes: Sequence[str]
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def image(self, index: int, draft_px: int | None = None) -> Image.Image:
         path = self.root / self.names[index]
@@ -92,18 +113,27 @@ def _open_folder(path: Path, split: str | None) -> FolderSet:
     root = path / split if split is not None else path
     if not root.is_dir():
         raise InvalidData(f"{path} has no folder {split!r}")
-    names = sorted(_image_paths(root))
+    others: Counter[str] = Counter()
+    names = sorted(_image_paths(root, others))
     if not names:
-        raise InvalidData(f"{root} has no image ({', '.join(sorted(SUFFIXES))})")
+        there = f"; there are {say_others(others)}" if others else ""
+        raise InvalidData(f"{root} has no image ({', '.join(sorted(SUFFIXES))}){there}")
     folders = [name.split("/")[0] if "/" in name else "" for name in names]
     if "" in folders:
-        return FolderSet(root, names, None, ())
+        return FolderSet(root, names, None, (), others)
     classes = sorted(set(folders))
     index = {name: i for i, name in enumerate(classes)}
-    return FolderSet(root, names, np.array([index[f] for f in folders], np.int64), classes)
+    return FolderSet(root, names, np.array([index[f] for f in folders], np.int64), classes, others)
 
 
-def _image_paths(root: Path) -> Iterator[str]:
+def say_others(others: Mapping[str, int]) -> str:
+    """Counts by suffix as a reader wants them, the most of a kind first: `12 .mov, 3 .txt, 1 without suffix`."""
+    ordered = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in ordered)
+
+
+def _image_paths(root: Path, others: Counter[str]) -> Iterator[str]:
+    """The paths of images; other files that are not hidden are counted by their suffix."""
     for folder, folders, files in os.walk(root, followlinks=True):
         here = Path(folder)
         if here.is_symlink() and here.resolve() in {parent.resolve() for parent in here.parents}:  # back up the tree
@@ -111,8 +141,12 @@ def _image_paths(root: Path) -> Iterator[str]:
             continue
         folders[:] = [name for name in folders if not name.startswith(".") and not _is_made(here / name)]
         for file in files:
-            if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."):
+            if file.startswith("."):
+                continue
+            if (suffix := Path(file).suffix.lower()) in SUFFIXES:
                 yield Path(folder, file).relative_to(root).as_posix()
+            else:
+                others[suffix] += 1
 
 
 def _is_made(folder: Path) -> bool:

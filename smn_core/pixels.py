@@ -17,6 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from smn_core.containers import MAX_PIXELS, check_size, examine, unknown
 from smn_core.containers.facts import is_quick
 from smn_core.errors import ImageTooLarge, InvalidImage
+from smn_core.heif import KIND as HEIF
+from smn_core.heif import NEEDED, teach_pillow
 from smn_core.samples import load_rgb
 
 DRAFT_FACTOR = 2
@@ -30,6 +32,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # check_size refuses those
 
 ORIENTATION = 0x0112
+READS_HEIF = teach_pillow()
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -137,8 +140,10 @@ def decode(
     """
     try:
         facts = examine(data, max_pixels)
+        if facts.kind == HEIF and not READS_HEIF:
+            raise InvalidImage(NEEDED)
         with Image.open(io.BytesIO(facts.data), formats=(facts.kind,)) as image:
-            check_size(facts.kind, *image.size, max_pixels)
+            check_size(facts.kind, *image.size, max_pixels, heavy=facts.kind == HEIF and "A" in image.mode)
             if only_quick and not is_quick(facts.kind, *image.size):
                 raise Slow
             if draft_px is not None:

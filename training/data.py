@@ -7,8 +7,10 @@ resumed at step s sees exactly what an uninterrupted run sees from step s on, wi
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from smn_core.errors import InvalidData, InvalidImage
 from smn_core.imageset import ArraySet, FolderSet, ImageSet, array_splits, open_images
@@ -38,6 +40,7 @@ TORCHVISION: dict[str, tuple[str, dict[str, dict[str, Any]] | None]] = {
 TORCHVISION_ROOT = Path("~/.cache/smn/torchvision")
 CUT_SEED, CUT_TRAIN, CUT_SPLITS = 0, 0.8, ("train", "test")
 TRAIN = "train"
+SHARED_MEMORY = Path("/dev/shm")
 SPLITS = frozenset({TRAIN, "test", "val", "valid", "validation", "training", "testing", "dev", "eval"})
 """Names of splits. If all folders of a set bear such names, they are splits and not classes."""
 
@@ -208,6 +211,30 @@ class Batch:
         labels = self.labels.to(device) if self.labels is not None else None
         return Batch([v.to(device, non_blocking=True) for v in self.views], labels, self.skipped)
 
+    def share(self, memory: Path = SHARED_MEMORY) -> None:
+        """Move the views into shared memory, where it has room for one such batch of every worker and one more.
+
+        A plain container has 64 MB. In a full one the queue's thread fails, where nobody hears it, and the run would
+        wait for a batch that never comes; or the write of a page kills the worker.
+        """
+        info = get_worker_info()
+        needed = sum(view.nbytes for view in self.views) * (info.num_workers + 1 if info else 1)
+        room = os.statvfs(memory)
+        if room.f_bavail * room.f_frsize >= needed:
+            with suppress(RuntimeError):  # another run was faster: what is left goes through the pipe
+                for view in self.views:
+                    view.share_memory_()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A tensor in shared memory is handed over there, any other one through the pipe, as an array."""
+        views = [view if view.is_shared() else view.numpy() for view in self.views]
+        return _unpack, (views, None if self.labels is None else self.labels.numpy(), self.skipped)
+
+
+def _unpack(views: list[Any], labels: ndarray | None, skipped: list[str]) -> Batch:
+    tensors = [view if isinstance(view, Tensor) else torch.from_numpy(view) for view in views]
+    return Batch(tensors, None if labels is None else torch.from_numpy(labels), skipped)
+
 
 class Views(Dataset[tuple[list[Tensor], int, list[str]]]):
     """The augmented views of an `Item`. If its image cannot be read, the next readable one takes its place."""
@@ -303,7 +330,10 @@ class StepLoader(DataLoader[Any]):
 
 
 def collate(rows: list[tuple[list[Tensor], int, list[str]]]) -> Batch:
-    """Put rows of views, label (-1: unknown) and skipped names together into a batch."""
+    """Put rows of views, label (-1: unknown) and skipped names together into a batch, a worker's in shared memory."""
     views = [torch.stack(crop) for crop in zip(*(row[0] for row in rows), strict=True)]
     labels = torch.tensor([row[1] for row in rows])
-    return Batch(views, labels if (labels >= 0).all() else None, [name for row in rows for name in row[2]])
+    batch = Batch(views, labels if (labels >= 0).all() else None, [name for row in rows for name in row[2]])
+    if get_worker_info() is not None:
+        batch.share()
+    return batch

@@ -217,15 +217,17 @@ def make_loader(prepared: Prepared, learner: Learner, first_step: int) -> StepLo
         Views(images, learner.objective.make_transform(preprocess), draft_side_px(preprocess)),
         batch_sampler=sampler,
         num_workers=request.workers,
-        # Ctrl-C in a terminal reaches them too; they live until the step in hand is done and saved.
-        worker_init_fn=_ignore_interrupts,
+        # Ctrl-C in a terminal reaches them too, and SIGTERM where a service's whole group gets it; they live until the
+        # step in hand is done and saved, and end with their loader.
+        worker_init_fn=_ignore_stops,
         collate_fn=collate,
         pin_memory=backbone.device.type == "cuda",
     )
 
 
-def _ignore_interrupts(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_stops(_: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _make_learner(prepared: Prepared) -> Learner:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, Request, Response
 from service.embedding import in_time
 from service.reading import read_body
 from service.registry.base import Entry, Hold, Published, Registry, Version
-from service.routes.versions import add_common_routes, answer, changing, guards, reading, version_table
+from service.routes.versions import FILE_BODY, add_common_routes, answer, changing, guards, reading, version_table
 from service.schemas import CascadeInfo, Written
 from service.security import Caller, Changer, OwnName, OwnNameToChange, Reader
 from service.server import Server, TheServer
@@ -27,7 +27,13 @@ add_common_routes(router, "cascades")
 NAMES_A_READ = 1000
 
 
-@router.put("/{name}", status_code=201, response_model=Written, responses={200: {"model": Written}})
+@router.put(
+    "/{name}",
+    status_code=201,
+    response_model=Written,
+    responses={200: {"model": Written}},
+    openapi_extra={"requestBody": FILE_BODY},
+)
 async def upload(
     name: OwnNameToChange,
     server: TheServer,

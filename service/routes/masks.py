@@ -11,7 +11,16 @@ from service.embedding import in_time
 from service.errors import Rejected
 from service.reading import read_body
 from service.registry.base import Published, blob_of_version
-from service.routes.versions import add_common_routes, answer, changing, guards, notes_of, reading, version_table
+from service.routes.versions import (
+    FILE_BODY,
+    add_common_routes,
+    answer,
+    changing,
+    guards,
+    notes_of,
+    reading,
+    version_table,
+)
 from service.schemas import MaskInfo, Written
 from service.security import OwnName, OwnNameToChange
 from service.server import Server, TheServer
@@ -23,7 +32,13 @@ router = APIRouter(prefix="/masks", tags=["masks"])
 add_common_routes(router, "masks")
 
 
-@router.put("/{name}", status_code=201, response_model=Written, responses={200: {"model": Written}})
+@router.put(
+    "/{name}",
+    status_code=201,
+    response_model=Written,
+    responses={200: {"model": Written}},
+    openapi_extra={"requestBody": FILE_BODY},
+)
 async def upload(
     name: OwnNameToChange,
     server: TheServer,

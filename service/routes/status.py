@@ -1,4 +1,4 @@
-"""What the server is and how it is: /info, /livez, /readyz, /metrics, and its documentation."""
+"""What the server is and how it is: /info, /livez, /readyz and /metrics."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -96,14 +95,3 @@ async def _soon(asked: Awaitable[T]) -> T | None:
         return await asyncio.wait_for(asked, PROBE_S)
     except TimeoutError:
         return None
-
-
-@router.get("/openapi.json", include_in_schema=False)
-async def openapi(request: Request, _: Reader) -> dict[str, Any]:
-    document: dict[str, Any] = request.app.openapi()
-    return document
-
-
-@router.get("/docs", include_in_schema=False)
-async def docs(request: Request, _: Reader) -> Response:
-    return get_swagger_ui_html(openapi_url="openapi.json", title=request.app.title)

@@ -32,6 +32,11 @@ from service.server import Server, TheServer
 VersionNumber = Annotated[int | None, Query(ge=1, description="Default: the current one.")]
 Alias = Annotated[str, Path(description="[a-z][a-z0-9-]*, at most 32 characters; not sha256, nor v with digits")]
 CURRENT = {"required": True, "content": {"application/json": {"schema": SetCurrent.model_json_schema()}}}
+FILE_BODY = {
+    "required": True,
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}
+"""How OpenAPI describes an uploaded file: its page then has a button to choose one."""
 T = TypeVar("T")
 
 

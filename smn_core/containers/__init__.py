@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from smn_core.containers import jpeg, jpeg2000, others, png, tiff
+from smn_core.containers import isobmff, jpeg, jpeg2000, others, png, tiff
 from smn_core.containers.facts import MAX_PIXELS, Facts, check_size, unknown
 
 __all__ = ["MAX_PIXELS", "Facts", "check_size", "examine", "unknown"]
@@ -37,8 +37,8 @@ def examine(data: bytes, max_pixels: int = MAX_PIXELS) -> Facts:
             return examination(data, max_pixels)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return others.examine_webp(data, max_pixels)
-    if data[4:12] in (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftypmsf1"):
-        return others.examine_avif(data, max_pixels)
+    if (kind := isobmff.kind_of(data)) is not None:
+        return isobmff.examine(data, kind)
     if others.is_dib(data):
         return others.examine_bmp(data, max_pixels)
     raise unknown(data)

@@ -17,6 +17,7 @@ MAX_PIXELS_OF = {
     "PPM": 36_000_000,
     "WEBP": 16_000_000,
     "AVIF": 12_000_000,
+    "HEIF": 25_000_000,
     "JPEG2000": 2_000_000,
 }
 """So many that a decode takes about a second of one core and half a gigabyte: docs/operations.md has the table."""

@@ -1,4 +1,4 @@
-"""GIF, BMP, PPM, WebP and AVIF before their decode."""
+"""GIF, BMP, PPM and WebP before their decode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ _RUN_LENGTHS = (1, 2)
 _SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"
 _PPM = re.compile(rb"P([1-6])" + (_SPACE + rb"+(\d{1,9})") * 2)
 _MAXVAL = re.compile(_SPACE + rb"+(\d{1,5})\s")
-_EXIF_ITEM = re.compile(rb"(infe(?:\x02.{3}.{4}|\x03.{3}.{6}))Exif", re.DOTALL)
 
 
 def examine_gif(data: bytes, max_pixels: int) -> Facts:
@@ -108,15 +107,3 @@ def examine_webp(data: bytes, max_pixels: int) -> Facts:
         raise unknown(data) from error
     check_size("WEBP", width, height, max_pixels)
     return Facts(data, "WEBP")
-
-
-def examine_avif(data: bytes, max_pixels: int) -> Facts:
-    """The facts of an AVIF, without its EXIF: a container of this kind says itself how it is turned.
-
-    Its size lies deep in boxes that the decoder reads without the pixels; it is checked when the file is open.
-    """
-    del max_pixels
-    (size,) = struct.unpack_from(">I", data)
-    head = data[size:]  # behind ftyp; meta comes next
-    meta = struct.unpack_from(">I", head)[0] if head[4:8] == b"meta" else 0
-    return Facts(data[:size] + _EXIF_ITEM.sub(rb"\1skip", head[:meta]) + head[meta:], "AVIF")

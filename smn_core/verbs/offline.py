@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from pathlib import Path
+from contextlib import closing
+from functools import partial
 from typing import BinaryIO
 
-import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from smn_core.ahead import in_order
 from smn_core.backbone import require_dimensions
 from smn_core.engine import Engine, Segment
 from smn_core.errors import InvalidData, InvalidImage
-from smn_core.files import replacing, write_bytes
 from smn_core.images import ImageReader, draft_side_px
-from smn_core.imageset import FolderSet, ImageSet
+from smn_core.imageset import ImageSet
 
 OnBatch = Callable[[int], None]
 """Called after every batch with its number of images."""
@@ -67,13 +63,10 @@ def read_batches(
                 bad.append(str(error))
         return kept, inputs, bad
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="smn-decode") as pool:
-        ahead: deque[Future[tuple[list[int], list[Tensor], list[str]]]] = deque()
-        firsts = iter(range(0, n_images, batch_size))
-        ahead.extend(pool.submit(load_batch, first) for first in islice(firsts, workers + 1))
-        while ahead:
-            kept, inputs, bad = ahead.popleft().result()
-            ahead.extend(pool.submit(load_batch, first) for first in islice(firsts, 1))
+    firsts = range(0, n_images, batch_size)
+    jobs = (partial(load_batch, first) for first in firsts)
+    with closing(in_order(jobs, workers, workers, "smn-decode")) as batches:
+        for kept, inputs, bad in batches:
             if skipped is not None:
                 skipped.extend(bad)
             if inputs:
@@ -115,60 +108,37 @@ def embed_batches(
         yield indices, z
 
 
-def _line(name: str) -> str:
-    """A path without line breaks, so that line i of a file belongs to row i."""
-    return name.replace("\n", "\\n")
-
-
-def embed_to_file(
+def embed_to_rows(
     images: ImageSet,
     engine: Engine,
     embed: Embed,
-    width: int,
-    out: Path,
+    raw: BinaryIO,
     *,
     batch_size: int = 32,
     workers: int = 2,
     strict: bool = False,
     on_batch: OnBatch = say_nothing,
-) -> list[str]:
-    """Embed all images and write float32 [N,width] to `out` (`.npy`), a row for each readable image.
-
-    For a folder the relative paths are written too, line i for row i, to `out` with the suffix `.txt`.
+) -> tuple[list[int], list[str]]:
+    """Embed all images and write float32 rows to `raw`, batch by batch, a row for each readable image.
 
     Args:
         strict: an unreadable image ends it. Otherwise such images have no row.
 
     Returns:
-        Why each of the images without a row cannot be read.
+        The number of the image of each row, and why each of the others cannot be read.
 
     Raises:
-        InvalidImage: an image cannot be decoded and `strict` is said; nothing is written.
-        InvalidData: no image can be decoded; nothing is written.
-        InvalidArgument: `out` cannot be written.
+        InvalidImage: an image cannot be decoded and `strict` is said.
+        InvalidData: no image can be decoded.
     """
     n_images = len(images.names)
     skipped: list[str] = []
     kept: list[int] = []
     inputs = read_batches(n_images, make_loader(images, engine), batch_size, workers, None if strict else skipped)
-    with replacing(out) as temporary:
-        # Written batch by batch, not through a memory map: on a full disk a map would end the process with SIGBUS.
-        with temporary.open("wb") as file:
-            _write_header(file, n_images, width)
-            for indices, z in embed_batches(embed, inputs):
-                file.write(z.numpy().astype("<f4").tobytes())
-                kept += indices
-                on_batch(len(indices))
-            if not kept:
-                raise InvalidData(f"none of the {n_images} images can be read; the first: {skipped[0]}")
-            # numpy leaves room in a header for a longer first axis, so it can be written again in its place.
-            file.seek(0)
-            _write_header(file, len(kept), width)
-        if isinstance(images, FolderSet):
-            names = "".join(f"{_line(images.names[index])}\n" for index in kept)
-            write_bytes(out.with_suffix(".txt"), os.fsencode(names))
-    return skipped
-
-
-def _write_header(file: BinaryIO, n_rows: int, width: int) -> None:
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (n_rows, width)})
+    for indices, z in embed_batches(embed, inputs):
+        raw.write(z.numpy().astype("<f4").tobytes())
+        kept += indices
+        on_batch(len(indices))
+    if not kept:
+        raise InvalidData(f"none of the {n_images} images can be read; the first: {skipped[0]}")
+    return kept, skipped

@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import smn
@@ -58,7 +60,7 @@ def test_every_stage_of_the_data_path_is_a_module(stage):
 def test_the_inspect_example_prints_what_the_readme_says():
     example = next(block for block in blocks("console") if "smn inspect" in block)
     done = subprocess.run(
-        [sys.executable, "smn.py", "inspect", "tests/golden/zstd.smn"],
+        [sys.executable, "-m", "smn", "inspect", "tests/golden/zstd.smn"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -79,10 +81,21 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     packed = np.concatenate([bits.pack(on[t.elements]) for t in backbone.layout])
     mask = TaskMask(backbone.layout, backbone.model_json, backbone.fingerprint, packed)
     write_mask(mask, tmp_path / "flowers.smn")
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "list.txt").write_text("photos/0.png\nphotos/2.png\n")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(blocks("python")[0], names)
-    assert names["done"].embeddings.shape == (3, 192)  # type: ignore[attr-defined]
+    assert names["found"].embeddings.shape == (3, 192)
+    assert names["photos"].space == names["found"].space == names["row"].space
+    np.testing.assert_allclose(names["row"].vector, names["found"].embeddings[2], rtol=1e-4, atol=1e-4)
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 130
 
 
 def test_the_configuration_table_is_the_settings():

@@ -2,13 +2,18 @@
 
 import fnmatch
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from dockerfile import BUILD, FINAL, ROOT, argument_of, copies, environment, instructions
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from served import ServerProcess
 
 
@@ -46,17 +51,89 @@ def test_its_environment_is_settings_of_the_server():
 def test_versions_are_those_of_the_constraints():
     installs = [argument for name, argument in BUILD if name == "RUN" and "uv pip install" in argument]
     assert installs and all("--constraint constraints.txt" in line or "--no-deps" in line for line in installs)
+    assert all("--build-constraint constraints.txt" in line for line in installs)
 
 
-def test_the_cpu_build_takes_torch_and_torchvision_from_one_index():
-    """`--torch-backend` moves both; with the default it is not there at all."""
-    (install,) = [argument for name, argument in BUILD if name == "RUN" and "--extra" in argument]
-    part = install[install.index("$([") : install.index("-r pyproject")]
-    for device, words in (("cuda", ""), ("cpu", "--torch-backend cpu")):
+def pins(text):
+    """name -> (version, hashes) of a file of constraints."""
+    found = re.findall(r"^([a-z0-9._-]+)==(\S+)((?: \\\n    --hash=\S+)*)$", text, re.MULTILINE)
+    return {name: (version, set(re.findall(r"--hash=(\S+)", hashes))) for name, version, hashes in found}
+
+
+PINS = pins((ROOT / "constraints.txt").read_text())
+
+
+def test_every_pin_has_its_hashes_and_no_address():
+    text = (ROOT / "constraints.txt").read_text()
+    assert len(PINS) == len(re.findall(r"^\w", text, re.MULTILINE)) > 100
+    assert all(
+        hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", one) for one in hashes) for _, hashes in PINS.values()
+    )
+    assert "://" not in text
+
+
+def test_the_constraints_are_those_of_the_project():
+    """After a change of pyproject.toml: `make constraints UPGRADE=`. It follows what is installed here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        Requirement(line) for line in [*project["dependencies"], *(one for lines in extras.values() for one in lines)]
+    ]
+    seen = set()
+    while wanted:
+        requirement = wanted.pop()
+        name = canonicalize_name(requirement.name)
+        key = (name, frozenset(requirement.extras))
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        assert name in PINS, f"{requirement}: run `make constraints UPGRADE=`"
+        assert requirement.specifier.contains(PINS[name][0], prereleases=True), f"{requirement}: run `make constraints`"
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            told = metadata.distribution(name)
+        except metadata.PackageNotFoundError:  # of an extra that is not installed here
+            continue
+        for line in told.requires or []:
+            other = Requirement(line)
+            if other.marker and any(other.marker.evaluate({"extra": extra}) for extra in ("", *requirement.extras)):
+                other.marker = None
+            wanted.append(other)
+    assert {name for name, _ in seen} >= {"torch", "redis", "uv", "hatchling"}
+
+
+@pytest.fixture
+def install(tmp_path):
+    """`install(DEVICE)`: the words of the Dockerfile's installation, and the constraints that it leaves."""
+    (command,) = [argument for name, argument in BUILD if name == "RUN" and "--extra" in argument]
+    words = tmp_path / "uv"
+    words.write_text('#!/bin/sh\necho "$@"\n')
+    words.chmod(0o755)
+
+    def run(device):
+        shutil.copy(ROOT / "constraints.txt", tmp_path)
+        given = {"DEVICE": device, "EXTRAS": "service,otel", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
         done = subprocess.run(
-            ["sh", "-c", f"echo {part}"], env={"DEVICE": device}, capture_output=True, text=True, check=True
+            ["sh", "-c", command], env=given, cwd=tmp_path, capture_output=True, text=True, check=True
         )
-        assert done.stdout.strip() == words
+        return done.stdout.split(), pins((tmp_path / "constraints.txt").read_text())
+
+    return run
+
+
+def test_every_file_that_is_installed_must_have_its_hash(install):
+    words, left = install("cuda")
+    assert "--require-hashes" in words and "--torch-backend" not in words and left == PINS
+    assert words.count("--extra") == 2
+
+
+def test_the_cpu_build_takes_torch_and_torchvision_from_one_index(install):
+    """`--torch-backend` moves both, to files of other hashes; all others keep theirs."""
+    words, left = install("cpu")
+    assert words[words.index("--torch-backend") + 1] == "cpu" and "--require-hashes" not in words
+    assert left == {name: (version, set() if name in ("torch", "torchvision") else hashes)
+                    for name, (version, hashes) in PINS.items()}  # fmt: skip
 
 
 def health(port, **more):
@@ -105,7 +182,8 @@ def test_the_build_stage_makes_an_environment_that_serves(flags, theta, tmp_path
                 copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
                 copy(ROOT / part, source / part)
         elif name == "RUN":
-            command = argument.replace("/opt/smn", str(target)).replace("pip install --no-cache-dir uv", "uv --version")
+            command = argument.replace("/opt/smn", str(target))
+            command = command.replace("pip install --no-cache-dir --require-hashes -r uv.txt", "uv --version")
             done = subprocess.run(
                 ["sh", "-c", command], cwd=source, env=here, capture_output=True, text=True, check=False
             )

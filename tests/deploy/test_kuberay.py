@@ -50,7 +50,7 @@ def test_what_it_imports_builds_an_application_from_settings_by_name():
 
 def test_the_version_is_the_pinned_one():
     pins = (ROOT / "constraints.txt").read_text()
-    assert f"\nray=={CLUSTER['rayVersion']}\n" in pins
+    assert f"\nray=={CLUSTER['rayVersion']} \\\n" in pins
 
 
 def test_the_image_is_built_with_the_extra():
@@ -85,8 +85,8 @@ def test_settings_secrets_and_claims_are_those_of_the_plain_servers():
 def test_its_pods_reach_redis(group):
     policy = next(
         found
-        for found in yaml.safe_load_all((KUBERNETES / "redis.yaml").read_text())
-        if found["kind"] == "NetworkPolicy"
+        for found in yaml.safe_load_all((KUBERNETES / "network.yaml").read_text())
+        if found["metadata"]["name"] == "redis"
     )
     allowed = [source["podSelector"]["matchLabels"] for source in policy["spec"]["ingress"][0]["from"]]
     assert group["template"]["metadata"]["labels"] in allowed
@@ -97,8 +97,27 @@ def test_a_pod_is_the_images_ordinary_user_without_rights(group):
     (user,) = [argument for kind, argument in FINAL if kind == "USER"]
     rights = container(group)["securityContext"]
     assert pod(group)["securityContext"]["runAsNonRoot"] and pod(group)["securityContext"]["runAsUser"] == int(user)
-    assert rights == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert rights == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
     assert pod(group)["enableServiceLinks"] is False
+
+
+def test_only_the_clusters_pods_and_kuberays_operator_reach_dashboard_client_and_control():
+    """Each of the three runs what it is told."""
+    policies = yaml.safe_load_all((KUBERNETES / "network.yaml").read_text())
+    (policy,) = [found["spec"] for found in policies if found["metadata"]["name"] == "smn-ray"]
+    labels = HEAD["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"] == labels == WORKERS["template"]["metadata"]["labels"]
+    own, *others = policy["ingress"]
+    assert own == {"from": [{"podSelector": {"matchLabels": labels}}]}
+    ports = {port["name"]: port["containerPort"] for group in (HEAD, WORKERS) for port in container(group)["ports"]}
+    for rule in others:
+        (source,), allowed = rule["from"], {port["port"] for port in rule["ports"]}
+        operator = source.get("podSelector", {}).get("matchLabels") == {"app.kubernetes.io/name": "kuberay-operator"}
+        assert allowed <= {ports["serve"], ports["metrics"]} | ({ports["dashboard"]} if operator else set())
 
 
 @every_group

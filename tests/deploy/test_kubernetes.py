@@ -15,7 +15,7 @@ FILES = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 KUSTOMIZATION = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
 OBJECTS = [found for path in FILES for found in yaml.safe_load_all(path.read_text())]
 SETTINGS = {f"SMN_{name}".upper() for name in Settings.model_fields}
-SECRETS = {"admin", "api", "push"}
+SECRETS = {"admin", "api", "push", "redis"}
 LAYOUT_OF_TRAINER = {"TRAIN_DATA", "TRAIN_RECIPE", "TRAIN_NAME", "TRAIN_OUT", "SMN_SERVER", "SMN_KEY"}
 
 
@@ -33,6 +33,9 @@ def pod(workload):
 def container(name):
     (found,) = pod(WORKLOADS[name])["containers"]
     return found
+
+
+LABELS = [workload["spec"]["template"]["metadata"]["labels"] for workload in WORKLOADS.values()]
 
 
 def every_container(test):
@@ -77,7 +80,7 @@ def test_variables_are_settings_of_the_server_or_of_the_trainer():
     shared = {line.partition("=")[0] for line in (DEPLOY / "kubernetes" / "settings.env").read_text().splitlines()}
     script = (DEPLOY / "training" / "train-and-push").read_text()
     assert shared <= SETTINGS
-    assert {variable["name"] for variable in container("smn")["env"]} <= SETTINGS
+    assert {variable["name"] for variable in container("smn")["env"]} <= SETTINGS | {"REDIS_PASSWORD"}
     trainers = {variable["name"] for variable in container("smn-training")["env"]}
     assert trainers == LAYOUT_OF_TRAINER
     assert all(name in script for name in trainers - {"SMN_SERVER"})  # that one `smn` reads
@@ -112,13 +115,8 @@ def test_workloads_select_their_own_pods():
     for workload in (objects("Deployment") | objects("StatefulSet")).values():
         labels = workload["spec"]["template"]["metadata"]["labels"]
         assert workload["spec"]["selector"]["matchLabels"] == labels
-    for name in ("NetworkPolicy", "PodDisruptionBudget"):
-        for found in objects(name).values():
-            selector = found["spec"].get("podSelector") or found["spec"]["selector"]
-            assert any(
-                selector["matchLabels"] == workload["spec"]["template"]["metadata"]["labels"]
-                for workload in WORKLOADS.values()
-            )
+    for found in objects("PodDisruptionBudget").values():
+        assert found["spec"]["selector"]["matchLabels"] in LABELS
 
 
 def test_addresses_name_services_and_their_ports():
@@ -126,14 +124,48 @@ def test_addresses_name_services_and_their_ports():
     env = {variable["name"]: variable.get("value") for name in WORKLOADS for variable in container(name).get("env", [])}
     source = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())
     for url in (env["SMN_REGISTRY"], env["SMN_SERVER"], source["datasources"][0]["url"]):
-        host, port = re.fullmatch(r"\w+://([\w-]+):(\d+)(?:/0)?", url).groups()
+        host, port = re.fullmatch(r"\w+://(?::\$\(REDIS_PASSWORD\)@)?([\w-]+):(\d+)(?:/0)?", url).groups()
         assert services[host] == int(port)
     scraped = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"][0]["dns_sd_configs"]
     assert [(services[name], objects("Service")[name]["spec"]["clusterIP"]) for name in scraped[0]["names"]] == [
         (scraped[0]["port"], "None")
     ]
-    backend = objects("Ingress")["smn"]["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
-    assert backend == {"name": "smn", "port": {"name": objects("Service")["smn"]["spec"]["ports"][0]["name"]}}
+    for ingress in objects("Ingress").values():
+        for path in ingress["spec"]["rules"][0]["http"]["paths"]:
+            name = objects("Service")["smn"]["spec"]["ports"][0]["name"]
+            assert path["backend"]["service"] == {"name": "smn", "port": {"name": name}}
+
+
+def reached(egress):
+    """[(labels of pods, or None for anywhere, ports)] of a policy's way out."""
+    return [
+        ([target["podSelector"]["matchLabels"] for target in rule["to"]] if "to" in rule else None,
+         {port["port"] for port in rule.get("ports", [])})
+        for rule in egress
+    ]  # fmt: skip
+
+
+def test_nobody_reaches_anybody_but_by_a_policy_of_its_own():
+    policies = {name: found["spec"] for name, found in objects("NetworkPolicy").items()}
+    assert policies.pop("nobody") == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert policies.pop("names")["policyTypes"] == ["Egress"]
+    ray = {"app": "smn-ray"}
+    selected = [policy["podSelector"]["matchLabels"] for policy in policies.values()]
+    assert sorted(map(str, selected)) == sorted(map(str, [*LABELS, ray]))
+    assert [name for name, policy in policies.items() if {} in policy.get("ingress", [])] == []
+
+
+def test_what_a_workload_needs_it_may_reach_and_that_lets_it_in():
+    policies = {name: found["spec"] for name, found in objects("NetworkPolicy").items()}
+    needs = [("smn", "redis", 6379), ("smn-ray", "redis", 6379), ("smn-training", "smn", 8000),
+             ("prometheus", "smn", 8000), ("prometheus", "smn-ray", 8080), ("grafana", "prometheus", 9090)]  # fmt: skip
+    for one, other, port in needs:
+        assert any(labels and {"app": other} in labels and port in ports
+                   for labels, ports in reached(policies[one]["egress"])), (one, other)  # fmt: skip
+        assert any({"podSelector": {"matchLabels": {"app": one}}} in rule["from"] and {"port": port} in rule["ports"]
+                   for rule in policies[other]["ingress"] if "ports" in rule), (one, other)  # fmt: skip
+    for name in ("smn", "smn-ray", "smn-training"):  # timm's weights
+        assert any(labels is None and 443 in ports for labels, ports in reached(policies[name]["egress"]))
 
 
 def test_only_the_servers_reach_redis():
@@ -185,7 +217,7 @@ def test_a_container_is_an_ordinary_user_without_rights(name):
     assert pod(WORKLOADS[name])["automountServiceAccountToken"] is False
 
 
-@pytest.mark.parametrize("name", ["smn", "smn-training", "redis", "prometheus"])
+@every_container
 def test_its_own_files_are_read_only(name):
     assert container(name)["securityContext"]["readOnlyRootFilesystem"] is True
 
@@ -205,23 +237,38 @@ def test_the_same_images_and_redis_options_as_in_the_compose_file():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     for name in ("redis", "prometheus", "grafana"):
         assert container(name)["image"] == services[name]["image"]
-    here = container("redis")["args"]
-    there = [word.replace("${REDIS_MAXMEMORY:-2gb}", "2gb") for word in services["redis"]["command"]]
-    assert here == there and container("prometheus")["args"] == services["prometheus"]["command"]
+    here = container("redis")["command"]
+    there = [word.replace("${REDIS_MAXMEMORY:-2gb}", "2gb").replace("$$", "$") for word in services["redis"]["command"]]
+    assert here == there and set(services["redis"]["environment"]) == {container("redis")["env"][0]["name"]}
+    assert container("prometheus")["args"] == services["prometheus"]["command"]
     settings = {variable["name"]: variable["value"] for variable in container("grafana")["env"]}
     assert settings == services["grafana"]["environment"]
 
 
 def test_the_ingress_does_what_the_proxy_of_the_compose_file_does():
-    told = objects("Ingress")["smn"]["metadata"]["annotations"]
-    proxy = (DEPLOY / "proxy" / "nginx.conf").read_text()
+    proxy = "".join((DEPLOY / "proxy" / name).read_text() for name in ("http.conf", "server.conf"))
     prefix = "nginx.ingress.kubernetes.io/proxy-"
+    ingresses = objects("Ingress")
     for name, directive, unit in (
         ("body-size", "client_max_body_size", ""),
         ("connect-timeout", "proxy_connect_timeout", "s"),
         ("read-timeout", "proxy_read_timeout", "s"),
         ("next-upstream", "proxy_next_upstream", ""),
         ("next-upstream-tries", "proxy_next_upstream_tries", ""),
+        ("next-upstream-timeout", "proxy_next_upstream_timeout", "s"),
     ):
-        assert f"{directive} {told[prefix + name]}{unit};" in proxy
-    assert float(told[prefix + "read-timeout"]) * 1e3 > Settings.model_fields["timeout_ms"].default
+        told = [found["metadata"]["annotations"].get(prefix + name) for found in ingresses.values()]
+        assert told[0] and all(f"{directive} {value}{unit};" in proxy for value in told if value)
+    for found in ingresses.values():
+        told = found["metadata"]["annotations"]
+        assert float(told[prefix + "read-timeout"]) * 1e3 > Settings.model_fields["timeout_ms"].default
+
+
+def test_only_embedding_is_sent_again_by_the_ingress():
+    again = {
+        path["path"]: "non_idempotent"
+        in found["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-next-upstream"]
+        for found in objects("Ingress").values()
+        for path in found["spec"]["rules"][0]["http"]["paths"]
+    }
+    assert again == {"/embed": True, "/v1/embeddings": True, "/": False}

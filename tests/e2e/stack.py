@@ -24,6 +24,7 @@ from benchmarks.redis_server import executable, free_port
 
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 REPLICAS = ("127.0.0.2", "127.0.0.3")
+SECRETS = {"SMN_ADMIN_KEYS": "secret", "SMN_API_KEYS": "reader", "SMN_KEY": "secret", "REDIS_PASSWORD": "swordfish"}
 WITHIN_S = 300.0  # torch takes its time where other work has the cores
 
 
@@ -87,7 +88,8 @@ class Process:
         return self.is_healthy()
 
     def is_healthy(self):
-        return subprocess.run(self.health, capture_output=True, check=False).returncode == 0
+        done = subprocess.run(self.health, env=self.environment, capture_output=True, check=False)
+        return done.returncode == 0
 
     def stop(self, how=signal.SIGTERM):
         process, self.process = self.process, None
@@ -134,10 +136,10 @@ class Stack:
     """The services of the compose file with these variables; volumes and logs are in `folder`."""
 
     def __init__(self, folder, variables):
-        self.folder, self.services = folder, compose(variables)["services"]
+        self.folder, self.variables, self.services = folder, variables, compose(variables)["services"]
         self.volumes = folder / "volumes"
         self.redis_port, self.smn_port, self.proxy_port = free_port(), free_port(), free_port()
-        self.prometheus_port = free_port()
+        self.prometheus_port, self.tls_port = free_port(), free_port()
         # Without nginx the first replica stands where the proxy would, for what is not about the proxy.
         front = f"127.0.0.1:{self.proxy_port}" if find("nginx") else f"{REPLICAS[0]}:{self.smn_port}"
         self.hosts = {"redis:6379": f"127.0.0.1:{self.redis_port}", "proxy:8000": front}
@@ -148,6 +150,11 @@ class Stack:
     def url(self):
         """Where clients go."""
         return f"http://{self.hosts['proxy:8000']}"
+
+    @property
+    def tls_url(self):
+        """The same, with docker-compose.tls.yml."""
+        return f"https://127.0.0.1:{self.tls_port}"
 
     def here(self, name, text):
         """A text of the service `name` as it must read on this machine: hosts and volumes."""
@@ -172,17 +179,18 @@ class Stack:
         return {**plain, "OMP_NUM_THREADS": "1", **service, "PATH": path}
 
     def redis(self):
-        command = [self.here("redis", word) for word in self.services["redis"]["command"]]
-        assert command[0] == "redis-server"
+        """Its shell's own words, with another port; a shell would hand no signal on, so it must be replaced."""
+        *shell, script = self.services["redis"]["command"]
+        assert shell == ["sh", "-c"] and "exec redis-server - " in script
+        script = self.here("redis", script).replace(
+            "redis-server - ", f"{executable()} - --port {self.redis_port} --bind 127.0.0.1 "
+        )
         kind, test = self.services["redis"]["healthcheck"]["test"]
         assert kind == "CMD-SHELL"
         client = f"{program('redis-cli', 'redis-server')} -p {self.redis_port}"
-        return Process(
-            "redis",
-            [executable(), *command[1:], "--port", str(self.redis_port), "--bind", "127.0.0.1"],
-            self.folder,
-            health=["sh", "-c", test.replace("redis-cli", client)],
-        )
+        environment = {**os.environ, **self.services["redis"]["environment"]}
+        health = ["sh", "-c", test.replace("redis-cli", client)]
+        return Process("redis", [*shell, script], self.folder, environment, health)
 
     def _replica(self, address):
         service = self.services["smn"]
@@ -199,42 +207,57 @@ class Stack:
         command = [sys.executable, *(word.replace("127.0.0.1", replica.host) for word in rest)]
         return subprocess.run(command, env=replica.environment, capture_output=True, check=False).returncode
 
-    def proxy(self):
+    def proxy(self, tls=False):
+        """nginx, with the words of docker-compose.tls.yml where it is to speak HTTPS too."""
         service = self.services["proxy"]
-        name, *rest = service["command"]
+        more = compose(self.variables, "docker-compose.tls.yml")["services"]["proxy"] if tls else service
+        name, *rest = more["command"]
         assert name == "nginx"
-        rest = [self.here("proxy", word) for word in rest]
         config = Path(rest[rest.index("-c") + 1])
-        temporary = self.folder / "proxy"
-        temporary.mkdir(exist_ok=True)
-        text = config.read_text()
-        for theirs, ours in (
-            ("resolver 127.0.0.11 ", f"resolver {self.names.address} "),
-            ("listen 8000;", f"listen 127.0.0.1:{self.proxy_port};"),
-            ("smn:8000;", f"smn:{self.smn_port};"),
-            (" /tmp/", f" {temporary}/"),
-        ):
-            assert theirs in text
-            text = text.replace(theirs, ours)
-        translated = temporary / config.name
-        translated.write_text(text)
-        rest[rest.index("-c") + 1] = str(translated)
+        (outside,) = [volume.split(":")[0] for volume in service["volumes"] if f":{config.parent}:" in volume]
+        temporary = self.folder / ("proxy-tls" if tls else "proxy")
+        shutil.copytree(ROOT / outside, temporary, dirs_exist_ok=True)
+        changes = {
+            "resolver 127.0.0.11 ": f"resolver {self.names.address} ",
+            "listen 8000;": f"listen 127.0.0.1:{free_port() if tls else self.proxy_port};",
+            "listen 8443 ": f"listen 127.0.0.1:{self.tls_port} ",
+            "smn:8000;": f"smn:{self.smn_port};",
+            " /tmp/": f" {temporary}/",
+            "/etc/smn-tls/": f"{self.variables.get('TLS_DIR', '')}/",
+        }
+        files = sorted(temporary.glob("*.conf"))
+        assert all(any(theirs in file.read_text() for file in files) for theirs in changes)
+        for file in files:
+            text = file.read_text()
+            for theirs, ours in changes.items():
+                text = text.replace(theirs, ours)
+            file.write_text(text)
+        rest[rest.index("-c") + 1] = str(temporary / config.name)
         if os.geteuid() == 0:  # Compose starts it as one ordinary user; root would give its workers to another
             rest[-1] += " user root;"
         kind, *test = service["healthcheck"]["test"]
         assert kind == "CMD"
         health = [program(test[0], test[0]), *(word.replace(":8000/", f":{self.proxy_port}/") for word in test[1:])]
-        return Process("nginx", [program(name, "nginx-light"), *rest], self.folder, health=health)
+        if tls:  # from outside, by its own port
+            health = [health[0], "-fsSk", f"{self.tls_url}/livez"]
+        return Process(
+            "nginx-tls" if tls else "nginx", [program(name, "nginx-light"), *rest], self.folder, health=health
+        )
 
     def train(self, *flags):
         """Run the training service as `docker compose run train FLAGS`; the finished process."""
+        process = self.start_train(*flags)
+        stdout, stderr = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def start_train(self, *flags):
+        """The training service, started; as in a container, what it prints goes to no terminal."""
         service = self.services["train"]
         (source,) = [s for sources, to in copies(FINAL) for s in sources if to == "/usr/local/bin/"]
         assert service["entrypoint"] == [Path(source).name]
-        environment = self.environment("train")
-        return subprocess.run(
-            [ROOT / source, *service["command"], *flags], env=environment, capture_output=True, text=True, check=False
-        )
+        command = [ROOT / source, *service["command"], *flags]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=self.environment("train"), stdout=pipe, stderr=pipe, text=True)
 
     def prometheus(self):
         service = self.services["prometheus"]

@@ -1,11 +1,15 @@
 """docker-compose.yml: what it asks for, and all its services at work together (see stack.py)."""
 
 import json
+import os
 import re
+import shlex
 import signal
+import subprocess
 import threading
 import urllib.parse
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,19 +18,23 @@ import yaml
 from independent_client import NPY, IndependentClient, as_npy
 from served import ROOT, SIZE_PX, Theta, eventually, inputs, photo, relative_error
 from sklearn.datasets import load_digits
-from stack import REPLICAS, WITHIN_S, Stack, compose, find, program
+from stack import REPLICAS, SECRETS, WITHIN_S, Stack, compose, find, program
 
 pytestmark = pytest.mark.timeout(900)  # several servers start one after the other
 
-SECRETS = {"SMN_ADMIN_KEYS": "secret", "SMN_API_KEYS": "reader", "SMN_KEY": "secret"}
 EXAMPLE = (ROOT / ".env.example").read_text()
-TEXTS = {name: (ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.gpu.yml")}
+FILES = ("docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.tls.yml")
+TEXTS = {name: (ROOT / name).read_text() for name in FILES}
 
 
-def test_compose_asks_for_an_admin_key_and_for_nothing_else():
-    with pytest.raises(KeyError, match="SMN_ADMIN_KEYS: set it"):
-        compose({})
-    assert compose({"SMN_ADMIN_KEYS": "x"})["services"]
+@pytest.mark.parametrize("name", ["SMN_ADMIN_KEYS", "REDIS_PASSWORD"])
+def test_compose_asks_for_two_secrets(name):
+    with pytest.raises(KeyError, match=f"{name}: set it"):
+        compose({other: value for other, value in SECRETS.items() if other != name})
+
+
+def test_compose_asks_for_nothing_else():
+    assert compose({"SMN_ADMIN_KEYS": "x", "REDIS_PASSWORD": "y"})["services"]
 
 
 def test_every_variable_is_explained_in_the_example_and_no_other_is():
@@ -89,8 +97,10 @@ def test_the_server_has_more_time_to_stop_than_it_may_take():
 
 
 def test_redis_keeps_everything_and_evicts_nothing():
-    command = compose(SECRETS)["services"]["redis"]["command"]
-    options = dict(zip(command[1::2], command[2::2], strict=True))
+    script = compose(SECRETS)["services"]["redis"]["command"][-1]
+    words = shlex.split(script.partition("<<")[0].replace("\\\n", " "))
+    assert words[:3] == ["exec", "redis-server", "-"]
+    options = dict(zip(words[3::2], words[4::2], strict=True))
     assert options["--appendonly"] == "yes" and options["--maxmemory-policy"] == "noeviction"
     assert options["--maxmemory"] == "2gb" and options["--dir"] == "/data"
 
@@ -101,7 +111,32 @@ def test_the_gpu_file_gives_a_gpu_and_the_cuda_build_to_what_runs_a_model():
     for service in gpu.values():
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert device["driver"] == "nvidia" and "gpu" in device["capabilities"]
-        assert service["build"]["args"] == {"DEVICE": "cuda"} and service["environment"] == {"SMN_DEVICE": "cuda"}
+        assert service["build"]["args"] == {"DEVICE": "cuda", "GPU": "yes"} and service["environment"] == {
+            "SMN_DEVICE": "cuda"
+        }
+
+
+def test_a_container_has_files_that_it_cannot_change_no_rights_and_limits():
+    for name, service in compose(SECRETS)["services"].items():
+        assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"] and service["pids_limit"] > 0, name
+        assert not {"privileged", "cap_add", "network_mode", "pid"} & set(service), name
+
+
+def test_only_the_servers_share_a_network_with_redis():
+    whole = compose(SECRETS)
+    networks = {name: set(service.get("networks", ["default"])) for name, service in whole["services"].items()}
+    assert {name for name, found in networks.items() if "registry" in found} == {"redis", "smn"}
+    assert networks["redis"] == {"registry"} and whole["networks"]["registry"] == {"internal": True}
+    assert networks["grafana"] == {"observability"} and "ports" not in whole["services"]["redis"]
+
+
+def test_the_password_of_redis_is_that_of_the_servers_and_in_no_command():
+    services = compose(SECRETS)["services"]
+    assert services["smn"]["environment"]["SMN_REGISTRY"] == "redis://:swordfish@redis:6379/0"
+    assert services["redis"]["environment"] == {"REDISCLI_AUTH": "swordfish"}
+    assert "requirepass $REDISCLI_AUTH" in services["redis"]["command"][-1]
 
 
 def write_digits(path):
@@ -254,6 +289,17 @@ def test_the_proxy_answers_for_itself_in_the_one_error_body(proxied):
         assert answer.json["error"]["code"] == code
 
 
+def test_redis_wants_its_password(running):
+    port, cli = running.stack.redis_port, program("redis-cli", "redis-server")
+    plain = {key: value for key, value in os.environ.items() if key != "REDISCLI_AUTH"}
+    for password, told in ((None, "NOAUTH"), ("swordfish", "PONG")):
+        given = plain if password is None else {**plain, "REDISCLI_AUTH": password}
+        done = subprocess.run([cli, "-p", str(port), "ping"], env=given, capture_output=True, text=True, check=False)
+        assert told in done.stdout + done.stderr
+    listed = Path(f"/proc/{running.redis.process.pid}/cmdline").read_bytes()
+    assert b"redis-server" in listed and b"swordfish" not in listed
+
+
 def test_the_trainer_learns_a_mask_and_pushes_it(running):
     flags = ["--set", "steps=4", "--set", "head_steps=1", "--density", "0.8", "--workers", "0", "--threads", "1"]
     done = running.stack.train(*flags)
@@ -268,6 +314,23 @@ def test_the_trainer_learns_a_mask_and_pushes_it(running):
     assert relative_error(answer.embeddings, root.embeddings) > 1e-3
     again = running.stack.train(*flags)  # goes on from its checkpoint, finds nothing left, pushes the same
     assert again.returncode == 0 and again.stdout.split()[0] == "digits@1", again.stderr
+
+
+def test_a_trainer_that_is_stopped_hands_the_signal_on_and_leaves_a_checkpoint(running):
+    """`docker stop` and Kubernetes send SIGTERM to the script alone."""
+    out = running.stack.volumes / "runs" / "stopped.smn"
+    flags = ["--set", "steps=100000", "--set", "head_steps=1", "--workers", "0", "--threads", "1", "--out", str(out)]
+    process = running.stack.start_train(*flags)
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=WITHIN_S)
+    assert process.returncode == 128 + signal.SIGTERM, "".join(told) + stderr
+    assert "with a checkpoint" in stderr and (out.parent / "stopped.run" / "last.ckpt").stat().st_size
+    assert stdout == "" and not out.exists()
 
 
 @pytest.mark.parametrize(("key", "message"), [("", "SMN_KEY: set it to an admin key"), ("wrong", "not known")])

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 
-from service.bodies import from_npy
+from service.bodies import from_array
 from smn_core.images import ImageReader
 from tests.conftest import build_backbone
 
@@ -24,7 +24,7 @@ def reader() -> ImageReader:
 def test_an_array_is_read_where_the_body_lies():
     x = np.random.default_rng(0).standard_normal((2, 3, 160, 160), np.float32)
     body = npy(x)
-    found = from_npy(body, reader())
+    found = from_array(body, reader())
     assert np.array_equal(found.numpy(), x)
     assert np.shares_memory(found.numpy(), np.frombuffer(body, np.uint8))
 
@@ -35,5 +35,5 @@ def test_an_array_behind_a_header_of_odd_length_is_read_too():
     length = int.from_bytes(body[8:10], "little")
     body[8:10] = (length + 1).to_bytes(2, "little")
     body[9 + length : 10 + length] = b" \n"
-    found = from_npy(body, reader())
+    found = from_array(body, reader())
     assert np.array_equal(found.numpy(), x)

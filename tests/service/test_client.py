@@ -2,6 +2,7 @@
 
 import asyncio
 import http.server
+import inspect
 import io
 import itertools
 import json
@@ -20,7 +21,8 @@ import smn
 from benchmarks.redis_server import free_port
 from service.client import AsyncClient, Client, ServerAway, ServerError
 from service.registry.directory import DirectoryRegistry
-from smn_core.errors import InvalidArgument
+from smn_core.collection import Collection
+from smn_core.errors import InvalidArgument, OtherSpace
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,44 @@ def test_the_asynchronous_client_does_the_same(keyed, theta, mask):
 
     for found in asyncio.run(main()):
         assert relative_error(found.embeddings, theta.embed(inputs(), mask)) < 1e-4
+
+
+def test_every_call_of_the_client_is_one_of_the_asynchronous_client_with_the_same_words():
+    calls = {name for name in vars(Client) if not name.startswith("_")}
+    assert calls == {name for name in vars(AsyncClient) if not name.startswith("_")} and len(calls) > 15
+    for name in calls:
+        ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (Client, AsyncClient))
+        assert {n: p.default for n, p in ours.items()} == {n: p.default for n, p in theirs.items()}, name
+        assert getattr(Client, name).__doc__ and getattr(AsyncClient, name).__doc__
+
+
+def test_the_asynchronous_client_embeds_a_stream_labels_and_answers_as_the_other(keyed, client, theta):
+    given = [photo(i) for i in range(70)] + [b"no image"]
+
+    async def main():
+        async with AsyncClient(keyed.url, "writer") as asked:
+            rows = [row async for row in asked.embed_each(iter(given), strict=False)]
+            with pytest.raises(ServerError, match="image 70: "):
+                await asked.embed(given)
+            return rows, await asked.masks(), await asked.info(), await asked.space(normalize=True)
+
+    rows, masks, info, space = asyncio.run(main())
+    found = client.embed(given, strict=False)
+    assert [row.number for row in rows] == list(range(71)) and rows[70].vector is None
+    np.testing.assert_allclose(np.stack([row.vector for row in rows[:70]]), found.embeddings, rtol=1e-4, atol=1e-5)
+    assert (masks, info["model"], space) == (client.masks(), "test_vit", f"{found.space}:l2")
+
+
+def test_a_collection_refuses_what_a_push_over_its_name_gives(client, theta):
+    client.push("collected", theta.mask(34).data)
+    photos = Collection(client, "collected", dimensions=3)
+    first = photos.embed([photo(1)])
+    client.push("collected", theta.mask(35).data)
+    with pytest.raises(OtherSpace, match="expects") as refused:
+        photos.embed([photo(1)])
+    assert isinstance(refused.value, ServerError) and refused.value.status == 412
+    again = Collection(client, "collected@1", dimensions=3, space=photos.space)
+    np.testing.assert_allclose(again.embed([photo(1)]).embeddings, first.embeddings, rtol=1e-5, atol=1e-6)
 
 
 def test_a_client_tells_a_server_that_is_away_from_one_that_refuses(keyed):

@@ -77,6 +77,14 @@ CASES = {
         b'{"model":"' + b"\\u0041" * (50 * MIB // 6) + b'","input":""}',
         400,
     ),
+    "floats of 50 MB": (
+        "POST",
+        "/v2/models/test_vit/infer",
+        b'{"inputs":[{"name":"image","datatype":"FP32","shape":[4096,3,32,32],"data":['
+        + b"0.1," * (4096 * 3 * 32 * 32 - 1)
+        + b"0.1]}]}",
+        413,
+    ),
     "a missing name": ("GET", "/masks/nam-0", None, 404),
     "a missing name to embed": ("POST", "/embed?mask=name-x", None, 404),
     "a header of 500,000 keys": ("PUT", "/masks/keys", file_of_keys(500_000), 422),

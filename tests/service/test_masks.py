@@ -97,9 +97,10 @@ def test_metadata_say_whether_a_mask_has_a_map(client, theta):
         ("diagonal", {"form": "diagonal", "precision": "float32", "bytes": 2 * 4 * 8}),
         ("int8", {"form": "matrix", "precision": "int8", "bytes": 2 * 4 * 8 + 8 * 8}),
     ):
-        answer = put(client, "m", theta.mask(3, with_affine=kind))
+        name = f"m-{kind}".lower()
+        answer = put(client, name, theta.mask(3, with_affine=kind))
         assert answer.json()["warnings"] == []
-        assert client.get("/masks/m").json()["metadata"]["affine"] == shown
+        assert client.get(f"/masks/{name}").json()["metadata"]["affine"] == shown
 
 
 def test_the_file_comes_back_byte_for_byte_with_its_digest_as_etag(client, theta):

@@ -36,7 +36,9 @@ def call(app, method, path, headers, parts=()):
     return sent[0]["status"], code, answered, len(read)
 
 
-ROUTES = [("POST", "/embed", "image/png"), ("POST", "/v1/embeddings", "application/json")]
+DIALECTS = ["/v1/embeddings", "/v2/embed", "/v1/multimodalembeddings", "/images/embeddings"]
+DIALECTS += ["/weaviate/m/vectorize", "/weaviate/m/vectors", "/v2/models/m/infer", "/v2/models/m/versions/1/infer"]
+ROUTES = [("POST", "/embed", "image/png"), *(("POST", path, "application/json") for path in DIALECTS)]
 UPLOADS = [("PUT", "/masks/a", "x/y"), ("PUT", "/cascades/a", "x/y"), ("PUT", "/masks/a/current", "application/json")]
 
 

@@ -347,7 +347,7 @@ def test_a_jpeg2000_as_encoders_write_it_is_read():
     assert (pixels(encode(Image.new("RGB", (64, 48), (9, 8, 7)), "JPEG2000")) == [9, 8, 7]).all()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000"])
 def test_a_file_cut_anywhere_is_examined_or_refused(kind):
     data = encode(Image.fromarray(VALUES.astype(np.uint8)), kind)
     for length in range(min(len(data), 700)):

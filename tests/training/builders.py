@@ -26,7 +26,7 @@ from training.request import Request, Result
 from training.run import train
 from training.swav import Crops, SwavConfig
 
-REPOSITORY = Path(smn.__file__).parent
+REPOSITORY = Path(smn.__file__).parents[1]
 SIDE_PX = 32
 N_TRAIN, N_TEST = 320, 160
 ARGS: dict[str, dict[str, Any]] = {

@@ -350,9 +350,19 @@ def test_a_stop_before_the_first_step_names_the_same_command(capsys):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("workers", "number"), [(0, signal.SIGINT), (2, signal.SIGINT), (1, signal.SIGTERM)])
-def test_a_stop_leaves_a_checkpoint_from_which_the_same_mask_comes(workers, number, world: World, tmp_path, smn_run):
-    """Ctrl-C reaches all that a process started, SIGTERM the process alone. The last line is the command to go on."""
+@pytest.mark.parametrize(
+    ("workers", "number", "send"),
+    [
+        (0, signal.SIGINT, os.killpg),
+        (2, signal.SIGINT, os.killpg),
+        (1, signal.SIGTERM, os.kill),
+        (2, signal.SIGTERM, os.killpg),
+    ],
+)
+def test_a_stop_leaves_a_checkpoint_from_which_the_same_mask_comes(
+    workers, number, send, world: World, tmp_path, smn_run
+):
+    """Ctrl-C reaches all that a process started, SIGTERM the process alone or all. The last line says how to go on."""
     longer = ["--set", "steps=30", "--seed", 2, "--set", "checkpoint_steps=1000", "--workers", workers]
     out, whole = tmp_path / "a part/m.smn", tmp_path / "whole/m.smn"
     out.parent.mkdir()
@@ -368,7 +378,7 @@ def test_a_stop_leaves_a_checkpoint_from_which_the_same_mask_comes(workers, numb
     )
     while process.poll() is None and not (out.parent / "m.run/began").exists():
         time.sleep(0.05)
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    send(process.pid, number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number, err
     assert "Traceback" not in err

@@ -27,7 +27,7 @@ from smn_core.spec import BackboneSpec
 from tests.conftest import build_affine
 from tests.smn_core.builders import TINY_VIT, plain_model, write_images
 
-REPOSITORY = Path(smn.__file__).parent
+REPOSITORY = Path(smn.__file__).parents[1]
 NAMES = ["b/2.png", "a/10.png", "a/9.png", "b/1.PNG"]
 SIZE = ["--image-size", "32"]
 
@@ -78,7 +78,7 @@ def as_it_says(ran: Ran) -> torch.nn.Module:
 
 def spawn(*args: object, **more) -> subprocess.Popen[str]:
     """`smn` in a process of its own."""
-    command = [sys.executable, str(REPOSITORY / "smn.py"), *map(str, args)]
+    command = [sys.executable, "-m", "smn", *map(str, args)]
     # A shell starts background jobs, CI's perhaps, with SIGINT ignored, and children inherit that.
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heed, **more)

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from service.__main__ import app as service_verbs
+from smn.embed import app as embed_verb
 from smn_core.__main__ import app as core_verbs
 from smn_core.errors import SMNError
 from smn_core.verbs.heap import keep_freed_memory
@@ -51,6 +52,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(core_verbs)
+app.add_typer(embed_verb)
 app.add_typer(training_verbs)
 app.add_typer(service_verbs)
 
@@ -172,7 +174,7 @@ def _say_extra(error: ModuleNotFoundError) -> str:
     frames = traceback.walk_tb(error.__traceback__)
     packages = {str(frame.f_globals.get("__name__")).split(".")[0] for frame, _ in frames}
     extra = EXTRAS.get(verb) or next((EXTRAS[name] for name in ("training", "service") if name in packages), None)
-    if extra is None or missing in ("smn_core", "service", "training"):
+    if extra is None or missing in ("smn", "smn_core", "service", "training"):
         raise error
     plural = "s" if "," in extra else ""
     return f"{verb} needs {missing}, of the extra{plural} {extra}: uv pip install '.[{extra}]' in a clone"
@@ -181,7 +183,3 @@ def _say_extra(error: ModuleNotFoundError) -> str:
 def _fail(message: str) -> None:
     print(f"smn: error: {message}", file=sys.stderr)
     sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,188 @@
+"""Files of embeddings: `.npy`, `.npz` or `.parquet`, and what says where they come from, `X.json` beside them."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+
+from smn_core.errors import InvalidArgument
+from smn_core.files import replacing, write_bytes
+from smn_core.imageset import FolderSet, ImageSet
+
+FORMS = (".npy", ".npz", ".parquet")
+ROWS_AT_ONCE = 4096
+"""Rows that are copied together, so that a set of any size takes little memory."""
+NEEDS_PYARROW = ".parquet needs pyarrow, of the extra parquet: uv pip install '.[parquet]' in a clone"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows in the order of a file.
+
+    Args:
+        raw: float32 [n, width], as rows came.
+        width: components of a vector.
+        order: row i of the file is row `order[i]` of `raw`.
+        paths: of the images, row by row; None for images without paths.
+        labels: of the images, row by row; None where they are not known.
+        space: the id of the vectors' space.
+    """
+
+    raw: Path
+    width: int
+    order: Int64[ndarray, "n"]
+    paths: Sequence[str] | None
+    labels: Sequence[str] | None
+    space: str
+
+    def chunks(self) -> Iterator[Float32[ndarray, "r width"]]:
+        """The vectors in order, some thousand at a time."""
+        rows = np.memmap(self.raw, "<f4", "r", shape=(self.raw.stat().st_size // (4 * self.width), self.width))
+        for first in range(0, len(self.order), ROWS_AT_ONCE):
+            yield np.asarray(rows[self.order[first : first + ROWS_AT_ONCE]])
+
+
+def named(images: ImageSet, numbers: Sequence[int]) -> tuple[list[str] | None, list[str] | None]:
+    """Paths and labels of some images; None where the set has none."""
+    paths = [images.names[i] for i in numbers] if isinstance(images, FolderSet) else None
+    labels = None if images.labels is None else [images.classes[int(images.labels[i])] for i in numbers]
+    return paths, labels
+
+
+@contextmanager
+def scratch(out: Path) -> Iterator[Path]:
+    """A path beside `out` for rows until they are written in order; nothing is left of it after the block.
+
+    Raises:
+        InvalidArgument: nothing can be written there.
+    """
+    path = out.with_name(f".{out.stem}.{secrets.token_hex(8)}.rows")
+    try:
+        path.touch(exist_ok=False)
+        yield path
+    except OSError as error:
+        raise InvalidArgument(f"cannot write {out}: {error.strerror}") from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def check_out(out: Path) -> None:
+    """Raise InvalidArgument unless `out` can be written by its suffix; before anything is embedded."""
+    if out.suffix not in FORMS:
+        raise InvalidArgument(f"--out {out}: embeddings are written as {', '.join(FORMS)}")
+    if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise InvalidArgument(NEEDS_PYARROW)
+    if out.is_dir():
+        raise InvalidArgument(f"cannot write {out}: it is a folder")
+    if not out.parent.is_dir():
+        raise InvalidArgument(f"cannot write {out}: No such folder as {out.parent}")
+
+
+def write_table(table: Table, out: Path, told: Mapping[str, Any]) -> list[Path]:
+    """Write the rows to `out` in the form of its suffix, paths of a `.npy` to `X.txt`, and `told` to `X.json`.
+
+    What an older file of the same name left beside it and this one does not write is removed; it is returned.
+
+    Raises:
+        InvalidArgument: `out` cannot be written.
+    """
+    listed, sidecar = out.with_suffix(".txt"), out.with_suffix(".json")
+    stale = _is_ours(listed, sidecar)
+    with replacing(out) as temporary:
+        {".npy": _write_npy, ".npz": _write_npz, ".parquet": _write_parquet}[out.suffix](table, temporary)
+    written = out.suffix == ".npy" and table.paths is not None
+    if written:
+        write_bytes(listed, os.fsencode("".join(f"{_line(path)}\n" for path in table.paths or ())))
+    kept = {"file": out.name, "space": table.space, "rows": len(table.order), "dimensions": table.width, **told}
+    text = json.dumps(kept | {"paths": listed.name if written else None}, indent=2) + "\n"
+    write_bytes(sidecar, text.encode("utf-8", "surrogateescape"))
+    if written or not stale:
+        return []
+    listed.unlink(missing_ok=True)
+    return [listed]
+
+
+def _is_ours(listed: Path, sidecar: Path) -> bool:
+    """Whether a list of paths was written by an earlier run: the file beside it says so, or an array is there."""
+    if not listed.is_file():
+        return False
+    try:
+        told = json.loads(sidecar.read_text())
+        if isinstance(told, dict) and "paths" in told:
+            return bool(told["paths"] == listed.name)
+    except (OSError, ValueError):
+        pass
+    return listed.with_suffix(".npy").is_file()
+
+
+def _line(name: str) -> str:
+    """A path without line breaks, so that line i of a file belongs to row i."""
+    return name.replace("\n", "\\n")
+
+
+def _write_npy(table: Table, path: Path) -> None:
+    with path.open("wb") as file:
+        _write_vectors(table, file.write)
+
+
+def _write_vectors(table: Table, write: Callable[[bytes], Any]) -> None:
+    # Written chunk by chunk, not through a memory map: on a full disk a map would end the process with SIGBUS.
+    header = io.BytesIO()
+    shape = (len(table.order), table.width)
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    write(header.getvalue())
+    for rows in table.chunks():
+        write(rows.tobytes())
+
+
+def _write_npz(table: Table, path: Path) -> None:
+    import zipfile
+
+    texts = {"path": table.paths, "label": table.labels}
+    arrays = {name: np.array(list(map(_said, found)), np.str_) for name, found in texts.items() if found is not None}
+    arrays["space"] = np.array(table.space, np.str_)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+        with archive.open("vector.npy", "w", force_zip64=True) as member:
+            _write_vectors(table, member.write)
+
+
+def _write_parquet(table: Table, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    vectors = pa.list_(pa.float32(), table.width)
+    schema = pa.schema([("path", pa.string()), ("vector", vectors), ("label", pa.string()), ("space", pa.string())])
+    n_rows, done = len(table.order), 0
+    paths = [None] * n_rows if table.paths is None else list(map(_said, table.paths))
+    labels = [None] * n_rows if table.labels is None else list(map(_said, table.labels))
+    with pq.ParquetWriter(path, schema) as writer:
+        for rows in table.chunks():
+            these = slice(done, done + len(rows))
+            columns = [
+                pa.array(paths[these], pa.string()),
+                pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1), pa.float32()), type=vectors),
+                pa.array(labels[these], pa.string()),
+                pa.array([table.space] * len(rows), pa.string()),
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+            done += len(rows)
+
+
+def _said(name: str) -> str:
+    """A name as text that UTF-8 can write."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

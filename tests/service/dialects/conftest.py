@@ -1,0 +1,36 @@
+"""A mask behind every dialect, and what /embed says of the same images."""
+
+import numpy as np
+import pytest
+from spellings import PHOTOS
+
+
+@pytest.fixture
+def wanted(client, theta):
+    """`wanted(**query)`: the embeddings of PHOTOS by /embed, float32, through the mask `photos`."""
+    client.put("/masks/photos", content=theta.mask(31).data)
+
+    def embed(**query):
+        parts = [("image", ("a.png", data, "image/png")) for data in PHOTOS]
+        answer = client.post("/embed", params={"mask": "photos", **query}, files=parts)
+        assert answer.status_code == 200, answer.text
+        return np.array(answer.json()["embeddings"], np.float32)
+
+    return embed
+
+
+@pytest.fixture
+def live_mask(theta, plain_client):
+    """A mask of the real server, `dialects`; its digest."""
+    mask = theta.mask(31)
+    assert plain_client.put_mask("dialects", mask.data).status in (200, 201)
+    return mask.digest
+
+
+@pytest.fixture
+def live_wanted(real, live_mask):
+    """The embeddings of PHOTOS by the real server's /embed."""
+    from service.client import Client
+
+    with Client(real.url) as client:
+        return client.embed(PHOTOS, mask="dialects").embeddings

@@ -227,7 +227,8 @@ def _say_serving(settings: Settings, port: int, offers: list[Offer]) -> None:
     from service.hints import say_try, url_of
     from smn_core.verbs.show import note
 
-    note(f"serving on {url_of(settings.host, port)} (docs at /docs, stop with ctrl-C)")
+    where = "docs at /docs" if settings.no_console else "open it in a browser; docs at /docs"
+    note(f"serving on {url_of(settings.host, port)} ({where}, stop with ctrl-C)")
     if offers:
         keyed = bool(settings.api_keys or settings.admin_keys)
         note(f"try: {say_try(url_of(settings.host, port), f'mask={offers[0].name}', keyed=keyed)}")

@@ -13,9 +13,10 @@ from opentelemetry.trace import TracerProvider
 
 from service import errors, tracing
 from service.connection import Bodies
+from service.console.page import router_of
 from service.local import Local, engine_of
 from service.registry.base import Registry
-from service.routes import cascades, classify, docs, embed, masks, openai, status
+from service.routes import cascades, classify, docs, embed, gallery, map, masks, notes, openai, status
 from service.routes.dialects import azure, cohere, inference, voyage, weaviate
 from service.routes.dialects import openai as openai_embeddings
 from service.schemas import ErrorBody
@@ -89,10 +90,12 @@ def app_of(settings: Settings, server: Server, tracer_provider: TracerProvider |
     )
     app.state.server, app.state.guard = server, guard
     errors.install(app)
-    for routes in (embed, classify, masks, cascades, openai, *DIALECTS):
+    for routes in (embed, classify, masks, notes, cascades, openai, gallery, map, *DIALECTS):
         app.include_router(routes.router, dependencies=[Depends(known_query)])
     for routes in (status, docs):
         app.include_router(routes.router)
+    if not settings.no_console:
+        app.include_router(router_of())
     app.add_middleware(Bodies, budget=server.body_bytes)
     app.add_middleware(Observed, metrics=server.metrics)
     return app

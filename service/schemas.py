@@ -101,14 +101,16 @@ class CurrentVersion(BaseModel):
 
 
 class MaskInfo(BaseModel):
-    """One mask; all but versions and aliases is the current version's: `vectors`, the hash of what makes its vectors,
-    `space`, which they are in whole and as floats, `metadata`, `density` (fraction ON by tensor) and `warnings`.
+    """One mask. `notes` are by version, of those that have some; all but versions, aliases and notes is the current
+    version's: `vectors`, the hash of what makes its vectors, `space`, which they are in whole and as floats,
+    `metadata`, `density` (fraction ON by tensor) and `warnings`.
     """
 
     name: str
     current: CurrentVersion
     versions: list[VersionInfo]
     aliases: dict[str, int]
+    notes: dict[str, dict[str, Any]]
     vectors: str
     space: str
     metadata: dict[str, Any]
@@ -165,6 +167,63 @@ class AliasSet(BaseModel):
     alias: str
     version: int
     warnings: list[str]
+
+
+NOTES_EXAMPLE = {"preference": {"prefers": "photos@3", "over": "root", "won": 21, "of": 30, "p": 0.043}}
+
+
+class Noted(BaseModel):
+    """What stands beside a version now."""
+
+    name: str
+    version: int
+    notes: dict[str, Any]
+
+
+class GalleryPicture(BaseModel):
+    """A picture of the operator's; `label` is the folder that it lies in."""
+
+    id: str
+    label: str | None
+
+
+class GalleryList(BaseModel):
+    """A page of pictures; `unreadable` are files that are no pictures, as far as anybody has looked."""
+
+    data: list[GalleryPicture]
+    next: str | None
+    total: int
+    unreadable: int
+
+
+class MapRequest(BaseModel):
+    """Pictures of the gallery by id, or vectors as base64 of little-endian float32, as `/v1/embeddings` has them."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"vectors": ["AACAPwAAAAA="]}]})
+
+    ids: list[str] | None = Field(None, max_length=2000)
+    vectors: list[str] | None = Field(None, max_length=2000)
+    clusters: int = Field(8, ge=1, le=20, strict=True)
+    neighbours: int = Field(12, ge=1, le=50, strict=True)
+
+
+class MapProgress(BaseModel):
+    """So many of the pictures are embedded: the same request again goes on."""
+
+    object: Literal["map.progress"] = "map.progress"
+    embedded: int
+    of: int
+
+
+class MapAnswer(BaseModel):
+    """Row by row, of pictures in the order of `ids`: a place within 0 to 1, a cluster, rows that are near."""
+
+    object: Literal["map"] = "map"
+    ids: list[str]
+    places: list[list[float]]
+    clusters: list[int]
+    neighbours: list[list[int]]
+    method: Literal["tsne", "pca"]
 
 
 class SetCurrent(BaseModel):

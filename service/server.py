@@ -9,11 +9,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
 from service.admission import Admission
+from service.console.gallery import Gallery
+from service.console.seen import Seen
 from service.decoding.pool import DecodePool
 from service.embedder import Embedder
 from service.registry.base import Registry
@@ -25,6 +28,8 @@ from smn_core.errors import Unavailable
 from smn_core.images import ImageReader
 
 CLERKS = 4
+MAPS = 2
+"""Maps that are made at once; each holds a core for seconds."""
 DRAINING = "the server is draining: send the request again, another one will take it"
 
 
@@ -51,6 +56,9 @@ class Server:
         self.clerks = ThreadPoolExecutor(CLERKS, thread_name_prefix="smn-registry")
         # And writers from readers: uploads that wait for a lock must not keep lists from being read.
         self.scribes = ThreadPoolExecutor(CLERKS, thread_name_prefix="smn-registry-write")
+        self.gallery = self._gallery_of(settings)
+        self.seen = Seen()
+        self.maps = Admission(MAPS, "maps")
         self.draining = False
         self.ready = False
         self.in_flight = 0
@@ -70,15 +78,31 @@ class Server:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self.clerks, self.registry.watch, log_health)
         await asyncio.gather(self.decoding.start(), self.embedder.start())
+        if self.gallery is not None:
+            await self.gallery.start()
         self.ready = True
 
     def close(self) -> None:
         self.embedder.close()
         self.decoding.close()
+        if self.gallery is not None:
+            self.gallery.close()
         self.decoders.shutdown(wait=False, cancel_futures=True)
         self.clerks.shutdown(wait=False, cancel_futures=True)
         self.scribes.shutdown(wait=False, cancel_futures=True)
         self.registry.close()
+
+    def _gallery_of(self, settings: Settings) -> Gallery | None:
+        if settings.gallery is None:
+            return None
+        return Gallery(
+            Path(settings.gallery),
+            self.decoders,
+            max_bytes=settings.max_body_bytes,
+            max_pixels=settings.max_pixels,
+            memory_bytes=settings.decode_bytes,
+            cpu_s=settings.decode_cpu_s,
+        )
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:

@@ -103,6 +103,14 @@ class Settings(BackboneSettings):
         metavar="REF,...",
     )
 
+    gallery: str | None = setting(
+        None,
+        "Folder of pictures that the console shows, by id; links out of it are not followed.",
+        short="Pictures that the console shows.",
+        metavar="DIR",
+    )
+    no_console: bool = setting(False, "Serve no console at / and /console.", short="No console at /.")
+
     on: str = setting(
         "here",
         "here: this process; ray: a Ray cluster (extra ray).",

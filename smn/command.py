@@ -94,7 +94,8 @@ def demo(
         registry.publish("masks", name, path.read_bytes())
 
     def say_serving(port: int) -> None:
-        note(f"\nserving on http://127.0.0.1:{port}, stop with ctrl-C; in another shell:\n")
+        note(f"\nserving, stop with ctrl-C; look at it in a browser: http://127.0.0.1:{port}")
+        note(f"(under Try, drop {made.sample} and other pictures); in another shell:\n")
         note(f"  curl -F image=@{made.sample} 'http://127.0.0.1:{port}/embed?mask=inverted'\n")
 
     run(create_app(settings, backbone, registry), say_serving)

@@ -45,7 +45,8 @@ class Version:
 
     `vectors` says what makes its vectors (smn_core/vectors.py), None where the record is older than that. `parent` is
     the digest of the mask that it is coded against. `holds` are the masks of a cascade; one that was uploaded before
-    there were holds has `needs`, the digests alone, and is tied to whatever version has them.
+    there were holds has `needs`, the digests alone, and is tied to whatever version has them. `notes` are what people
+    wrote beside it, a JSON object as text: they are no part of what it is, so versions compare without them.
     """
 
     version: int
@@ -56,6 +57,7 @@ class Version:
     parent: str | None = None
     holds: tuple[Hold, ...] = ()
     needs: tuple[str, ...] = ()
+    notes: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,13 @@ class Registry(Protocol):
 
     def delete_alias(self, kind: Kind, name: str, alias: str) -> None:
         """Forget an alias; NotFound where the name does not have it."""
+
+    def set_notes(self, kind: Kind, name: str, version: int, notes: str | None) -> None:
+        """Keep a JSON object, as text, beside a version, in place of what was there; None removes it.
+
+        Raises:
+            Conflict: a server that shares the registry cannot read a record with notes.
+        """
 
     def collect(self, grace_s: float = GRACE_S) -> Sequence[str]:
         """Delete blobs that no version refers to; returns their digests.

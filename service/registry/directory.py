@@ -175,6 +175,15 @@ class DirectoryRegistry:
             kept = {known: version for known, version in record.aliases.items() if known != alias}
             self._replace(kind, name, replace(record, aliases=kept))
 
+    def set_notes(self, kind: Kind, name: str, version: int, notes: str | None) -> None:
+        with self._locked(fcntl.LOCK_EX):
+            if self._announced.oldest() < 2:
+                raise Conflict("a server that shares the registry is too old to read notes")
+            pick(kind, self.entry(kind, name), version)
+            record = self._records.read(kind, name)
+            noted = tuple(replace(v, notes=notes) if v.version == version else v for v in record.versions)
+            self._replace(kind, name, replace(record, versions=noted))
+
     def delete(self, kind: Kind, name: str, version: int | None = None) -> None:
         with self._locked(fcntl.LOCK_EX):
             entry, record = self.entry(kind, name), self._records.read(kind, name)

@@ -106,7 +106,7 @@ class RecordFiles:
         """Write a record, and its copy, in a format that servers which read `oldest` at most can read."""
         path = self._folder / kind / f"{name}.json"
         before = path.stat().st_mtime_ns if path.exists() else 0
-        written = min(FORMAT, max(2 if record.aliases else 1, oldest))
+        written = min(FORMAT, max(record.needs_format, oldest))
         record = replace(record, format=written, epoch=self._epoch)
         disk.write(path, record.to_json(), max(time.time_ns(), before + 1))
         self.highest[kind, name] = max(record.last, self.highest.get((kind, name), 0))

@@ -42,6 +42,11 @@ class Record:
         current = next((version for version in self.versions if version.version == self.current), None)
         return Entry(name, current, self.versions, self.aliases) if current else None
 
+    @property
+    def needs_format(self) -> int:
+        """The oldest format that loses nothing which people put into the record."""
+        return 2 if self.aliases or any(version.notes for version in self.versions) else 1
+
     def without_aliases_of(self, gone: set[int]) -> Record:
         return replace(self, aliases={alias: at for alias, at in self.aliases.items() if at not in gone})
 
@@ -113,24 +118,27 @@ def _version_of(raw: Mapping[str, Any], facts: Mapping[str, Any]) -> Version:
         uploaded = strftime(TIME, gmtime(uploaded))
     needs = tuple(needs.split() if isinstance(needs, str) else needs)
     holds = tuple(Hold(hold["digest"], hold["name"], hold["version"]) for hold in facts.get("holds") or ())
-    vectors, parent = facts.get("vectors"), facts.get("parent")
+    vectors, parent, notes = facts.get("vectors"), facts.get("parent"), facts.get("notes")
     for one in (digest, *needs, *(hold.digest for hold in holds), *([parent] if parent is not None else [])):
         _require(isinstance(one, str) and DIGEST.fullmatch(one), "a digest is none")
     _require(all(NAME.fullmatch(h.name) and isinstance(h.version, int) for h in holds), "a hold names nothing")
     _require(vectors is None or VECTORS.fullmatch(vectors), "its vectors are no hash")
     _require(isinstance(uploaded, str), "a version has no time")
-    return Version(number, digest, size, uploaded, vectors, parent, holds, needs)
+    _require(notes is None or isinstance(notes, str), "its notes are no text")
+    return Version(number, digest, size, uploaded, vectors, parent, holds, needs, notes)
 
 
-def facts_of(vectors: str | None, parent: str | None, holds: tuple[Hold, ...]) -> dict[str, Any]:
+def facts_of(
+    vectors: str | None, parent: str | None, holds: tuple[Hold, ...], notes: str | None = None
+) -> dict[str, Any]:
     """What format 2 keeps of a version beside what format 1 has; empty where there is nothing."""
-    found: dict[str, Any] = {"vectors": vectors, "parent": parent}
+    found: dict[str, Any] = {"vectors": vectors, "parent": parent, "notes": notes}
     found["holds"] = [{"digest": hold.digest, "name": hold.name, "version": hold.version} for hold in holds]
     return {key: value for key, value in found.items() if value}
 
 
 def _facts(version: Version) -> dict[str, Any]:
-    return facts_of(version.vectors, version.parent, version.holds)
+    return facts_of(version.vectors, version.parent, version.holds, version.notes)
 
 
 def _require(holds: object, wrong: str) -> None:

@@ -166,6 +166,15 @@ class RedisRegistry:
         if word == b"unknown":
             pick(kind, replace(entry, aliases={k: v for k, v in entry.aliases.items() if k != alias}), alias)
 
+    def set_notes(self, kind: Kind, name: str, version: int, notes: str | None) -> None:
+        check_name(name)
+        word, *answer = self._run(scripts.NOTES, kind, name, version, notes or "")
+        if word == b"absent":
+            raise absent(kind, name, self._table.names(kind))
+        if word == b"old":
+            raise Conflict("a server that shares the registry is too old to read notes")
+        pick(kind, self._put(kind, name, answer), version)
+
     def delete(self, kind: Kind, name: str, version: int | None = None) -> None:
         check_name(name)
         word, *answer = self._run(scripts.DELETE, kind, name, "" if version is None else version)

@@ -212,6 +212,25 @@ return {known and 'moved' or 'new', change(kind, name), text}
 """
 )
 
+NOTES = (
+    COMMON
+    + """
+-- Atomic: a text beside a version, or none. ARGV: kind, name, version, text or ''.
+local kind, name, number, notes = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local record, text = load(kind, name)
+if not record then return {'absent'} end
+if not find(record, number) then return {'unversioned', changed(), text} end
+if oldest() < 2 then return {'old'} end
+local key = string.format('%d', number)
+record.facts = record.facts or {}
+record.facts[key] = record.facts[key] or {}
+record.facts[key].notes = notes ~= '' and notes or nil
+text = text_of(record)
+redis.call('HSET', plane(kind), name, text)
+return {'new', change(kind, name), text}
+"""
+)
+
 DELETE = (
     COMMON
     + """

@@ -11,7 +11,16 @@ from service.embedding import in_time
 from service.errors import Rejected
 from service.reading import read_body
 from service.registry.base import Published, blob_of_version
-from service.routes.versions import FILE_BODY, add_common_routes, answer, changing, guards, reading, version_table
+from service.routes.versions import (
+    FILE_BODY,
+    add_common_routes,
+    answer,
+    changing,
+    guards,
+    notes_of,
+    reading,
+    version_table,
+)
 from service.schemas import MaskInfo, Written
 from service.security import OwnName, OwnNameToChange
 from service.server import Server, TheServer
@@ -81,6 +90,7 @@ async def read(name: OwnName, server: TheServer, request: Request) -> dict[str, 
         "current": {"version": entry.current.version, "digest": entry.current.digest},
         "versions": [version_table(version) for version in entry.versions],
         "aliases": dict(entry.aliases),
+        "notes": {str(version.version): notes_of(version) for version in entry.versions if version.notes},
         "vectors": vectors,
         "space": server.spaces.name(vectors),
         "metadata": {

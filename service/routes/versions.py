@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -166,6 +167,15 @@ def version_table(version: Version) -> dict[str, Any]:
     """One version, as the answer about its name lists it."""
     shown = ("version", "digest", "bytes", "uploaded", "vectors")
     return {key: getattr(version, key) for key in shown}
+
+
+def notes_of(version: Version) -> dict[str, Any]:
+    """What people said of a version; nothing where somebody else wrote a text into the record that is no JSON."""
+    try:
+        found = json.loads(version.notes or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 async def reading(server: Server, request: Request, call: Callable[[], T]) -> T:

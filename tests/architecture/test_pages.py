@@ -25,6 +25,8 @@ QUESTIONS = (
     "may change a mask",
     "evicts a mask",
     "`smn adapt` do",
+    "may the console load",
+    "of a folder is shown",
     "writes a cascade",
     "a new option",
     "a new objective",

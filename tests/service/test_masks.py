@@ -77,6 +77,7 @@ def test_one_mask_reads_its_versions_metadata_and_density(client, theta):
         "current",
         "versions",
         "aliases",
+        "notes",
         "vectors",
         "space",
         "metadata",

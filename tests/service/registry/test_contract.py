@@ -687,3 +687,27 @@ def test_any_sequence_of_calls_agrees_with_a_dictionary(open_again):
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_notes_are_kept_by_version_and_seen_by_others(registry, open_again):
+    """A registry keeps what people say of a version, and compares versions without it."""
+    before = registry.publish("masks", "m", b"one").version
+    registry.publish("masks", "m", b"two")
+    registry.set_notes("masks", "m", 1, '{"a": [], "é": 1e-12}')
+    found = registry.entry("masks", "m").versions
+    assert [version.notes for version in found] == ['{"a": [], "é": 1e-12}', None]
+    assert found[0] == before
+    other = open_again()
+    eventually(lambda: other.entry("masks", "m").versions[0].notes == '{"a": [], "é": 1e-12}')
+    registry.set_alias("masks", "m", "best", 1)
+    registry.publish("masks", "m", b"three")
+    assert registry.entry("masks", "m").versions[0].notes is not None
+    registry.set_notes("masks", "m", 1, None)
+    assert [version.notes for version in registry.entry("masks", "m").versions] == [None] * 3
+
+
+def test_notes_of_no_version_are_refused(registry):
+    registry.publish("masks", "m", b"one")
+    for name, version in (("n", 1), ("m", 2)):
+        with pytest.raises(NotFound):
+            registry.set_notes("masks", name, version, "{}")

@@ -65,9 +65,12 @@ class OutputTensor(TensorInfo):
 
 
 class InferAnswer(BaseModel):
+    """`parameters`, where the protocol has room for more than itself, has `space`."""
+
     model_name: str
     model_version: str | None = None
     id: str | None = None
+    parameters: dict[str, Any]
     outputs: list[OutputTensor]
 
 
@@ -199,7 +202,7 @@ def _asked(body: InferRequest, reference: str, images: Images) -> Asked:
 def _answer(name: str, body: InferRequest, answer: Answer) -> Response:
     used = answer.found.cascade or answer.found.mask
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": list(answer.z.shape)}
-    said: dict[str, Any] = {"model_name": name, "outputs": [output]}
+    said: dict[str, Any] = {"model_name": name, "parameters": {"space": answer.found.space}, "outputs": [output]}
     if used is not None:
         said["model_version"] = str(used.version)
     if body.id is not None:

@@ -113,9 +113,7 @@ async def model_info(model: Model, server: TheServer, caller: Reader) -> dict[st
 @router.get("/models/{model}/ready", response_model=dict[str, Any])
 async def model_ready(model: Model, server: TheServer, caller: Reader) -> JSONResponse:
     """Whether a model is there, and the server ready."""
-    resolve(model, server, caller)
-    found = await ready(server)
-    return JSONResponse({"name": model, "ready": found.status_code == 200}, found.status_code)
+    return await _ready(model, model, server, caller)
 
 
 @router.post(
@@ -140,7 +138,7 @@ async def version_info(model: Model, version: Version, server: TheServer, caller
 @router.get("/models/{model}/versions/{version}/ready", response_model=dict[str, Any])
 async def version_ready(model: Model, version: Version, server: TheServer, caller: Reader) -> JSONResponse:
     """The same of one version."""
-    return await model_ready(_at(model, version, server), server, caller)
+    return await _ready(model, _at(model, version, server), server, caller)
 
 
 @router.post(
@@ -162,6 +160,12 @@ def _at(model: str, version: str, server: Server) -> str:
         said = f"{model[:64]!r} has no version {version[:32]!r}: versions are numbers, of a name without one"
         raise Rejected(404, "not_found", said, "version")
     return f"{model}@{version}"
+
+
+async def _ready(name: str, reference: str, server: Server, caller: Caller) -> JSONResponse:
+    resolve(reference, server, caller)
+    found = await ready(server)
+    return JSONResponse({"name": name, "ready": found.status_code == 200}, found.status_code)
 
 
 async def _infer(

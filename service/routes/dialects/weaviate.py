@@ -66,7 +66,9 @@ async def vectorize(
 
     answer = await ask(server, request, caller, space, understand)
     if one:
-        return answer.as_json({"id": name, "vector": answer.z[0], "dim": answer.z.shape[1], "space": answer.found.space})
+        return answer.as_json(
+            {"id": name, "vector": answer.z[0], "dim": answer.z.shape[1], "space": answer.found.space}
+        )
     return answer.as_json({"textVectors": [], "imageVectors": answer.z, "space": answer.found.space})
 
 

@@ -15,7 +15,7 @@ from service.imagetext import decode_unless_text, text_input
 FIELDS = ("image", "image_url", "image_base64")
 INNER = ("url", "base64", "bytes")
 """Where the text is, if a field holds an object."""
-SHAPES = 'a text, {"image": ...}, or a part {"type": "image_url", "image_url": {"url": ...}}'
+SHAPES = 'base64 or a data URI, {"image": ...}, or a part {"type": "image_url", "image_url": {"url": ...}}'
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def _parts(value: object, at: str) -> list[tuple[object, str]]:
 
 def _the_image(parts: Sequence[tuple[object, str]], at: str) -> Found:
     found = [one for part, where in parts if (one := _find(part, where)) is not None]
+    if not found and parts:  # blank texts, and nothing beside them
+        raise text_input(at)
     if not found:
         raise Rejected(400, "no_images", f"{at} has no image: send {SHAPES}", at)
     if len(found) > 1:

@@ -18,6 +18,8 @@ def shape(z: Float32[ndarray, "n d"], dimensions: int | None, *, normalize: bool
     """The first `dimensions` components, then unit length if asked for; a zero row stays zero."""
     z = z if dimensions is None else z[:, :dimensions]
     if normalize:
+        _, exponent = np.frexp(np.abs(z).max(axis=1, keepdims=True))
+        z = np.ldexp(z, -exponent)  # exact; else the square of a very long or short vector is no float32
         z = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
     return np.ascontiguousarray(z, np.float32)
 

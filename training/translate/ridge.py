@@ -77,10 +77,11 @@ def translate(
     Raises:
         InvalidData: fewer than `FEWEST_ROWS` rows to fit on, or fewer than `NEIGHBOURS` + 2 to score on.
     """
-    if len(old) < FEWEST_ROWS:
-        raise InvalidData(f"{len(old)} readable images are too few to fit a map between spaces: give {FEWEST_ROWS}")
-    if len(held_old) < NEIGHBOURS + 2:
-        raise InvalidData(f"{len(held_old)} images are too few to measure recall@{NEIGHBOURS} on")
+    if len(old) < FEWEST_ROWS or len(held_old) < NEIGHBOURS + 2:
+        raise InvalidData(
+            f"too few readable images: {len(old)} to fit a map between spaces on, which takes {FEWEST_ROWS}, "
+            f"and {len(held_old)} to measure recall@{NEIGHBOURS} on, which takes {NEIGHBOURS + 2}"
+        )
     strength = choose_strength(old, new)
     fitted = fit_ridge(old, new, strength)
     return Translation(

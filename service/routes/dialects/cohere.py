@@ -52,6 +52,7 @@ class CohereAnswer(BaseModel):
     embeddings: CohereEmbeddings
     texts: list[str]
     meta: dict[str, Any]
+    space: str
 
 
 @router.post("/embed", response_model=CohereAnswer, openapi_extra=body_of(CohereRequest))
@@ -81,5 +82,6 @@ async def embed(server: TheServer, request: Request, caller: Reader, space: Spac
             "embeddings": embeddings,
             "texts": [],
             "meta": {"api_version": {"version": "2"}, "billed_units": {"images": answer.asked.count}},
+            "space": answer.found.space,
         }
     )

@@ -65,9 +65,12 @@ class OutputTensor(TensorInfo):
 
 
 class InferAnswer(BaseModel):
+    """`parameters`, where the protocol has room for more than itself, has `space`."""
+
     model_name: str
     model_version: str | None = None
     id: str | None = None
+    parameters: dict[str, Any]
     outputs: list[OutputTensor]
 
 
@@ -110,9 +113,7 @@ async def model_info(model: Model, server: TheServer, caller: Reader) -> dict[st
 @router.get("/models/{model}/ready", response_model=dict[str, Any])
 async def model_ready(model: Model, server: TheServer, caller: Reader) -> JSONResponse:
     """Whether a model is there, and the server ready."""
-    resolve(model, server, caller)
-    found = await ready(server)
-    return JSONResponse({"name": model, "ready": found.status_code == 200}, found.status_code)
+    return await _ready(model, model, server, caller)
 
 
 @router.post(
@@ -137,7 +138,7 @@ async def version_info(model: Model, version: Version, server: TheServer, caller
 @router.get("/models/{model}/versions/{version}/ready", response_model=dict[str, Any])
 async def version_ready(model: Model, version: Version, server: TheServer, caller: Reader) -> JSONResponse:
     """The same of one version."""
-    return await model_ready(_at(model, version, server), server, caller)
+    return await _ready(model, _at(model, version, server), server, caller)
 
 
 @router.post(
@@ -159,6 +160,12 @@ def _at(model: str, version: str, server: Server) -> str:
         said = f"{model[:64]!r} has no version {version[:32]!r}: versions are numbers, of a name without one"
         raise Rejected(404, "not_found", said, "version")
     return f"{model}@{version}"
+
+
+async def _ready(name: str, reference: str, server: Server, caller: Caller) -> JSONResponse:
+    resolve(reference, server, caller)
+    found = await ready(server)
+    return JSONResponse({"name": name, "ready": found.status_code == 200}, found.status_code)
 
 
 async def _infer(
@@ -199,7 +206,7 @@ def _asked(body: InferRequest, reference: str, images: Images) -> Asked:
 def _answer(name: str, body: InferRequest, answer: Answer) -> Response:
     used = answer.found.cascade or answer.found.mask
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": list(answer.z.shape)}
-    said: dict[str, Any] = {"model_name": name, "outputs": [output]}
+    said: dict[str, Any] = {"model_name": name, "parameters": {"space": answer.found.space}, "outputs": [output]}
     if used is not None:
         said["model_version"] = str(used.version)
     if body.id is not None:

@@ -46,6 +46,7 @@ class VoyageAnswer(BaseModel):
     object: Literal["list"] = "list"
     data: list[OpenAIEmbedding]
     model: str
+    space: str
     usage: VoyageUsage
 
 
@@ -65,4 +66,5 @@ async def embed(server: TheServer, request: Request, caller: Reader, space: Spac
     n, (height, width) = len(answer.z), server.reader.input_px
     usage = {"text_tokens": 0, "image_pixels": n * height * width, "video_pixels": 0, "total_tokens": n}
     data = answer.data(answer.asked.kinds[0], base64=base64)
-    return answer.as_json({"object": "list", "data": data, "model": answer.asked.model, "usage": usage})
+    told = {"object": "list", "data": data, "model": answer.asked.model, "space": answer.found.space}
+    return answer.as_json({**told, "usage": usage})

@@ -43,6 +43,7 @@ class WeaviateAnswer(BaseModel):
     dim: int | None = None
     textVectors: list[list[float]] | None = None
     imageVectors: list[list[float]] | None = None
+    space: str
 
 
 @router.post("/vectorize", response_model=WeaviateAnswer, openapi_extra=body_of(WeaviateRequest))
@@ -65,8 +66,10 @@ async def vectorize(
 
     answer = await ask(server, request, caller, space, understand)
     if one:
-        return answer.as_json({"id": name, "vector": answer.z[0], "dim": answer.z.shape[1]})
-    return answer.as_json({"textVectors": [], "imageVectors": answer.z})
+        return answer.as_json(
+            {"id": name, "vector": answer.z[0], "dim": answer.z.shape[1], "space": answer.found.space}
+        )
+    return answer.as_json({"textVectors": [], "imageVectors": answer.z, "space": answer.found.space})
 
 
 @router.post("/vectors", response_model=WeaviateAnswer, openapi_extra=body_of(WeaviateRequest))

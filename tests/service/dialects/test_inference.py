@@ -94,7 +94,7 @@ def test_a_model_and_its_versions_say_what_they_take(client, theta, wanted):
     assert info["versions"] == ["1", "2"] and info["inputs"][0]["name"] == "image"
     assert info["outputs"] == [{"name": "embedding", "datatype": "FP32", "shape": [-1, 8]}]
     assert client.get("/v2/models/photos/versions/1").json()["versions"] == ["1"]
-    assert client.get("/v2/models/photos/versions/1/ready").json() == {"name": "photos@1", "ready": True}
+    assert client.get("/v2/models/photos/versions/1/ready").json() == {"name": "photos", "ready": True}
     old = client.post("/v2/models/photos/versions/1/infer", json=of_bytes())
     assert values(old).tobytes() == first.tobytes() != wanted().tobytes()
     assert old.json()["model_version"] == "1"

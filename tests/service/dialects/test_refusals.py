@@ -7,6 +7,9 @@ TEXTS = {
     "/v1/embeddings": [
         {"input": "a cat"},
         {"input": ["YSBjYXQ="]},
+        {"input": ""},
+        {"input": [URIS[0], " "]},
+        {"messages": [{"role": "user", "content": ""}]},
         {"input": [URIS[0], "hello"]},
         {"input": [{"text": "a cat"}]},
         {"input": [{"image": "a cat"}]},

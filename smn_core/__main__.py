@@ -75,9 +75,8 @@ def export(
     ] = False,
 ) -> None:
     """Write theta', state and map as ordinary timm weights or as an ONNX graph: check it elsewhere, or leave."""
-    from smn_core.verbs.export import FORMATS
+    from smn_core.verbs.export import FORMATS, n_classes_of
     from smn_core.verbs.export import export as write
-    from smn_core.verbs.export import n_classes_of
     from smn_core.verbs.loading import backbone_and_mask
     from smn_core.verbs.show import note
 

@@ -116,7 +116,7 @@ def export_onnx(
         if not error <= LARGEST_ERROR:
             raise InvalidArgument(
                 f"ONNX Runtime's embeddings are {error:.1e} from the engine's, more than {LARGEST_ERROR:g}: the graph "
-                "was not written; the weights are had with --format safetensors"
+                "was not written; take the weights, --format safetensors"
             )
     write_bytes(out, graph)
     return error
@@ -126,7 +126,9 @@ def require_writers() -> None:
     """Raise InvalidArgument where a package that writes graphs is not there."""
     missing = [name for name in WRITERS if find_spec(name) is None]
     if missing:
-        raise InvalidArgument(f"--format onnx needs {' and '.join(missing)}, of the extra onnx: uv pip install '.[onnx]'")
+        raise InvalidArgument(
+            f"--format onnx needs {' and '.join(missing)}, of the extra onnx: uv pip install '.[onnx]'"
+        )
 
 
 def facts_of(backbone: Backbone, mask: TaskMask, *, with_map: bool) -> dict[str, str]:
@@ -169,7 +171,7 @@ def trace(model: Masked, size: tuple[int, ...], facts: dict[str, str]) -> bytes:
                 cause = cause.__cause__
             first = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
             raise InvalidArgument(
-                f"torch cannot make a graph of this model ({first[:200]}); the weights are had with --format safetensors"
+                f"torch cannot make a graph of this model ({first[:200]}); take its weights, --format safetensors"
             ) from error
         proto: Any = onnx.load(file)
     del proto.metadata_props[:]

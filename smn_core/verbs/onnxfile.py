@@ -63,12 +63,12 @@ class Mapped(nn.Module):
     def __init__(self, affine: Affine) -> None:
         super().__init__()
         self.mean = _constant(affine.mean)
-        self.scale = _constant(affine.scale) if affine.scale is not None else None
-        self.matrix = _constant(affine.full) if affine.scale is None else None
+        self.is_diagonal = affine.scale is not None
+        self.by = _constant(affine.full if affine.scale is None else affine.scale)
 
     def forward(self, z: Tensor) -> Tensor:
         centred = z - self.mean
-        return centred * self.scale if self.matrix is None else centred @ self.matrix.T
+        return centred * self.by if self.is_diagonal else centred @ self.by.T
 
 
 class Classes(nn.Module):

@@ -81,39 +81,43 @@ class StandInHub:
         said = headers.get("Authorization")
         if said not in (None, f"Bearer {TOKEN}"):
             return 401, {"error": "Invalid"}, {"X-Error-Message": "Invalid credentials in Authorization header"}
-        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/(.+)/([^/]+)", path):
-            return self.resolve(*found.groups(), known=said is not None)
-        if method == "PUT" and path.startswith("/lfs/"):  # a signed address needs no token
-            self.objects[path.removeprefix("/lfs/")] = body
-            return 200, {}
-        if path == "/api/validate-yaml":
-            return 200, {"errors": [], "warnings": []}
-        if said is None:
-            return 401, {"error": "no token"}, {"X-Error-Message": "Invalid username or password."}
-        if path == "/api/repos/create":
-            asked = json.loads(body)
-            repo = f"{asked['organization']}/{asked['name']}"
-            if repo in self.repos:
-                return 409, {"error": "exists", "url": f"{self.url}/{repo}"}
-            self.commit(repo, "main", {})
-            if asked.get("visibility") == "private" or asked.get("private"):
-                self.private.add(repo)
-            return 200, {"url": f"{self.url}/{repo}"}
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/(.+)", path):
-            mode = {True: "lfs", False: "regular"}
-            files = [file["path"] for file in json.loads(body)["files"]]
-            return 200, {
-                "files": [{"path": p, "uploadMode": mode[p.endswith(".smn")], "shouldIgnore": False} for p in files]
-            }
-        if path.endswith(".git/info/lfs/objects/batch"):
-            objects = json.loads(body)["objects"]
-            return 200, {
-                "transfer": "basic",
-                "objects": [{**o, "actions": {"upload": {"href": f"{self.url}/lfs/{o['oid']}"}}} for o in objects],
-            }
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", path):
-            return self.take_commit(*found.groups(), body)
+        routes = (
+            ("GET|HEAD", "/([^/]+/[^/]+)/resolve/(.+)/([^/]+)", lambda *at: self.resolve(*at, known=said is not None)),
+            ("PUT", "/lfs/(.+)", lambda oid: self.take_object(oid, body)),  # a signed address needs no token
+            ("POST", "/api/validate-yaml", lambda: (200, {"errors": [], "warnings": []})),
+            ("POST", "/api/repos/create", lambda: self.create(json.loads(body))),
+            ("POST", "/api/models/([^/]+/[^/]+)/preupload/(.+)", lambda *_: self.say_modes(json.loads(body))),
+            ("POST", r"/(.+)\.git/info/lfs/objects/batch", lambda _: self.say_places(json.loads(body))),
+            ("POST", "/api/models/([^/]+/[^/]+)/commit/(.+)", lambda *at: self.take_commit(*at, body)),
+        )
+        for number, (methods, pattern, act) in enumerate(routes):
+            if re.fullmatch(methods, method) and (found := re.fullmatch(pattern, path)):
+                if number > 2 and said is None:
+                    return 401, {"error": "no token"}, {"X-Error-Message": "Invalid username or password."}
+                return act(*found.groups())
         return 404, {"error": path}
+
+    def take_object(self, oid, body):
+        self.objects[oid] = body
+        return 200, {}
+
+    def create(self, asked):
+        repo = f"{asked['organization']}/{asked['name']}"
+        if repo in self.repos:
+            return 409, {"error": "exists", "url": f"{self.url}/{repo}"}
+        self.commit(repo, "main", {})
+        if asked.get("visibility") == "private":
+            self.private.add(repo)
+        return 200, {"url": f"{self.url}/{repo}"}
+
+    def say_modes(self, asked):
+        names = [file["path"] for file in asked["files"]]
+        modes = [(name, "lfs" if name.endswith(".smn") else "regular") for name in names]
+        return 200, {"files": [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes]}
+
+    def say_places(self, asked):
+        at = [{**o, "actions": {"upload": {"href": f"{self.url}/lfs/{o['oid']}"}}} for o in asked["objects"]]
+        return 200, {"transfer": "basic", "objects": at}
 
     def take_commit(self, repo, revision, body):
         if revision not in self.repos.get(repo, {}):

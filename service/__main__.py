@@ -28,6 +28,10 @@ Server = Annotated[str, typer.Option(metavar="URL", envvar="SMN_SERVER", help="T
 KeyOption = Annotated[
     str | None, typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME is the variable NAME's.")
 ]
+TokenOption = Annotated[
+    str | None,
+    typer.Option("--token", help="Hub: a token; env:NAME is the variable NAME's. Default: HF_TOKEN, or hf auth login."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 LOCAL = "http://127.0.0.1:8000"
 
@@ -39,8 +43,9 @@ def serve(ctx: typer.Context) -> None:
     Options are variables too: --max-images, SMN_MAX_IMAGES. Without --registry masks are kept in ./registry.
     """
     given, files = said(ctx), files_of(ctx)
-    offers = _read_offers(files) if files else []
-    settings = _settle(given, offers) if offers else _settings(given)
+    settings = _settings(given)
+    offers = _read_offers(files, settings.masks_from) if files or settings.masks_from else []
+    settings = _settle(given, offers) if offers else settings
 
     from service.telemetry import configure_logs
     from smn_core.verbs.show import note
@@ -71,14 +76,40 @@ def serve(ctx: typer.Context) -> None:
 @app.command()
 def push(
     file: Annotated[Path, typer.Argument(metavar="FILE_OR_DIR", help="A mask file, or the folder of a cascade.")],
-    name: Annotated[str, typer.Option(help="Its name on the server.")],
+    hub: Annotated[
+        str | None, typer.Argument(metavar="[hf:USER/NAME]", help="A place on the Hub, or one of its branches, @NAME.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Its name on the server.")] = None,
     server: Server = LOCAL,
     key: KeyOption = None,
     if_match: Annotated[str | None, typer.Option(metavar="DIGEST", help="Only over this current version.")] = None,
     if_absent: Annotated[bool, typer.Option("--if-absent", help="Only as a new name.")] = False,
+    token: TokenOption = None,
+    private: Annotated[bool, typer.Option("--private", help="Hub: where the repository is made now.")] = False,
+    no_card: Annotated[bool, typer.Option("--no-card", help="Hub: leave its card as it is.")] = False,
+    base_model: Annotated[
+        str | None, typer.Option(metavar="TIMM/NAME", help="Hub: the backbone's own place, for the card.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(metavar="ID", help="Hub: the licence, for the card.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Upload a mask, or a cascade with its masks as NAME.root, NAME.expert-1 ..., as the new version of a name."""
+    """Upload a mask, or a cascade with its masks as NAME.root, NAME.expert-1 ..., as the new version of a name.
+
+    With hf:USER/NAME a mask goes to the Hub instead, with a card.
+    """
+    if (hub is None) == (name is None):
+        raise InvalidArgument("push takes FILE --name NAME, for a server, or FILE hf:USER/NAME, for the Hub")
+    if hub is not None:
+        from service.sharing import push_to_hub
+
+        if if_match is not None or if_absent:
+            raise InvalidArgument("--if-match and --if-absent are for a server")
+        push_to_hub(
+            file, hub, token=token, private=private, with_card=not no_card, base_model=base_model, license=license,
+            as_json=as_json,
+        )  # fmt: skip
+        return
+    assert name is not None
     with _client(server, key) as client:
         push = client.push_cascade if file.is_dir() else client.push
         done = push(name, file, if_match=if_match, if_absent=if_absent)
@@ -88,15 +119,24 @@ def push(
 
 @app.command()
 def pull(
-    reference: Annotated[str, typer.Argument(metavar="REF", help="name, name@version, or cascade:name.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="REF", help="name, name@version, cascade:name, or hf:user/name[@revision].")
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE_OR_DIR", help="Default: NAME.smn, of a cascade the folder NAME.")
     ] = None,
     server: Server = LOCAL,
     key: KeyOption = None,
+    token: TokenOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Over a file or folder that exists.")] = False,
 ) -> None:
     """Download a mask file, or a cascade with its masks."""
+    if reference.startswith("hf:"):
+        from service.sharing import pull_from_hub
+
+        pull_from_hub(reference, out, token=token, overwrite=overwrite)
+        return
+
     from service.registry.base import parse_reference
     from smn_core.files import write_bytes
     from smn_core.verbs.show import note
@@ -210,10 +250,10 @@ def alias(
             note(f"warning: {warning}")
 
 
-def _read_offers(files: list[Path]) -> list[Offer]:
+def _read_offers(files: list[Path], addresses: list[str]) -> list[Offer]:
     from service.offer import read_offers
 
-    return read_offers(files)
+    return read_offers(files, addresses)
 
 
 def _settle(given: dict[str, Any], offers: list[Offer]) -> Settings:

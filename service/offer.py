@@ -1,4 +1,4 @@
-"""What `smn serve FILE.smn` serves: the backbone as masks and their runs say it, the masks under their files' names.
+"""What `smn serve FILE.smn` and `--masks-from` serve: the backbone as masks say it, masks under their files' names.
 
 Masks go into the registry before the server starts, so that this form and `smn push` end alike.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.hub import HubAddress, parse_address, pull_mask
 from service.registry.base import Registry
 from service.settings import Settings
 from smn_core.backbone import Backbone
@@ -25,7 +26,7 @@ from smn_core.verbs.recorded import missing_weights, read_weights
 
 @dataclass(frozen=True)
 class Offer:
-    """A mask file, and what it is called on the server: its name without the suffix."""
+    """A mask, where it stands, and what it is called on the server: its file's name without the suffix."""
 
     name: str
     path: Path
@@ -33,14 +34,16 @@ class Offer:
     mask: TaskMask
 
 
-def read_offers(files: Sequence[Path]) -> list[Offer]:
-    """Read and check the files of masks that one server can serve together.
+def read_offers(files: Sequence[Path], addresses: Sequence[str] = ()) -> list[Offer]:
+    """Read and check the masks that one server can serve together: files, and what stands at addresses of the Hub.
 
     Raises:
         InvalidArgument: a file's name cannot be a mask's, two are alike, or the masks are for different backbones.
         InvalidMask, UnknownModel: as `read_file`.
+        SMNError: as `pull_mask`.
     """
     offers: dict[str, Offer] = {}
+    places = [parse_address(address) for address in addresses]
     for path in files:
         if path.is_dir():
             raise InvalidArgument(f"{path} is a folder: serve takes mask files; a cascade goes in with smn push")
@@ -48,14 +51,24 @@ def read_offers(files: Sequence[Path]) -> list[Offer]:
             check_name(path.stem)
         except InvalidArgument as error:
             raise InvalidArgument(f"{path}: its mask would be called as the file is, but {error}: rename it") from error
-        if path.stem in offers:
-            raise InvalidArgument(f"{offers[path.stem].path} and {path} would have one name: rename one of them")
-        offer = Offer(path.stem, path, *read_file(path))
-        first = next(iter(offers.values()), offer)
-        if offer.mask.fingerprint != first.mask.fingerprint:
-            raise InvalidArgument(f"{first.path} and {path} are for different backbones: a server has one")
-        offers[offer.name] = offer
+        _require_new(path.stem, path, offers)
+        _add(Offer(path.stem, path, *read_file(path)), offers)
+    for place in places:
+        _require_new(place.name, place, offers)
+        _add(Offer(place.name, Path(str(place)), *pull_mask(place)), offers)
     return list(offers.values())
+
+
+def _require_new(name: str, place: Path | HubAddress, offers: Mapping[str, Offer]) -> None:
+    if name in offers:
+        raise InvalidArgument(f"{offers[name].path} and {place} would have one name: rename one of them")
+
+
+def _add(offer: Offer, offers: dict[str, Offer]) -> None:
+    first = next(iter(offers.values()), offer)
+    if offer.mask.fingerprint != first.mask.fingerprint:
+        raise InvalidArgument(f"{first.path} and {offer.path} are for different backbones: a server has one")
+    offers[offer.name] = offer
 
 
 def settle(given: Mapping[str, Any], offers: Sequence[Offer], make: Callable[[dict[str, Any]], Settings]) -> Settings:

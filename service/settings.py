@@ -96,6 +96,14 @@ class Settings(BackboneSettings):
         short="Resident before the server is ready.",
         metavar="REF,...",
     )
+    masks_from: Names = setting(
+        [],
+        "Masks to pull at start, hf:user/name or hf:user/name@revision, into the registry under the repository's name; "
+        "of a private one with HF_TOKEN. Several in a variable have commas.",
+        short="Pulled at start into the registry; may be repeated.",
+        metavar="hf:USER/NAME",
+        repeated=True,
+    )
     pin: Names = setting(
         [],
         "References that stay in host memory whatever the budget; a name through uploads and rollbacks.",
@@ -250,7 +258,7 @@ class Settings(BackboneSettings):
         metavar="URL",
     )
 
-    @field_validator("preload", "pin", "model_arg", "api_keys", "admin_keys", mode="before")
+    @field_validator("preload", "pin", "masks_from", "model_arg", "api_keys", "admin_keys", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """White space around a part means nothing: a Secret that `echo` made ends in a line break."""
@@ -280,8 +288,8 @@ class Settings(BackboneSettings):
         return spec_of({option.name: getattr(self, option.name) for option in OPTIONS})
 
 
-def secret(text: str | None) -> str | None:
-    """A key as it was given; `env:NAME` is what the environment variable NAME holds.
+def secret(text: str | None, flag: str = "--key") -> str | None:
+    """A key as it was given by a flag; `env:NAME` is what the environment variable NAME holds.
 
     Raises:
         InvalidArgument: it is not set.
@@ -290,5 +298,5 @@ def secret(text: str | None) -> str | None:
         return text
     value = os.environ.get(text.removeprefix("env:"), "").strip()
     if not value:
-        raise InvalidArgument(f"--key {text}: that environment variable is not set")
+        raise InvalidArgument(f"{flag} {text}: that environment variable is not set")
     return value

@@ -88,24 +88,46 @@ def repack(
 @model_options
 def export(
     file: MaskFile,
-    out: Annotated[Path, typer.Option(metavar="W.safetensors", help="The weights to write.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="What to write: W.safetensors or W.onnx.")],
     spec: BackboneSpec,
-    head: Annotated[bool, typer.Option("--head", help="The mask's classifier too, under timm's name for it.")] = False,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT", help="safetensors, weights for timm; onnx, a graph for any runtime. Default: by FILE."
+        ),
+    ] = None,
+    head: Annotated[
+        bool, typer.Option("--head", help="The mask's classifier too: timm's own, or the graph's second output.")
+    ] = False,
     no_map: Annotated[
-        bool, typer.Option("--no-map", help="Leave out the mask's map, else written as a classifier of D classes.")
+        bool, typer.Option("--no-map", help="Leave out the mask's map, else timm's classifier or part of the graph.")
     ] = False,
 ) -> None:
-    """Write theta' and state as ordinary timm weights, so that anyone can check, or leave."""
+    """Write theta', state and map as ordinary timm weights or as an ONNX graph: check it elsewhere, or leave."""
+    from smn_core.verbs.export import FORMATS, n_classes_of
     from smn_core.verbs.export import export as write
-    from smn_core.verbs.export import n_classes_of
     from smn_core.verbs.loading import backbone_and_mask
     from smn_core.verbs.show import note
 
     if spec.weights is not None and out.exists() and out.resolve() == Path(spec.weights).resolve():
         raise InvalidArgument(f"--out {out} is the backbone itself: give another name")
+    if format is not None and format not in FORMATS:
+        raise InvalidArgument(f"--format {format!r}: choose {' or '.join(FORMATS)}")
+    as_onnx = format == "onnx" or (format is None and out.suffix == ".onnx")
+    if as_onnx:
+        from smn_core.verbs.onnxfile import require_writers
+
+        require_writers()  # before the backbone is loaded
     # theta' is written as it is in the file: float32, whatever a forward would run in.
     backbone, task = backbone_and_mask(replace(spec, device="cpu", dtype="float32"), file)
     assert task is not None
+    if as_onnx:
+        from smn_core.verbs.onnxfile import export_onnx
+
+        error = export_onnx(backbone, task, out, with_head=head, with_map=not no_map)
+        unseen = "not checked: onnxruntime is not installed (extra onnx)"
+        note(f"{out}: {unseen if error is None else f'checked with ONNX Runtime, {error:.1e} from the engine'}")
+        return
     write(backbone, task, out, with_head=head, with_map=not no_map)
     args = {"num_classes": n_classes_of(task, with_head=head, with_map=not no_map), **backbone.args}
     if hasattr(backbone.model, "set_input_size"):  # its position embeddings are of this size

@@ -16,6 +16,9 @@ from smn_core.files import write_bytes
 from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits, with_bits
 
+FORMATS = ("safetensors", "onnx")
+"""What `smn export` writes: this module's weights, or the graph of `onnxfile.py`."""
+
 
 def masked_weights(backbone: Backbone, mask: TaskMask) -> dict[str, ndarray]:
     """The state dict of a plain timm model (`num_classes=0`) that embeds as the backbone does through `mask`.

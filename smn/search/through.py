@@ -89,11 +89,12 @@ def open_through(
     from service.settings import secret
 
     with Client(chosen.server, secret(key), in_flight=in_flight) as client:
-        words = {"cascade": chosen.cascade, "mode": chosen.mode}
-        space, told = client.space(chosen.mask, **words), client.info()
+        space, told = client.space(chosen.mask, cascade=chosen.cascade, mode=chosen.mode), client.info()
 
         def embed(paths: Iterable[Path]) -> Generator[Row, None, None]:
-            return client.embed_each(paths, chosen.mask, **words, space=space, strict=False)
+            return client.embed_each(
+                paths, chosen.mask, cascade=chosen.cascade, mode=chosen.mode, space=space, strict=False
+            )
 
         yield Through(space, str(told["model"]), str(told["fingerprint"]), {}, embed)
 
@@ -116,11 +117,12 @@ def _here(spec: BackboneSpec, chosen: Chosen, batch_size: int, workers: int) -> 
         batch_size=batch_size,
         workers=workers,
     )
-    words = {"cascade": chosen.cascade, "mode": chosen.mode}
-    space = embedder.space(chosen.mask, **words)
+    space = embedder.space(chosen.mask, cascade=chosen.cascade, mode=chosen.mode)
 
     def embed(paths: Iterable[Path]) -> Generator[Row, None, None]:
-        return embedder.embed_each(paths, chosen.mask, **words, space=space, strict=False)
+        return embedder.embed_each(
+            paths, chosen.mask, cascade=chosen.cascade, mode=chosen.mode, space=space, strict=False
+        )
 
     backbone = embedder.backbone
     return Through(space, backbone.architecture, backbone.fingerprint, _remembered(spec), embed)

@@ -69,8 +69,8 @@ def index(
         raise InvalidData(f"{data} is no folder: a collection shows a folder of photos")
     if images.others:
         show.note(f"{sum(images.others.values()):,} files of other kinds are not read: {say_others(images.others)}")
-    how = {"key": key, "batch_size": batch_size, "workers": workers, "in_flight": in_flight}
-    with locked(out), open_through(spec, chosen, **how) as through:
+    making = open_through(spec, chosen, key=key, batch_size=batch_size, workers=workers, in_flight=in_flight)
+    with locked(out), making as through:
         store = open_store(out)
         with show.images_progress(len(images.names)) as on_batch:
             done = sync(images, store, through, chosen.as_json(), where=out, on_batch=on_batch)

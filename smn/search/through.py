@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smn.search.about import About
-from smn_core.errors import InvalidArgument
+from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.spec import BackboneSpec
 
 if TYPE_CHECKING:
     from smn_core.answers import Row
 
-REMEMBERED = ("name", "weights", "args", "image_size", "mean", "std", "crop_pct")
-"""Fields of a spec that a collection remembers: all that decide its space."""
+KINDS = {"name": str, "weights": str, "args": dict, "image_size": int, "mean": list, "std": list, "crop_pct": float}
+"""Fields of a spec that a collection remembers, as JSON has them: all that decide its space."""
 ROOT = "root"
 
 
@@ -143,7 +143,7 @@ def _root_of(chosen: Chosen) -> tuple[Any, Path | None]:
 
 
 def _remembered(spec: BackboneSpec) -> dict[str, Any]:
-    said = {name: getattr(spec, name) for name in REMEMBERED}
+    said = {name: getattr(spec, name) for name in KINDS}
     return said | {"weights": str(spec.weights.resolve()) if spec.weights is not None else None}
 
 
@@ -169,20 +169,20 @@ def as_indexed(spec: BackboneSpec, chosen: Chosen, about: About, where: Path) ->
     if chosen.server is not None:
         return spec, chosen
     plain = BackboneSpec("")
-    kept = {name: about.backbone[name] for name in REMEMBERED if about.backbone.get(name) is not None}
+    kept = {name: about.backbone[name] for name in KINDS if about.backbone.get(name) is not None}
+    sound = all(isinstance(value, KINDS[name]) for name, value in kept.items())
+    if not sound or not all(isinstance(n, float) for name in ("mean", "std") for n in kept.get(name, ())):
+        raise InvalidData(f"{where} is damaged: it names a backbone that cannot be read")
     left = {
         name: value
         for name, value in kept.items()
         if getattr(spec, name) == getattr(plain, name) or name in spec.by_variable
     }
-    try:
-        if "weights" in left:
-            left["weights"] = Path(left["weights"])
-        for name in ("mean", "std"):
-            if name in left:
-                left[name] = tuple(map(float, left[name]))
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"{where} names a backbone that cannot be read: name it with --backbone") from error
+    if "weights" in left:
+        left["weights"] = Path(left["weights"])
+    for name in ("mean", "std"):
+        if name in left:
+            left[name] = tuple(left[name])
     if "weights" in left and not left["weights"].is_file():
         del left["weights"]
     return replace(spec, **left), chosen

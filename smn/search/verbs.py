@@ -13,7 +13,7 @@ from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import model_options
 
 app = typer.Typer()
-NEAR_COPY = 0.99
+NEAR_COPY = 0.95
 
 Made = Annotated[Path, typer.Argument(metavar="X.lance", help="A collection of smn index; or X.parquet.")]
 Mask = Annotated[

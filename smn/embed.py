@@ -76,7 +76,7 @@ def embed(
         raise InvalidArgument("--mode is for a --cascade")
     mask = None if mask == ROOT else mask
     if server is not None:
-        _refuse_model(spec)
+        refuse_model(spec)
     images = open_images(data, split)
     others = images.others if isinstance(images, FolderSet) else {}
     if others:
@@ -200,7 +200,7 @@ def _of_set(images: ImageSet, number: int, reason: str) -> Skipped:
     return Skipped(number, name, reason.removeprefix(where))
 
 
-def _refuse_model(spec: BackboneSpec) -> None:
+def refuse_model(spec: BackboneSpec) -> None:
     """Raise InvalidArgument if a flag says something of the model: the server has its own."""
     plain = BackboneSpec("")
     for option in OPTIONS:

@@ -1,0 +1,171 @@
+"""The verbs `smn index`, `smn search` and `smn dedupe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smn.embed import refuse_model
+from smn_core.errors import InvalidArgument, InvalidData, InvalidImage
+from smn_core.spec import BackboneSpec
+from smn_core.verbs.options import model_options
+
+app = typer.Typer()
+NEAR_COPY = 0.95
+
+Made = Annotated[Path, typer.Argument(metavar="X.lance", help="A collection of smn index; or X.parquet.")]
+Mask = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Mask to wear, with --server its name there; root for the untouched backbone."),
+]
+Cascade = Annotated[str | None, typer.Option(metavar="DIR", help="A cascade instead, with --server its name there.")]
+Mode = Annotated[str | None, typer.Option(help="Of the cascade: unconditional or conditional. Default: its own.")]
+Server = Annotated[str | None, typer.Option(metavar="URL", help="Embed through this server.")]
+Key = Annotated[
+    str | None, typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME is the variable NAME's.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+@model_options
+def index(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of photos.")],
+    out: Annotated[
+        Path, typer.Option(metavar="X.lance", help="The collection; or X.parquet. Made or brought up to date.")
+    ],
+    spec: BackboneSpec,
+    mask: Mask = None,
+    cascade: Cascade = None,
+    mode: Mode = None,
+    server: Server = None,
+    key: Key = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward, without a server.")] = 32,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode, without a server.")] = 2,
+    in_flight: Annotated[int, typer.Option(min=1, help="Requests at once, with a server.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Keep a folder of photos as a collection that smn search looks into.
+
+    Said again it embeds new and changed files only, and removes those that are gone. A stopped run goes on. An image
+    that cannot be read is named and left out, and the exit code is then 1.
+    """
+    from smn.search.opening import open_store
+    from smn.search.store import locked
+    from smn.search.sync import sync
+    from smn.search.through import ROOT, Chosen, open_through
+    from smn_core.imageset import FolderSet, open_images, say_others
+    from smn_core.verbs import show
+
+    chosen = Chosen(None if mask == ROOT else mask, cascade, mode, server)
+    chosen.check()
+    if server is not None:
+        refuse_model(spec)
+    store = open_store(out)
+    images = open_images(data)
+    if not isinstance(images, FolderSet):
+        raise InvalidData(f"{data} is no folder: a collection shows a folder of photos")
+    if images.others:
+        show.note(f"{sum(images.others.values()):,} files of other kinds are not read: {say_others(images.others)}")
+    making = open_through(spec, chosen, key=key, batch_size=batch_size, workers=workers, in_flight=in_flight)
+    with locked(out), making as through:
+        store = open_store(out)
+        with show.images_progress(len(images.names)) as on_batch:
+            done = sync(images, store, through, chosen.as_json(), where=out, on_batch=on_batch)
+    show.name_unreadable(list(map(str, done.unreadable)))
+    kept = done.unchanged + done.new + done.changed
+    if as_json:
+        show.as_json({"collection": str(out), "space": through.space, "kept": kept, **done.as_json()})
+    show.note(
+        f"{kept:,} images in {out}: {done.new:,} new, {done.changed:,} changed, {done.unchanged:,} as before; "
+        f"{done.removed:,} removed; space {through.space}"
+    )
+    show.end_by([said.name for said in done.unreadable])
+
+
+@app.command()
+@model_options
+def search(
+    collection: Made,
+    query: Annotated[Path, typer.Argument(metavar="QUERY.jpg", help="The photo to look for.")],
+    spec: BackboneSpec,
+    top: Annotated[int, typer.Option(min=1, help="Photos to find.")] = 10,
+    mask: Mask = None,
+    cascade: Cascade = None,
+    mode: Mode = None,
+    server: Server = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the photos of a collection that are most like a photo, by cosine similarity; the search is exact.
+
+    Mask, cascade and backbone are those that the collection was made with, where no flag says others. Vectors of
+    another space are refused.
+    """
+    from smn.search.opening import open_made
+    from smn.search.through import Chosen, as_indexed, open_through
+    from smn_core.verbs import show
+
+    if server is not None:
+        refuse_model(spec)
+    if not query.is_file():
+        raise InvalidArgument(f"{query} is no file: name one photo")
+    store, about = open_made(collection)
+    spec, chosen = as_indexed(spec, Chosen(mask, cascade, mode, server), about, collection)
+    with open_through(spec, chosen, key=key) as through:
+        through.check_same(about, collection)
+        (row,) = through.embed([query])
+    if row.vector is None:
+        raise InvalidImage(f"{query}: {row.error}")
+    found = store.nearest(row.vector, top)
+    if as_json:
+        told = {"collection": str(collection), "query": str(query), "folder": about.folder, "space": about.space}
+        show.as_json({**told, "found": [{"path": path, "similarity": near} for path, near in found]})
+        return
+    show.table(("", "similarity", "photo"), [(str(n), f"{near:.4f}", path) for n, (path, near) in enumerate(found, 1)])
+    show.note(f"paths are below {about.folder}")
+
+
+@app.command()
+def dedupe(
+    collection: Made,
+    least: Annotated[
+        float, typer.Option("--least", min=0, max=1, help="Cosine similarity from which two photos are near-copies.")
+    ] = NEAR_COPY,
+    as_json: AsJson = False,
+) -> None:
+    """List the near-copies in a collection: copies, other sizes and encodings, shots in a row. Nothing is deleted.
+
+    Each photo is named once, beside the first photo by path that it resembles. All vectors are held in memory.
+    """
+    import numpy as np
+
+    from smn.search.near import near_copies
+    from smn.search.opening import open_made
+    from smn_core.verbs import show
+
+    store, about = open_made(collection)
+    blocks = list(store.blocks())
+    paths = [path for names, _ in blocks for path in names]
+    vectors = np.concatenate([z for _, z in blocks]) if blocks else np.empty((0, about.width), np.float32)
+    with show.progress("images", len(paths)) as on_batch:
+        groups = near_copies(paths, vectors, least, on_batch)
+    if as_json:
+        told = [
+            {"photo": group.image, "copies": [{"path": path, "similarity": near} for path, near in group.copies]}
+            for group in groups
+        ]
+        show.as_json({"collection": str(collection), "folder": about.folder, "space": about.space, "groups": told})
+        return
+    rows = [
+        line
+        for number, group in enumerate(groups, 1)
+        for line in [(str(number), "", group.image), *((str(number), f"{n:.4f}", path) for path, n in group.copies)]
+    ]
+    show.table(("group", "similarity", "photo"), rows)
+    n_copies = sum(len(group.copies) for group in groups)
+    show.note(
+        f"{n_copies:,} near-copies in {len(groups):,} groups of {len(paths):,} photos; paths are below {about.folder}"
+    )

@@ -1,5 +1,5 @@
 # docker build -t smn .                                      torch's default build: CUDA, and it runs on processors too
-# docker build -t smn --build-arg GPU=no .                   the same without what only a GPU opens: 2.2 GB smaller
+# docker build -t smn --build-arg GPU=no .                   the same without what only a GPU opens: about 2 GB smaller
 # docker build -t smn --build-arg DEVICE=cpu .               torch's CPU build, gigabytes smaller; from PyTorch's own index
 # docker build -t smn --build-arg PRELOAD=vit_tiny_patch16_224 .  with timm's pretrained weights inside
 # docker build -t smn:training --build-arg EXTRAS=service,training,heic .

@@ -61,13 +61,11 @@ def near_copies(
     groups = []
     for first in range(0, len(order), ROWS_AT_ONCE):
         block = z[first : first + ROWS_AT_ONCE] @ z[first:].T
-        rows, columns = np.nonzero(block >= least)
-        after = columns > rows
-        for row in np.unique(rows[after]):
-            if not free[first + row]:
+        alike = block >= least
+        for row in np.flatnonzero(free[first : first + len(block)]):
+            if not free[first + row]:  # taken by a row before it
                 continue
-            others = columns[after & (rows == row)]
-            others = others[free[first + others]]
+            others = np.flatnonzero(alike[row, row + 1 :] & free[first + row + 1 :]) + row + 1
             if len(others):
                 free[first + others] = False
                 copies = [(paths[order[first + other]], float(block[row, other])) for other in others]

@@ -158,13 +158,12 @@ def fit(prepared: Prepared, learner: Learner, first_step: int, on_step: OnStep |
     curve, warn, stop = Curve(), Warn(learner.objective.make_watch()), StopCleanly(last)
     watchers: list[pl.Callback] = [curve, warn]
     shows = on_step is None
-    if on_step is not None:
-        watchers.append(TellSteps(on_step))
-    elif prepared.rank == 0 and not sys.stderr.isatty():
+    watchers += [TellSteps(on_step)] if on_step is not None else []
+    watchers.append(stop)  # before the first line of a log: who reads it may send a signal at once
+    if on_step is None and prepared.rank == 0 and not sys.stderr.isatty():
         watchers.append(LogSteps())
     if learner.config.checkpoint_steps > EARLY_STEPS:
         watchers.append(SaveEarly(last))
-    watchers.append(stop)
     trainer = make_trainer(learner, request.folder, backbone.device, prepared.world, watchers, shows=shows)
     settle = partial(calibrate.settle, learner, backbone, images) if learner.recentred is not None else None
     began = time.perf_counter()

@@ -28,7 +28,7 @@ smn.main()
 MODULES = {
     "lightly", "matplotlib", "pytorch_lightning", "lightning_fabric", "sklearn", "threadpoolctl", "fastapi", "httpx2",
     "opentelemetry", "orjson", "prometheus_client", "pydantic_settings", "python_multipart", "multipart",
-    "redis", "structlog", "uvicorn", "starlette",
+    "redis", "structlog", "uvicorn", "starlette", "fastapi_offline",
 }  # fmt: skip
 
 

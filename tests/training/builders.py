@@ -20,7 +20,7 @@ from smn_core import bits
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.mask import TaskMask
 from smn_core.spec import BackboneSpec
-from training.config import Config
+from training.config import PLAIN, Config
 from training.masking import MaskRule
 from training.request import Request, Result
 from training.run import train
@@ -84,7 +84,9 @@ def build_world(folder: Path) -> World:
 
 def config(objective: str = "swav", **changes: Any) -> Config:
     """Eight steps of sixteen digits."""
-    base = Config("test", swav=SWAV, steps=8, batch_size=16, lr=2e-2, lr_per_tensor=True, crop_scale=(0.5, 1.0))
+    base = Config(
+        "test", precision=PLAIN, swav=SWAV, steps=8, batch_size=16, lr=2e-2, lr_per_tensor=True, crop_scale=(0.5, 1.0)
+    )
     return replace(base, objective=objective, **changes)  # type: ignore[arg-type]
 
 

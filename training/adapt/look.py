@@ -120,9 +120,7 @@ def _name_not_read(not_read: dict[str, int]) -> list[str]:
     if not not_read:
         return []
     kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in islice(not_read.items(), 6))
-    convert = (
-        "; convert them to JPEG to use them" if not_read.keys() & {".heic", ".heif", ".cr2", ".nef", ".dng"} else ""
-    )
+    convert = "; convert them to JPEG to use them" if not_read.keys() & {".cr2", ".nef", ".dng"} else ""
     return [f"files of other kinds, not read: {kinds}{convert}"]
 
 

@@ -12,9 +12,9 @@ from looking import CHROMIUM, HOSTILE, KEYS, put
 from served import ServerProcess, photo
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Debian's chromium."""
+    """Debian's chromium. While it is driven its thread has a running event loop, so no other module may see that."""
     if not CHROMIUM.exists():
         pytest.skip(f"no browser: {CHROMIUM} is not there")
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: uv pip install '.[dev]'")

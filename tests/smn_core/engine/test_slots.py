@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smn_core.engine.slots import Slots
 from smn_core.engine.theta import Theta
-from smn_core.engine.wearable import make_wearable
+from smn_core.engine.wearable import key_of, make_wearable
 from smn_core.mask import TaskMask
 from tests.smn_core.builders import TINY_VIT, lively
 from tests.smn_core.engine.every_form import every_form  # noqa: F401 - every test here runs in each form
@@ -21,9 +21,9 @@ def test_touch_says_who_is_resident_and_keeps_it(make_mask):
     a, b, c = (make_mask(backbone, 0.5, seed) for seed in range(3))
     write(slots, a)
     write(slots, b)
-    assert slots.touch(a.digest)
+    assert slots.touch(key_of(a))
     write(slots, c)
-    assert [slots.touch(m.digest) for m in (a, b, c)] == [True, False, True]
+    assert [slots.touch(key_of(m)) for m in (a, b, c)] == [True, False, True]
 
 
 def test_a_dropped_mask_leaves_its_slot_free(make_mask):
@@ -33,10 +33,10 @@ def test_a_dropped_mask_leaves_its_slot_free(make_mask):
     a, b, c = (make_mask(backbone, 0.5, seed) for seed in range(3))
     write(slots, a)
     write(slots, b)
-    slots.drop(a.digest)
-    slots.drop(a.digest)
+    slots.drop(key_of(a))
+    slots.drop(key_of(a))
     write(slots, c)
-    assert [slots.touch(m.digest) for m in (a, b, c)] == [False, True, True]
+    assert [slots.touch(key_of(m)) for m in (a, b, c)] == [False, True, True]
 
 
 def test_slots_are_taken_when_needed(make_mask):

@@ -22,17 +22,17 @@ def test_it_counts_what_is_there_and_names_what_cannot_be_read(tmp_path):
     save_photos(tmp_path / "a" / "deep", 40)
     save_photos(tmp_path / "b", 2, lambda image: image.resize((300, 200)).convert("L").rotate(90))
     (tmp_path / "notes.txt").write_text("text")
-    (tmp_path / "a" / "x.heic").write_bytes(b"heic")
+    (tmp_path / "a" / "x.dng").write_bytes(b"dng")
     (tmp_path / "b" / "broken.jpg").write_bytes(b"no image")
     found, told = seen(tmp_path)
     assert found.n_all == 43
     assert len(found.images.names) == 42
     assert found.sides_px == (32, 300)
-    assert found.not_read == {".txt": 1, ".heic": 1}
+    assert found.not_read == {".txt": 1, ".dng": 1}
     assert len(found.unreadable) == 1
     assert "broken.jpg" in found.unreadable[0]
     assert told[0].startswith(f"{tmp_path}: 43 images; looking at them")
-    assert any("1 .txt" in line and "1 .heic" in line and "JPEG" in line for line in told)
+    assert any("1 .txt" in line and "1 .dng" in line and "JPEG" in line for line in told)
     assert any(line.startswith("1 cannot be read") and "broken.jpg" in line for line in told)
     assert told[-1].startswith("42 images to learn from, sides 32 to 300 px")
 
@@ -97,8 +97,8 @@ def test_where_nothing_can_be_learned_one_sentence_names_the_fix(make, says, tmp
 
 def test_a_folder_of_other_files_says_what_they_are(tmp_path):
     for i in range(3):
-        (tmp_path / f"{i}.HEIC").write_bytes(b"heic")
-    with pytest.raises(InvalidData, match=r"has no image .*3 \.heic; convert them to JPEG"):
+        (tmp_path / f"{i}.DNG").write_bytes(b"dng")
+    with pytest.raises(InvalidData, match=r"has no image .*3 \.dng; convert them to JPEG"):
         seen(tmp_path)
 
 

@@ -24,7 +24,7 @@ from training.data import Subset, open_split
 from training.evaluation.command import open_seen_and_unseen
 from training.evaluation.controls import flip_at_random, make_all_on, strip
 from training.evaluation.labelled import BOTH
-from training.evaluation.paired import AGREEMENT, SIGNS
+from training.evaluation.paired import AGREEMENT, NEIGHBOURS, SIGNS
 from training.evaluation.rule import ALL, SEEN, UNSEEN
 from training.evaluation.verdict import (
     FOREIGN,
@@ -84,7 +84,7 @@ def judged(engine: Engine, sets, flips: TaskMask) -> dict[str, Verdict]:
 
 def test_a_map_that_brings_views_together_is_adopted_and_one_that_hides_everything_is_left(judged):
     assert judged["map"].answer == ADOPT
-    assert judged["map"].changes[AGREEMENT][ALL].z > 2
+    assert judged["map"].changes[NEIGHBOURS][ALL].z > 2
     assert judged["map"].reason.endswith("it is a map alone, without flips.")
     assert judged["blind"].answer == LEAVE_IT
     assert judged["blind"].changes[AGREEMENT][UNSEEN].change < 0

@@ -26,11 +26,10 @@ from service.registry.base import Kind
 from service.sending import ATTEMPTS, IN_FLIGHT, NO_SOCKS, as_method, away, may_resend, wait_s
 from service.talks import Talk
 from smn_core.ahead import in_order
-from smn_core.answers import Embeddings, Gathered, Labels, Part, Row, rows_of
-from smn_core.collection import Collection
+from smn_core.answers import Embeddings, Labels, Part, Row
 from smn_core.errors import InvalidArgument
 from smn_core.given import Images, each_item
-from smn_core.verbs.counting import counting
+from smn_core.verbs.gathering import gather, gather_rows
 
 __all__ = ["AsyncClient", "Client", "Embeddings", "Kind", "Labels", "Row", "ServerAway", "ServerError"]
 
@@ -114,7 +113,8 @@ class Client:
         asked = ask_embeddings(
             mask, cascade=cascade, mode=mode, normalize=normalize, dimensions=dimensions, space=space
         )
-        return self._gather(images, asked, embeddings_of, strict=strict, progress=progress).embeddings()
+        parts = self._parts(images, asked, embeddings_of, strict=strict)
+        return gather(parts, images, progress=progress).embeddings()
 
     def embed_each(
         self,
@@ -137,7 +137,7 @@ class Client:
         asked = ask_embeddings(
             mask, cascade=cascade, mode=mode, normalize=normalize, dimensions=dimensions, space=space
         )
-        return self._each(images, asked, strict=strict, progress=progress)
+        return gather_rows(self._parts(images, asked, embeddings_of, strict=strict), images, progress=progress)
 
     def classify(
         self,
@@ -153,7 +153,7 @@ class Client:
     ) -> Labels:
         """What a mask's classifier says of images: the `top` most probable classes of each, or all. Else as `embed`."""
         asked = ask_labels(mask, cascade=cascade, mode=mode, top=top, space=space)
-        return self._gather(images, asked, labels_of, strict=strict, progress=progress).labels()
+        return gather(self._parts(images, asked, labels_of, strict=strict), images, progress=progress).labels()
 
     push = _sync(talks.push)
     push_cascade = _sync(talks.push_cascade)
@@ -169,24 +169,6 @@ class Client:
     delete_alias = _sync(talks.delete_alias)
     info = _sync(talks.info)
     space = _sync(talks.space)
-
-    def _gather(self, images: Images, asked: Asked, read: Read[T], *, strict: bool, progress: bool) -> Gathered[T]:
-        found: Gathered[T] = Gathered()
-        with closing(self._parts(images, asked, read, strict=strict)) as parts, counting(images, progress) as count:
-            for part in parts:
-                found.add(part)
-                count(part.n_images)
-        return found
-
-    def _each(self, images: Images, asked: Asked, *, strict: bool, progress: bool) -> Generator[Row, None, None]:
-        seen = Collection()
-        parts = self._parts(images, asked, embeddings_of, strict=strict)
-        with closing(parts), counting(images, progress) as count:
-            for part in parts:
-                if part.space:
-                    seen.admit(part.space)
-                yield from rows_of(part)
-                count(part.n_images)
 
     def _parts(self, images: Images, asked: Asked, read: Read[T], *, strict: bool) -> Generator[Part[T], None, None]:
         """The answers about the images, in order; at most so many requests as are in flight are held at once."""

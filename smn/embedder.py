@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smn.ways import ROOT, Way, Ways
 from smn_core.ahead import in_order
-from smn_core.answers import Embeddings, Gathered, Label, Labels, Part, Row, Skipped, rows_of
+from smn_core.answers import Embeddings, Label, Labels, Part, Row, Skipped
 from smn_core.backbone import load_backbone, require_dimensions
 from smn_core.collection import Collection
 from smn_core.engine import Engine
@@ -27,9 +27,10 @@ from smn_core.given import Images, Item, each_item
 from smn_core.images import ImageReader
 from smn_core.labels import most_probable, probabilities
 from smn_core.mask import Head
+from smn_core.shaping import shape
 from smn_core.spaces import shape_space
 from smn_core.spec import BackboneSpec
-from smn_core.verbs.counting import counting
+from smn_core.verbs.gathering import gather, gather_rows
 
 T = TypeVar("T")
 
@@ -122,10 +123,8 @@ class Embedder:
             InvalidArgument: no images, or something that is none; no such mask.
             InvalidMask, WrongBackbone, InvalidCascade: the mask or cascade cannot be read, or does not fit.
         """
-        way = self._ways.find(mask, cascade, mode)
-        shape = self._shape(way, normalize=normalize, dimensions=dimensions)
-        named = self._promise(way, space, normalize=normalize, dimensions=dimensions)
-        return self._gather(images, way, shape, named, strict=strict, progress=progress).embeddings()
+        parts = self._embed(images, mask, cascade, mode, normalize, dimensions, space, strict)
+        return gather(parts, images, progress=progress).embeddings()
 
     def embed_each(
         self,
@@ -144,10 +143,8 @@ class Embedder:
 
         Without `strict` an image that cannot be read has a row too, with an error instead of a vector.
         """
-        way = self._ways.find(mask, cascade, mode)
-        shape = self._shape(way, normalize=normalize, dimensions=dimensions)
-        named = self._promise(way, space, normalize=normalize, dimensions=dimensions)
-        return self._each(images, way, shape, named, strict=strict, progress=progress)
+        parts = self._embed(images, mask, cascade, mode, normalize, dimensions, space, strict)
+        return gather_rows(parts, images, progress=progress)
 
     def classify(
         self,
@@ -177,7 +174,8 @@ class Embedder:
         def label(z: Float32[ndarray, "n d"]) -> list[Label]:
             return list(_label(head, z, top))
 
-        return self._gather(images, way, label, named, strict=strict, progress=progress).labels()
+        parts = self._parts(each_item(images), way, label, named, strict=strict)
+        return gather(parts, images, progress=progress).labels()
 
     def space(
         self,
@@ -190,22 +188,28 @@ class Embedder:
     ) -> str:
         """The id of the space that `embed` with the same words answers in."""
         way = self._ways.find(mask, cascade, mode)
-        self._shape(way, normalize=normalize, dimensions=dimensions)
+        require_dimensions(dimensions, way.width)
         return self._promise(way, None, normalize=normalize, dimensions=dimensions)
 
-    def _shape(
-        self, way: Way, *, normalize: bool, dimensions: int | None
-    ) -> Callable[[Float32[ndarray, "n d"]], Sequence[ndarray]]:
-        """A function that cuts vectors, then brings them to unit length, as asked; a zero row stays zero."""
+    def _embed(
+        self,
+        images: Images,
+        mask: str | Path | None,
+        cascade: str | Path | None,
+        mode: str | None,
+        normalize: bool,
+        dimensions: int | None,
+        space: str | None,
+        strict: bool,
+    ) -> Generator[Part[ndarray], None, None]:
+        way = self._ways.find(mask, cascade, mode)
         require_dimensions(dimensions, way.width)
+        named = self._promise(way, space, normalize=normalize, dimensions=dimensions)
 
         def shaped(z: Float32[ndarray, "n d"]) -> Sequence[ndarray]:
-            z = z[:, :dimensions]
-            if normalize:
-                z = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-            return list(np.ascontiguousarray(z, np.float32))
+            return list(shape(z, dimensions, normalize=normalize))
 
-        return shaped
+        return self._parts(each_item(images), way, shaped, named, strict=strict)
 
     def _promise(self, way: Way, space: str | None, *, normalize: bool, dimensions: int | None) -> str:
         """The id of the vectors' space, if it is the one that was asked for."""
@@ -215,50 +219,16 @@ class Embedder:
             Collection(space=space).admit(named)
         return named
 
-    def _gather(
-        self,
-        images: Images,
-        way: Way,
-        shape: Callable[[ndarray], Sequence[T]],
-        space: str,
-        *,
-        strict: bool,
-        progress: bool,
-    ) -> Gathered[T]:
-        found: Gathered[T] = Gathered()
-        parts = self._parts(each_item(images), way, shape, space, strict=strict)
-        with closing(parts), counting(images, progress) as count:
-            for part in parts:
-                found.add(part)
-                count(part.n_images)
-        return found
-
-    def _each(
-        self,
-        images: Images,
-        way: Way,
-        shape: Callable[[ndarray], Sequence[ndarray]],
-        space: str,
-        *,
-        strict: bool,
-        progress: bool,
-    ) -> Generator[Row, None, None]:
-        parts = self._parts(each_item(images), way, shape, space, strict=strict)
-        with closing(parts), counting(images, progress) as count:
-            for part in parts:
-                yield from rows_of(part)
-                count(part.n_images)
-
     def _parts(
         self,
         items: Iterable[Item],
         way: Way,
-        shape: Callable[[ndarray], Sequence[T]],
+        turn: Callable[[ndarray], Sequence[T]],
         space: str,
         *,
         strict: bool,
     ) -> Generator[Part[T], None, None]:
-        """A part a batch, in order; the next batches are decoded meanwhile."""
+        """A part a batch, in order; the next batches are decoded meanwhile. `turn` makes rows of embeddings."""
         jobs = (partial(self._load, some, strict) for some in _batches(items, self._batch_size))
         with closing(in_order(jobs, self._workers, self._workers, "smn-decode")) as batches:
             for kept, inputs, left in batches:
@@ -271,7 +241,7 @@ class Embedder:
                 broken = [Skipped(i.number, i.name, "its embedding is not finite") for i in _where(kept, ~finite)]
                 if broken and strict:
                     raise InvalidImage(str(broken[0]))
-                rows = shape(z if finite.all() else z[finite])
+                rows = turn(z if finite.all() else z[finite])
                 yield Part(_where(kept, finite), rows, [*left, *broken], way.digest, space)
 
     def _load(self, items: Sequence[Item], strict: bool) -> tuple[list[Item], list[Tensor], list[Skipped]]:

@@ -16,6 +16,7 @@ from service.schemas import EmbedAnswer, EmbedJson
 from service.security import Reader
 from service.server import Server, TheServer
 from service.spaces import SpaceQuery
+from smn_core.shaping import shape
 
 router = APIRouter(tags=["embed"])
 
@@ -89,7 +90,7 @@ def reader_of(server: Server, request: Request) -> Callable[[], Awaitable[Images
 
 
 def _answer(request: Request, server: Server, found: Embedding, dimensions: int | None, *, normalize: bool) -> Response:
-    z = respond.shape(found.z, dimensions, normalize=normalize)
+    z = shape(found.z, dimensions, normalize=normalize)
     if wants_npy(request):
         answer = respond.as_npy(z)
         if found.warnings:  # repr: what a mask's file says may have line breaks

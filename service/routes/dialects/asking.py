@@ -25,6 +25,7 @@ from service.registry.base import CASCADE, Resolved, parse_reference
 from service.rounding import as_base64, round_to
 from service.security import Caller
 from service.server import Server
+from smn_core.shaping import shape
 
 Model = TypeVar("Model", bound=BaseModel)
 FLOATS = ("float", "base64")
@@ -136,7 +137,7 @@ async def ask(
             space=space,
         )
         found = await embed(server, request, caller, read, wanted)
-    return Answer(asked, respond.shape(found.z, asked.dimensions, normalize=asked.normalize), found)
+    return Answer(asked, shape(found.z, asked.dimensions, normalize=asked.normalize), found)
 
 
 async def read_body(server: Server, request: Request, model: type[Model], *, or_no_type: bool = False) -> Model:

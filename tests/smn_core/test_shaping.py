@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.respond import shape
+from smn_core.shaping import shape
 
 Z = np.random.default_rng(0).standard_normal((5, 20)).astype(np.float32)
 

@@ -5,8 +5,8 @@
 Every mask is judged on every set, so most pairs are foreign ones. A pair has three spaces: the mask as it is in the
 file, its flips alone, and its flips under a map fitted on the set. The judgement sees images of the train split,
 without labels. The truth is the change of kNN on the test split against the frozen backbone, image by image, with its
-standard error: a change beyond two of them helps or harms, and inside them any answer is right. The probe and five
-labels a class stand beside. One JSON line a pair.
+standard error: a change beyond two of them helps or harms, and inside them any answer is right. The probe stands
+beside, and five labels a class: the mean of 40 draws of them, with its standard error over the draws. One JSON line a pair.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from training.features import Features, embed
 from training.labels import pick_labels, renumber_classes
 from training.maps import fit_map
 
-FEW_LABELS, DRAWS = 5, 5
+FEW_LABELS, DRAWS = 5, 40
 BATCH = 32
 
 
@@ -129,10 +129,12 @@ def _row(
         for find in (probes.knn, probes.linear)
     )
     draws = [pick_labels(known, FEW_LABELS, seed) for seed in range(DRAWS)]
-    few = [
-        float(np.mean([(probes.linear(a[drawn], known[drawn], b) == asked).mean() for drawn in draws]))
-        for a, b in pairs
-    ]
+    few = compare(
+        *(
+            np.array([(probes.linear(a[drawn], known[drawn], b) == asked).mean() for drawn in draws])
+            for a, b in pairs
+        )
+    )
     truth = "helps" if knn.z > 2 else "harms" if knn.z < -2 else "neither"
     return {
         "data": data,
@@ -145,7 +147,7 @@ def _row(
         ),
         "knn": _numbers(knn),
         "probe": _numbers(probe),
-        "five_labels": {"before": round(few[0], 4), "after": round(few[1], 4)},
+        "five_labels": _numbers(few),
         "z": {sign: round(verdict.changes[sign][ALL].z, 2) for sign in (*SIGNS, EVIDENCE)} if verdict.changes else {},
         "z_over_map": round(verdict.over_map[EVIDENCE][ALL].z, 2) if verdict.over_map else None,
         "judged_on": verdict.n_seen,

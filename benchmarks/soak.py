@@ -19,25 +19,26 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 import numpy as np
 
-from benchmarks.redis_server import RedisServer, free_port
+from benchmarks.redis_server import RedisServer
 from benchmarks.rows import row
-from benchmarks.server import Process, process
-from benchmarks.soaking.hostile import KEY, Hostile
+from benchmarks.server import Process
+from benchmarks.soaking.hostile import KINDS, Hostile
 from benchmarks.soaking.samples import Sample, growth, keep_sampling
-from benchmarks.soaking.traffic import ADMIN, READER, Away, Client, Seen
+from benchmarks.soaking.servers import servers
+from benchmarks.soaking.traffic import Away, Client, Seen
 from benchmarks.soaking.world import MODEL, World
 
 HOSTILE_SHARE = 0.01
 """Of the requests, for each kind of hostile input."""
-IN_WORK = 100
-"""Requests at once, at most."""
+IN_WORK = 12
+"""Requests at once, at most: a machine that is kept busy by others gets fewer requests, not longer queues."""
 TELL_S = 60.0
 FLAT = {"memory": 1.05, "descriptors": 16.0, "threads": 4.0, "workers": 2.0}
 """The most that the last quarter may have over the second one."""
@@ -81,6 +82,8 @@ class Plan:
     servers: int
     rate: float
     every_s: float
+    kinds: tuple[str, ...] = KINDS
+    """Of hostile inputs."""
 
 
 @dataclass
@@ -98,25 +101,11 @@ def soak(plan: Plan, folder: Path) -> Done:
     """Start a Redis and the servers, send for as long as the plan says, end them."""
     world = World(folder)
     with RedisServer(folder / "redis") as redis, servers(world, redis.url, plan.servers, folder) as running:
-        return asyncio.run(_soak(plan, world, redis, running, folder))
+        return asyncio.run(watched(plan, world, redis, running, folder))
 
 
-@contextlib.contextmanager
-def servers(world: World, registry: str, n: int, folder: Path) -> Iterator[list[Process]]:
-    """Servers of the world's backbone on one registry, all ready."""
-    smn = Path(sys.executable).parent / "smn"
-    with contextlib.ExitStack() as stack:
-        found = []
-        for number in range(n):
-            port = free_port()
-            words = [str(smn), "serve", *world.flags, "--registry", registry, "--port", str(port), "--device", "cpu"]
-            words += ["--admin-keys", ADMIN, "--api-keys", f"{READER},{KEY}", "--threads", "1", "--slots", "4"]
-            log = folder / f"server-{number + 1}.log"
-            found.append(stack.enter_context(process(words, port, "/readyz", log)))
-        yield found
-
-
-async def _soak(plan: Plan, world: World, redis: RedisServer, running: Sequence[Process], folder: Path) -> Done:
+async def watched(plan: Plan, world: World, redis: RedisServer, running: Sequence[Process], folder: Path) -> Done:
+    """Send what the plan says to servers that run, on a Redis that runs; samples go to a file in the folder."""
     seen, away, samples = Seen(), Away(), list[Sample]()
     urls = [server.url for server in running]
     rng = np.random.default_rng(0)
@@ -159,13 +148,12 @@ async def _soak(plan: Plan, world: World, redis: RedisServer, running: Sequence[
 async def _send(client: Client, hostile: Hostile, plan: Plan) -> None:
     """Requests at random times, so many a second, until the time is over; then wait for those in work."""
     room, tasks = asyncio.Semaphore(IN_WORK), set[asyncio.Task[None]]()
-    kinds = list(hostile.kinds)
     due = began = time.monotonic()
 
     async def one() -> None:
         try:
             which = int(client.rng.random() / HOSTILE_SHARE)
-            await (hostile.one(kinds[which]) if which < len(kinds) else client.one())
+            await (hostile.one(plan.kinds[which]) if which < len(plan.kinds) else client.one())
         finally:
             room.release()
 

@@ -21,6 +21,10 @@ CLOSED = 0
 WITHIN_S = 60.0
 """In which a hostile connection is answered or closed: a head has 10 s, a body the deadline of 30 s and 6 s more."""
 COSTLY_PX = 4000
+KINDS = (
+    "damaged image", "bomb", "costly image", "half a request", "trailers", "npy header", "deep JSON", "wide JSON",
+    "wrong key", "wrong name", "damaged file", "unsayable file", "upgrade",
+)  # fmt: skip
 
 
 class Hostile:
@@ -38,21 +42,11 @@ class Hostile:
             tensorfile.serialise_with_content(file.tensors, {**metadata, "preprocess": text})
             for text in ('{"interpolation": "\\ud800"}', '{"interpolation": ' + "[" * 260 + "1" + "]" * 260 + "}")
         ]
-        self.kinds: dict[str, Callable[[], Awaitable[None]]] = {
-            "damaged image": self.damaged_image,
-            "bomb": self.bomb,
-            "costly image": self.costly_image,
-            "half a request": self.half,
-            "trailers": self.trailers,
-            "npy header": self.npy,
-            "deep JSON": self.deep,
-            "wide JSON": self.wide,
-            "wrong key": self.wrong_key,
-            "wrong name": self.wrong_name,
-            "damaged file": self.damaged_file,
-            "unsayable file": self.unsayable,
-            "upgrade": self.upgrade,
-        }
+        ways = (
+            self.damaged_image, self.bomb, self.costly_image, self.half, self.trailers, self.npy, self.deep, self.wide,
+            self.wrong_key, self.wrong_name, self.damaged_file, self.unsayable, self.upgrade,
+        )  # fmt: skip
+        self.kinds: dict[str, Callable[[], Awaitable[None]]] = dict(zip(KINDS, ways, strict=True))
 
     async def one(self, kind: str) -> None:
         """Send one of a kind. Its answers are counted, those that may not be are faults."""

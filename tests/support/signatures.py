@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -42,3 +44,13 @@ def modules() -> list[str]:
 def install() -> None:
     """Check the modules that are imported from now on."""
     jaxtyping.install_import_hook(modules(), "signatures.checked")
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Let the block's calls go unchecked, where a few are made thousands of times: a check costs more than the call."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

@@ -58,7 +58,7 @@ class Name:
             lag = 0 if change.server == server else lag_s
             if change.ended is not None and change.ended + lag <= began:
                 break
-        return found | {c.digest for c in self.changes if c.ended is None and c.began > began - LATE_S}
+        return found | {c.digest for c in self.changes if c.ended is None and began - LATE_S < c.began <= ended}
 
 
 @dataclass

@@ -16,7 +16,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +60,18 @@ def main() -> None:
     sys.exit(1 if seen.wrong or seen.faults else 0)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one process sends: so many requests for so long, and the names that it alone changes."""
+
+    world: World
+    urls: Sequence[str]
+    own: frozenset[str]
+    number: int
+    requests: int
+    most_s: float
+
+
 def count(folder: Path, requests: int, most_s: float, n_servers: int, n_processes: int) -> tuple[Seen, float]:
     """What all processes saw, and the seconds that their requests took."""
     world = World(folder)
@@ -64,16 +79,14 @@ def count(folder: Path, requests: int, most_s: float, n_servers: int, n_processe
     context = multiprocessing.get_context("fork")
     names = [*world.masks, *world.cascades]
     with RedisServer(folder / "redis") as redis, servers(world, redis.url, n_servers, folder) as running:
-        urls = [server.url for server in running]
-        own = [set(names[number::n_processes]) for number in range(n_processes)]
-        filled = context.Barrier(n_processes)
-        results = context.SimpleQueue()
-        share = -(-requests // n_processes)
-        began = time.monotonic()
-        processes = [
-            context.Process(target=_run, args=(world, urls, mine, number, share, most_s, filled, results), daemon=True)
-            for number, mine in enumerate(own)
+        urls, share = [server.url for server in running], -(-requests // n_processes)
+        parts = [
+            Part(world, urls, frozenset(names[number::n_processes]), number, share, most_s)
+            for number in range(n_processes)
         ]
+        filled, results = context.Barrier(n_processes), context.SimpleQueue()
+        began = time.monotonic()
+        processes = [context.Process(target=_run, args=(part, filled, results), daemon=True) for part in parts]
         for process in processes:
             process.start()
         found = [results.get() for _ in processes]
@@ -83,18 +96,17 @@ def count(folder: Path, requests: int, most_s: float, n_servers: int, n_processe
     return added(found), took_s
 
 
-def _run(world, urls, own, number, share, most_s, filled, results) -> None:  # type: ignore[no-untyped-def]
-    results.put(asyncio.run(_send(world, urls, own, number, share, most_s, filled)))
+def _run(part: Part, filled: Barrier, results: SimpleQueue[Seen]) -> None:
+    results.put(asyncio.run(send(part, filled.wait)))
 
 
-async def _send(world, urls, own, number, share, most_s, filled) -> Seen:  # type: ignore[no-untyped-def]
-    """One process's part: fill its names, wait until all are filled, then send."""
-    seen = Seen()
-    client = Client(world, urls, own, np.random.default_rng(number), Away(), seen)
-    left = iter(range(share))
+async def send(part: Part, wait_for_others: Callable[[], object]) -> Seen:
+    """Fill the own names, wait until the other processes have filled theirs, then send."""
+    seen, left = Seen(), iter(range(part.requests))
+    client = Client(part.world, part.urls, part.own, np.random.default_rng(part.number), Away(), seen)
     async with client.session:
         await client.fill()
-        await asyncio.to_thread(filled.wait)
+        await asyncio.to_thread(wait_for_others)
         began = told = time.monotonic()
 
         async def one_after_another() -> None:
@@ -102,12 +114,12 @@ async def _send(world, urls, own, number, share, most_s, filled) -> Seen:  # typ
             for _ in left:
                 await client.one()
                 now = time.monotonic()
-                if now - began > most_s:
+                if now - began > part.most_s:
                     return
                 if now - told > TELL_S:
                     told = now
                     done = f"{seen.answers.total():,} requests, {seen.wrong} wrong, {len(seen.faults)} faults"
-                    print(f"process {number}: {done} {seen.faults[-1:]}", file=sys.stderr, flush=True)
+                    print(f"process {part.number}: {done} {seen.faults[-1:]}", file=sys.stderr, flush=True)
 
         await asyncio.gather(*(one_after_another() for _ in range(AT_ONCE)))
         await client.check()

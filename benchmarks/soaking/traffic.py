@@ -10,7 +10,7 @@ import io
 import json
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,7 +119,13 @@ class Client:
     """
 
     def __init__(
-        self, world: World, servers: list[str], own: set[str], rng: np.random.Generator, away: Away, seen: Seen
+        self,
+        world: World,
+        servers: Sequence[str],
+        own: Set[str],
+        rng: np.random.Generator,
+        away: Away,
+        seen: Seen,
     ) -> None:
         self.world, self.servers, self.rng, self.away, self.seen = world, servers, rng, away, seen
         self.names: dict[str, Name] = defaultdict(Name)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.counted import Part, added, send
 from benchmarks.redis_server import RedisServer
 from benchmarks.soak import Plan, watched
 from benchmarks.soaking.hostile import KINDS
@@ -35,6 +36,14 @@ def test_a_few_seconds_with_a_killed_redis_have_no_fault(served):
     assert done.seen.compared > 20 and len(done.away) >= 1
     assert sum(n for kind, n in done.seen.answers.items() if kind.startswith("hostile")) > 3
     assert all(sample.rss > 0 and sample.threads > 1 and sample.workers > 1 for sample in done.samples)
+
+
+def test_a_share_of_the_million_is_sent_and_every_answer_compared(served):
+    world, _, running, _ = served
+    part = Part(world, [running[0].url], frozenset([*world.masks, *world.cascades]), 0, requests=40, most_s=60)
+    seen = added([asyncio.run(send(part, lambda: None)) for _ in range(2)])
+    assert seen.faults == [] and seen.wrong == 0 and seen.compared > 20
+    assert seen.answers.total() > 2 * 40, "requests, uploads before them and questions after them"
 
 
 @pytest.fixture(scope="module")

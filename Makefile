@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo "$(PYTHON) -m uv")
 
-.PHONY: help setup demo test test-docker lint types imports pytest docs bench constraints clean
+.PHONY: help setup demo test test-docker checks lint types imports pytest docs bench constraints clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,9 +20,12 @@ setup: .venv/.installed  ## .venv with the `smn` command in it
 demo: setup  ## train on digits, show the gain, serve: about two minutes
 	$(BIN)/smn demo
 
-# All parts, even when one fails.
+# All parts, even when one fails; the checks run beside the tests, in the time that these leave of the cores.
 test: setup  ## lint, types, import rules and all tests
-	$(MAKE) --keep-going --no-print-directory lint types imports pytest
+	$(MAKE) --jobs=2 --keep-going --no-print-directory checks pytest
+
+checks: setup
+	nice -n 19 $(MAKE) --keep-going --no-print-directory lint types imports
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.asked import Asked, Table
+from benchmarks.lasting import LASTING
 
 VIT = "vit_tiny_patch16_224"
 MASKS_100 = {"masks": 100}
@@ -155,6 +156,7 @@ TABLES = (
             ),
         ),
     ),
+    LASTING,
     Table(
         "One model in the runtimes that users would pick",
         "SMN's images a second through a hot mask over those of the same weights in another runtime, in process",

@@ -40,7 +40,7 @@ class Process:
     def cpu_s(self) -> float:
         """User and system time of the process and all that descend from it, all threads; in steps of 10 ms."""
         ticks = 0
-        for pid in _tree(self.pid):
+        for pid in tree(self.pid):
             with contextlib.suppress(OSError):  # it ended meanwhile
                 fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
                 ticks += int(fields[11]) + int(fields[12])
@@ -49,7 +49,7 @@ class Process:
     def memory_bytes(self) -> int:
         """Memory of the process and all that descend from it; pages that several share count once in all (PSS)."""
         total = 0
-        for pid in _tree(self.pid):
+        for pid in tree(self.pid):
             with contextlib.suppress(OSError):  # it ended meanwhile
                 lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
                 total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
@@ -153,7 +153,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _tree(pid: int) -> list[int]:
+def tree(pid: int) -> list[int]:
     """The process and all its descendants that live."""
     parents = {}
     for folder in Path("/proc").iterdir():
@@ -169,11 +169,11 @@ def _tree(pid: int) -> list[int]:
 
 def _end(server: subprocess.Popen[bytes]) -> None:
     """Ask it to end, then end what is left of its tree."""
-    tree = _tree(server.pid)
+    below = tree(server.pid)
     server.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.wait(END_LIMIT_S)
-    for pid in tree:
+    for pid in below:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 9)
     server.wait()

@@ -63,8 +63,13 @@ class Library:
 
     @property
     def bytes(self) -> int:
-        """Host memory of all masks."""
+        """Host memory of all masks and cascades."""
         return sum(shelf.bytes for shelf in self._shelves.values())
+
+    @property
+    def cascade_bytes(self) -> int:
+        """Of `bytes`, what routers, fusions and classifiers of cascades take."""
+        return sum(shelf.bytes for shelf in self._shelves.values() if shelf.cascade is not None)
 
     @property
     def count(self) -> int:

@@ -117,6 +117,7 @@ class Local:
             theta_bytes=memory.theta,
             slot_bytes=memory.slots,
             mask_bytes=self.library.bytes,
+            cascade_bytes=self.library.cascade_bytes,
             shelves=self.library.count,
             forms=memory.forms,
         )

@@ -68,6 +68,7 @@ class Metrics:
         )
         self.masks_resident = make.gauge("smn_masks_resident", "Masks held, by tier.", ["tier"])
         self.masks_bytes = make.gauge("smn_masks_bytes", "Memory of masks, by tier.", ["tier"])
+        self.cascade_bytes = make.gauge("smn_cascade_bytes", "Of smn_masks_bytes of the host: cascades, without masks.")
 
     def batch(self, done: BatchDone) -> None:
         """Count a batch that has run. Called on the engine's thread."""
@@ -85,6 +86,7 @@ class Metrics:
         self.masks_bytes.labels("theta").set(state.theta_bytes)
         self.masks_bytes.labels("slot").set(state.slot_bytes)
         self.masks_bytes.labels("host").set(state.mask_bytes)
+        self.cascade_bytes.set(state.cascade_bytes)
 
     def registry_is(self, health: Health) -> None:
         """Set the gauges to what is known of the registry."""
@@ -99,6 +101,7 @@ class Metrics:
 class State:
     """What engines hold: slots, masks in them, bytes of theta, slots and masks, and masks in host memory.
 
+    `mask_bytes` are those of the host, with cascades; `cascade_bytes` are the cascades alone, without their masks.
     `forms` says in which way each kind of the model's layers runs.
     """
 
@@ -109,6 +112,7 @@ class State:
     theta_bytes: int = 0
     slot_bytes: int = 0
     mask_bytes: int = 0
+    cascade_bytes: int = 0
     shelves: int = 0
     forms: Mapping[str, str] = field(default_factory=dict)
 

@@ -121,14 +121,16 @@ class Remote:
         return await self._library.head(digest)
 
     async def state(self) -> State:
-        """The sums over all replicas that answer."""
+        """The sums over all replicas that answer, and what this ingress holds itself."""
         found = await self._states()
         device = ", ".join(sorted({state.device for state in found}))
         kinds = {kind for state in found for kind in state.forms}
         forms = {kind: ", ".join(sorted({state.forms.get(kind, "") for state in found})) for kind in sorted(kinds)}
         total = State(device=device, replicas=len(found), forms=forms)
         summed = ("slots", "resident_masks", "theta_bytes", "slot_bytes", "mask_bytes", "shelves")
-        return replace(total, **{name: sum(getattr(state, name) for state in found) for name in summed})
+        total = replace(total, **{name: sum(getattr(state, name) for state in found) for name in summed})
+        here = self._library
+        return replace(total, mask_bytes=total.mask_bytes + here.bytes, cascade_bytes=here.cascade_bytes)
 
     async def troubles(self) -> Sequence[str]:
         return [] if await self._states() else ["no replica answers"]

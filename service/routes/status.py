@@ -38,7 +38,12 @@ async def info(server: TheServer, _: Reader) -> dict[str, Any]:
         "replicas": state.replicas,
         "forms": dict(state.forms),
         "slots": {"capacity": state.slots, "resident": state.resident_masks},
-        "memory_bytes": {"theta": state.theta_bytes, "slots": state.slot_bytes, "masks": state.mask_bytes},
+        "memory_bytes": {
+            "theta": state.theta_bytes,
+            "slots": state.slot_bytes,
+            "masks": state.mask_bytes,
+            "cascades": state.cascade_bytes,
+        },
         "limits": {
             "max_body_bytes": settings.max_body_bytes,
             "max_pixels": settings.max_pixels,

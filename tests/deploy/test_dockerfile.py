@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -162,6 +163,21 @@ def uv(folder):
     return folder
 
 
+def lend_bytecode(target):
+    """Link what is compiled here into an environment of the same files; Python holds it against each source itself.
+
+    Compiling torch and the rest anew takes longer than all else that the build stage does here.
+    """
+    ours, (theirs,) = Path(sysconfig.get_path("purelib")), target.glob("lib/python*/site-packages")
+    for package in ours.iterdir():
+        if package.is_dir() and (theirs / package.name).is_dir():
+            for compiled in package.rglob("__pycache__/*.pyc"):
+                place = theirs / compiled.relative_to(ours)
+                if place.parents[1].is_dir() and not place.exists():
+                    place.parent.mkdir(exist_ok=True)
+                    place.symlink_to(compiled)
+
+
 def test_the_build_stage_makes_an_environment_that_serves(flags, theta, tmp_path):
     """Its commands run here: files copied first, /opt/smn and /src in a temporary folder, packages from uv's cache."""
     source, target, tools = tmp_path / "src", tmp_path / "smn", tmp_path / "tools"
@@ -188,6 +204,7 @@ def test_the_build_stage_makes_an_environment_that_serves(flags, theta, tmp_path
                 ["sh", "-c", command], cwd=source, env=here, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stderr
+    lend_bytecode(target)
     command = target / "bin" / "smn"
     assert "Learn a mask" in subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
     with ServerProcess([*flags, "--registry", tmp_path / "registry"], tmp_path, program=command) as server:

@@ -12,7 +12,7 @@ import pytest
 from served import ServerProcess
 
 MIB = 2**20
-RUNS = 5
+RUNS = 3
 
 
 @pytest.fixture(scope="module")

@@ -224,8 +224,12 @@ def test_a_damaged_record_leaves_the_list_and_no_answer_has_a_path(client, theta
 def test_everything_that_a_cascade_keeps_counts_against_the_budget(client, cascade):
     put_all(client, "c", cascade)
     before = client.get("/info").json()["memory_bytes"]["masks"]
+    assert "smn_cascade_bytes 0.0" in client.get("/metrics").text
     embed(client, cascade="c")
     server = client.app.state.server
     held = server.embedder.library._shelves[cascade.digest]
     assert held.bytes >= sum(array.nbytes for array in independent.parse(cascade.data)[1].values())
-    assert client.get("/info").json()["memory_bytes"]["masks"] >= before + held.bytes
+    found = client.get("/info").json()["memory_bytes"]
+    assert found["masks"] >= before + held.bytes
+    assert found["cascades"] == held.bytes
+    assert f"smn_cascade_bytes {float(held.bytes)}" in client.get("/metrics").text

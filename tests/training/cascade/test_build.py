@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import signatures
 import torch
 
 from smn_core.cascade.cascade import fuse_slowly
@@ -207,7 +208,7 @@ def test_experts_side_by_side_are_the_same_experts(made: Path, world: World, roo
 @pytest.mark.timeout(900)  # as above
 def test_ctrl_c_ends_experts_that_train_side_by_side_and_resume_goes_on(world: World, root: Path, smn_run, tmp_path):
     """The terminal sends it to the whole group, as it does here, while both are in the middle of their runs."""
-    out, steps = tmp_path / "digits", 300
+    out, steps = tmp_path / "digits", 200
     more = ["--set", f"steps={steps}", "--set", "checkpoint_steps=1", "--processes", 2]
     process = subprocess.Popen(
         python("-m", "smn", *words(world, root, out, *more)),
@@ -235,7 +236,8 @@ def test_ctrl_c_ends_experts_that_train_side_by_side_and_resume_goes_on(world: W
     assert sorted(path.name for path in out.iterdir()) == [
         "embeddings", "expert-1.run", "expert-2.run", "plan.json", "root.smn"]  # fmt: skip
     assert [[file.name for file in path.parent.iterdir()] for path in checkpoints] == [[CHECKPOINT]] * 2
-    ran = smn_run(*words(world, root, out, *more[:-2], "--processes", 1, "--resume"))
+    with signatures.unchecked():
+        ran = smn_run(*words(world, root, out, *more[:-2], "--processes", 1, "--resume"))
     assert ran.code == 0, ran.err
     for path in checkpoints:
         assert len((path.parent / "curve.csv").read_text().splitlines()) == steps + 1

@@ -1,0 +1,1 @@
+"""What `benchmarks.soak` is made of: files and their references, the traffic, hostile inputs, samples of processes."""

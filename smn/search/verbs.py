@@ -120,6 +120,7 @@ def search(
     key: Key = None,
     store_key: StoreKey = None,
     as_json: AsJson = False,
+    show_page: Annotated[bool, typer.Option("--open", help="Show query and photos in the browser.")] = False,
 ) -> None:
     """Find the photos of a collection that are most like a photo, by cosine similarity; the search is exact.
 
@@ -147,6 +148,14 @@ def search(
         if row.vector is None:
             raise InvalidImage(f"{query}: {row.error}")
         found = store.nearest(row.vector, top)
+    if show_page:
+        import webbrowser
+
+        from smn.search.showing import write_page
+
+        page = write_page(query, found, about.folder, about.space)
+        opened = webbrowser.open(page.as_uri())
+        show.note(f"{'opened' if opened else 'no browser could be opened; the page is'} {page}")
     if as_json:
         told = {"collection": str(place), "query": str(query), "folder": about.folder, "space": about.space}
         show.as_json({**told, "found": [{"path": path, "similarity": near} for path, near in found]})

@@ -11,7 +11,7 @@ from qdrant_client import QdrantClient, models
 
 
 class StandInQdrant:
-    """`key` is what it asks for, `failing` the status that it answers everything with, `keeps_metadata` as from 1.16."""
+    """`key` is what it asks for, `failing` the status of every answer, `keeps_metadata` as servers from 1.16 do."""
 
     def __init__(self):
         self.local = QdrantClient(":memory:", force_disable_check_same_thread=True)
@@ -70,26 +70,28 @@ class StandInQdrant:
 
     def act(self, method, name, rest, asked):
         local = self.local
-        match method, rest:
-            case "GET", "/exists":
-                return {"exists": local.collection_exists(name)}
-            case "GET", "":
-                return local.get_collection(name)
-            case "PUT", "":
-                kept = asked.get("metadata") if self.keeps_metadata else None
-                return local.create_collection(name, models.VectorParams(**asked["vectors"]), metadata=kept)
-            case "DELETE", "":
-                return local.delete_collection(name)
-            case "PUT", "/points":
-                return local.upsert(name, models.Batch(**asked["batch"]))
-            case "POST", "/points/delete":
-                return local.delete(name, models.PointIdsList(points=asked["points"]))
-            case "POST", "/points/query":
-                assert asked["params"]["exact"] is True
-                return local.query_points(name, query=asked["query"]["nearest"], limit=asked["limit"])
-            case "POST", "/points/scroll":
-                points, after = local.scroll(
-                    name, limit=asked["limit"], offset=asked.get("offset"), with_vectors=asked["with_vector"]
-                )
-                return {"points": [point.model_dump(mode="json") for point in points], "next_page_offset": after}
-        raise ValueError(f"{method} {rest}")
+        acts = {
+            "GET /exists": lambda: {"exists": local.collection_exists(name)},
+            "GET ": lambda: local.get_collection(name),
+            "PUT ": lambda: self.create(name, asked),
+            "DELETE ": lambda: local.delete_collection(name),
+            "PUT /points": lambda: local.upsert(name, models.Batch(**asked["batch"])),
+            "POST /points/delete": lambda: local.delete(name, models.PointIdsList(points=asked["points"])),
+            "POST /points/query": lambda: self.query(name, asked),
+            "POST /points/scroll": lambda: self.scroll(name, asked),
+        }
+        return acts[f"{method} {rest}"]()
+
+    def create(self, name, asked):
+        kept = asked.get("metadata") if self.keeps_metadata else None
+        return self.local.create_collection(name, models.VectorParams(**asked["vectors"]), metadata=kept)
+
+    def query(self, name, asked):
+        assert asked["params"]["exact"] is True
+        return self.local.query_points(name, query=asked["query"]["nearest"], limit=asked["limit"])
+
+    def scroll(self, name, asked):
+        points, after = self.local.scroll(
+            name, limit=asked["limit"], offset=asked.get("offset"), with_vectors=asked["with_vector"]
+        )
+        return {"points": [point.model_dump(mode="json") for point in points], "next_page_offset": after}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import uuid
 from contextlib import contextmanager
 
 import pytest
+import structlog
 import uvicorn
 from cascades import build
 
@@ -260,6 +262,7 @@ def test_a_killed_mirror_leaves_whole_names_and_the_next_one_brings_the_rest(fir
 def server(theta, tmp_path):
     """`server(**settings)`: the URL of a server in this process, on a registry of its own."""
     running = []
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # stdout is the verb's
 
     def start(name, **settings):
         backbone = theta.backbone()

@@ -73,6 +73,13 @@ BENCHES = (
     Bench("seen", "How soon does a server see what another one took?", "seen"),
     Bench("many", "What do 1,000 registered masks cost a server, and what a mask in memory?", "many"),
     Bench("codecs", "What do a mask's bits take under each codec, and what does it cost to read them?", "codecs"),
+    Bench(
+        "stores",
+        "What does each kind of collection cost, and does it find what an exact search finds?",
+        "stores",
+        needs=("lancedb", "pyarrow", "faiss"),
+        extra="search,faiss",
+    ),
     Bench("decode", "How many decode workers pay, and what do they do to the event loop?", "decode"),
     Bench("draft", "What does decoding at a reduced scale do to embeddings?", "draft", (), ("--photos=1",)),
     Bench("http", "What does HTTP cost, against the engine in process?", "http"),

@@ -1,4 +1,4 @@
-"""The verbs that look after a registry without a server: gc, backup, restore."""
+"""The verbs that look after a whole registry: gc, backup, restore, mirror."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from smn_core.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from service.mirror.side import Side
     from service.registry.base import Registry
     from service.registry.whole import WholeRegistry
 
@@ -94,6 +95,47 @@ def restore(
     _say([(h.backbone, h.names, len(h.digests)) for h in held], f"in {hide_user(registry)}", as_json=as_json)
 
 
+@app.command()
+def mirror(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A registry, a server's URL, or a store's, such as s3://bucket/dir.")
+    ],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="What is kept in step with it; the same kinds.")],
+    once: Annotated[bool, typer.Option("--once", help="One turn; the default.")] = False,
+    every: Annotated[float | None, typer.Option(min=1, metavar="S", help="Again and again, S seconds apart.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what DEST has and SOURCE does not.")] = False,
+    source_key: Annotated[
+        str | None, typer.Option(envvar="SMN_SOURCE_KEY", help="A key of the server SOURCE; env:NAME is NAME's value.")
+    ] = None,
+    dest_key: Annotated[
+        str | None, typer.Option(envvar="SMN_DEST_KEY", help="An admin key of the server DEST, likewise.")
+    ] = None,
+    as_json: Json = False,
+    yes: Yes = False,
+) -> None:
+    """Bring masks and cascades from one place to another: versions, which is current, aliases, notes.
+
+    Every file is checked by its digest. A stopped run goes on. A name that both places have changed is refused, and
+    the exit code is then 1.
+    """
+    from contextlib import closing
+
+    from service.mirror.step import open_side
+    from service.settings import secret
+
+    if once and every is not None:
+        raise InvalidArgument("--once and --every: give one of them")
+    if source.rstrip("/") == dest.rstrip("/"):
+        raise InvalidArgument("SOURCE and DEST are one place")
+    with (
+        closing(open_side(source, secret(source_key, "--source-key"))) as first,
+        closing(open_side(dest, secret(dest_key, "--dest-key"))) as second,
+    ):
+        if delete:
+            agree(f"what {second} has and {first} does not", yes=yes)
+        _mirror(first, second, every, delete=delete, as_json=as_json)
+
+
 def agree(what: str, *, yes: bool) -> None:
     """Ask whether `what` may be deleted; on a terminal the user, elsewhere only --yes says so.
 
@@ -107,6 +149,40 @@ def agree(what: str, *, yes: bool) -> None:
         raise InvalidArgument(f"this deletes {what}: give --yes")
     if not typer.confirm(f"Delete {what}?", err=True):
         raise typer.Exit(1)
+
+
+def _mirror(first: Side, second: Side, every: float | None, *, delete: bool, as_json: bool) -> None:
+    """One turn, or turns without end; then a place that is away is waited for."""
+    from dataclasses import asdict
+    from threading import Event
+
+    from service.answers import ServerAway
+    from service.mirror.step import take_turn
+    from smn_core.errors import Unavailable
+    from smn_core.verbs import show
+
+    while True:
+        try:
+            turn = take_turn(first, second, delete=delete, say=lambda line: None if as_json else show.note(line))
+        except (ServerAway, Unavailable) as error:
+            if every is None:
+                raise
+            show.note(f"{error}; again in {every:g} s")
+        else:
+            for line in turn.refused:
+                show.note(f"refused: {line}")
+            if as_json:
+                show.as_json(asdict(turn))
+            elif turn.brought or turn.deleted or turn.refused or every is None:
+                show.note(
+                    f"{len(turn.brought)} names brought ({turn.files} files, {turn.bytes:,} bytes), {turn.in_step} "
+                    f"were in step, {len(turn.deleted)} deletions, {len(turn.refused)} refused"
+                )
+            if every is None:
+                if turn.refused:
+                    raise typer.Exit(1)
+                return
+        Event().wait(every)
 
 
 def _opener(registry: str) -> Callable[[str], WholeRegistry]:

@@ -98,10 +98,11 @@ class Settings(BackboneSettings):
     )
     masks_from: Names = setting(
         [],
-        "Masks to pull at start, hf:user/name or hf:user/name@revision, into the registry under the repository's name; "
-        "of a private one with HF_TOKEN. Several in a variable have commas.",
+        "Masks to pull at start into the registry: hf:user/name or hf:user/name@revision, under the repository's name, "
+        "of a private one with HF_TOKEN; or a store's URL, s3://bucket/dir, one file or all *.smn right below it, "
+        "under the files' names. Several in a variable have commas.",
         short="Pulled at start into the registry; may be repeated.",
-        metavar="hf:USER/NAME",
+        metavar="hf:USER/NAME,s3://...",
         repeated=True,
     )
     pin: Names = setting(

@@ -242,6 +242,12 @@ class DirectoryRegistry:
             if self._records.read(kind, name).last == 0:
                 self._replace(kind, name, record)
 
+    def put_over(self, kind: Kind, name: str, before: Record, after: Record) -> None:
+        with self._locked(fcntl.LOCK_EX):
+            if self._records.read(kind, name) != before:
+                raise Conflict(f"{kind[:-1]} {name} was changed meanwhile: try again")
+            self._replace(kind, name, after)
+
     def listen(self, heard: Callable[[], object]) -> None:
         self._heard = heard
 

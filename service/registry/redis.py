@@ -255,6 +255,11 @@ class RedisRegistry:
         text = record.to_redis() if record.versions else ""
         self._run(upkeep.PUT_BACK, kind, name, text, record.last)
 
+    def put_over(self, kind: Kind, name: str, before: Record, after: Record) -> None:
+        told = (after.to_redis(), after.last, before.last, before.current)
+        if self._run(upkeep.PUT_OVER, kind, name, *told)[0] == b"changed":
+            raise Conflict(f"{kind[:-1]} {name} was changed meanwhile: try again")
+
     def listen(self, heard: Callable[[], object]) -> None:
         self._table.heard = heard
 

@@ -118,3 +118,29 @@ end
 return {'new', change(kind, name), text}
 """
 )
+
+PUT_OVER = (
+    COMMON
+    + """
+-- Atomic: a record in place of another. ARGV: kind, name, record, last number; the last and current number before.
+local kind, name, text, last, last_before, current_before = unpack(ARGV)
+local before = load(kind, name)
+local known = tonumber(redis.call('HGET', KEYS[3], kind .. ':' .. name) or 0)
+if known ~= tonumber(last_before) or (before and before.current or 0) ~= tonumber(current_before) then
+  return {'changed'}
+end
+local record = cjson.decode(text)
+text = text_of(record)
+redis.call('HSET', plane(kind), name, text)
+redis.call('HSET', KEYS[3], kind .. ':' .. name, last)
+for _, version in ipairs(record.versions) do
+  count(kind .. ':' .. version.digest, 1)
+  count_needs(record, version, 1)
+end
+for _, version in ipairs(before and before.versions or {}) do
+  count(kind .. ':' .. version.digest, -1)
+  count_needs(before, version, -1)
+end
+return {'new', change(kind, name), text}
+"""
+)

@@ -24,3 +24,10 @@ class WholeRegistry(Registry, Protocol):
 
     def put_back(self, kind: Kind, name: str, record: Record) -> None:
         """Restore a name whose blobs are there. It does nothing where the name is there already."""
+
+    def put_over(self, kind: Kind, name: str, before: Record, after: Record) -> None:
+        """Replace a record, in one atomic step, by one that has all its versions, and more, whose blobs are there.
+
+        Raises:
+            Conflict: the record is not `before` any more.
+        """

@@ -111,6 +111,9 @@ class LanceStore:
         for batch in self._scan("path", "vector"):
             yield batch.column("path").to_pylist(), vectors_of(batch, self.about.width)
 
+    def close(self) -> None:
+        self._table = None
+
     def _scan(self, *columns: str) -> Iterator[pa.RecordBatch]:
         if self._table is not None:
             with reading(self._path):

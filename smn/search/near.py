@@ -21,6 +21,11 @@ class Group:
     copies: list[tuple[str, float]]
 
 
+def lengths_of(vectors: Float32[ndarray, "n d"]) -> Float32[ndarray, "n"]:
+    """The length of each vector."""
+    return np.asarray(np.linalg.norm(vectors, axis=1), np.float32)
+
+
 def unit(vectors: Float32[ndarray, "n d"]) -> Float32[ndarray, "n d"]:
     """Vectors brought to length 1; a zero vector stays zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""A collection of vectors on disk, whatever keeps it: one row an image, with its path and the file's stamp."""
+"""A collection of vectors, whatever keeps it: one row an image, with its path and the file's stamp."""
 
 from __future__ import annotations
 
@@ -62,23 +62,29 @@ class Store(Protocol):
     def blocks(self) -> Iterator[tuple[list[str], Float32[ndarray, "n d"]]]:
         """All paths and vectors, some thousand at a time, in no order that anyone may count on."""
 
+    def close(self) -> None:
+        """Give back connections and memory."""
+
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, called: str | None = None) -> Iterator[None]:
     """Be the only process that writes a collection; a process that was killed holds nothing.
+
+    Args:
+        called: what messages call it, where that is not its path.
 
     Raises:
         Conflict: another process writes it.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    lock, called = path.with_name(f".{path.name}.lock"), called or str(path)
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Conflict(f"another smn index writes {path}: wait for it") from error
+            raise Conflict(f"another smn index writes {called}: wait for it") from error
         # The one before may have deleted the file after it was opened here: then this lock keeps nobody out.
         if not lock.exists() or os.fstat(file.fileno()).st_ino != lock.stat().st_ino:
-            raise Conflict(f"another smn index has just written {path}: try again")
+            raise Conflict(f"another smn index has just written {called}: try again")
         try:
             yield
         finally:
@@ -86,7 +92,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(where: Path | str) -> Iterator[None]:
     """Turn whatever a library raises on damaged files into one line.
 
     Raises:
@@ -97,12 +103,11 @@ def reading(path: Path) -> Iterator[None]:
     except SMNError:
         raise
     except Exception as error:  # the libraries raise whatever damaged bytes lead them to
-        said = str(error).strip().split("\n")[0][:200]
-        raise InvalidData(f"{path} is damaged, or no collection of smn index: {said}") from error
+        raise InvalidData(f"{where} is damaged, or no collection of smn index: {first_line(error)}") from error
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(where: Path | str) -> Iterator[None]:
     """Turn whatever a library raises on a full disk or a damaged table into one line.
 
     Raises:
@@ -113,8 +118,12 @@ def writing(path: Path) -> Iterator[None]:
     except SMNError:
         raise
     except Exception as error:  # as above
-        said = str(error).strip().split("\n")[0][:200]
-        raise InvalidArgument(f"cannot write {path}: {said}") from error
+        raise InvalidArgument(f"cannot write {where}: {first_line(error)}") from error
+
+
+def first_line(error: object) -> str:
+    """What an error says, on one line."""
+    return str(error).strip().split("\n")[0][:200]
 
 
 def schema_of(about: About) -> pa.Schema:

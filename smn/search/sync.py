@@ -45,14 +45,14 @@ def sync(
     through: Through,
     words: Mapping[str, str | None],
     *,
-    where: Path,
+    where: str,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> Synced:
     """Bring a collection up to date. Stopped at any moment and called again it ends with the same collection.
 
     Args:
         words: how the user named what images go through; the collection remembers it.
-        where: the collection's path.
+        where: the collection's place, as messages call it.
         on_batch: called with how many images more are done, at first with those that are in the collection already.
 
     Raises:

@@ -60,9 +60,9 @@ class Through:
     backbone: Mapping[str, Any]
     embed: Callable[[Iterable[Path]], Generator[Row, None, None]]
 
-    def check_same(self, about: About, where: Path) -> None:
+    def check_same(self, about: About, where: str) -> None:
         """Raise OtherSpace unless its vectors may be compared with those of a collection."""
-        about.check_same(str(where), self.space, self.fingerprint)
+        about.check_same(where, self.space, self.fingerprint)
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def _remembered(spec: BackboneSpec) -> dict[str, Any]:
     return said | {"weights": str(spec.weights.resolve()) if spec.weights is not None else None}
 
 
-def as_indexed(spec: BackboneSpec, chosen: Chosen, about: About, where: Path) -> tuple[BackboneSpec, Chosen]:
+def as_indexed(spec: BackboneSpec, chosen: Chosen, about: About, where: str) -> tuple[BackboneSpec, Chosen]:
     """What a search goes through: as said now, and what is not said as when the collection was made.
 
     A server is never taken from a collection, for it would be sent the query and the key.

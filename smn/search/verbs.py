@@ -15,7 +15,16 @@ from smn_core.verbs.options import model_options
 app = typer.Typer()
 NEAR_COPY = 0.95
 
-Made = Annotated[Path, typer.Argument(metavar="X.lance", help="A collection of smn index; or X.parquet.")]
+Made = Annotated[
+    str,
+    typer.Argument(
+        metavar="X.lance", help="A collection of smn index; or X.parquet, X.faiss, qdrant://, postgresql://."
+    ),
+]
+StoreKey = Annotated[
+    str | None,
+    typer.Option("--store-key", envvar="SMN_STORE_KEY", help="A key of the Qdrant server; env:NAME is NAME's value."),
+]
 Mask = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Mask to wear, with --server its name there; root for the untouched backbone."),
@@ -34,7 +43,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def index(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder of photos.")],
     out: Annotated[
-        Path, typer.Option(metavar="X.lance", help="The collection; or X.parquet. Made or brought up to date.")
+        str,
+        typer.Option(
+            metavar="X.lance",
+            help="The collection, made or brought up to date; or X.parquet, X.faiss, qdrant://HOST:PORT/NAME,"
+            " postgresql://HOST/DATABASE/NAME.",
+        ),
     ],
     spec: BackboneSpec,
     mask: Mask = None,
@@ -45,6 +59,7 @@ def index(
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward, without a server.")] = 32,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode, without a server.")] = 2,
     in_flight: Annotated[int, typer.Option(min=1, help="Requests at once, with a server.")] = 4,
+    store_key: StoreKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Keep a folder of photos as a collection that smn search looks into.
@@ -52,8 +67,10 @@ def index(
     Said again it embeds new and changed files only, and removes those that are gone. A stopped run goes on. An image
     that cannot be read is named and left out, and the exit code is then 1.
     """
-    from smn.search.opening import open_store
-    from smn.search.store import locked
+    from contextlib import closing
+
+    from smn.search.opening import alone, open_store
+    from smn.search.places import place_of
     from smn.search.sync import sync
     from smn.search.through import ROOT, Chosen, open_through
     from smn_core.imageset import FolderSet, open_images, say_others
@@ -63,23 +80,27 @@ def index(
     chosen.check()
     if server is not None:
         refuse_model(spec)
-    store = open_store(out)
+    place, opened_by = place_of(out), _secret(store_key)
+    open_store(place, opened_by).close()  # before anything is loaded
     images = open_images(data)
     if not isinstance(images, FolderSet):
         raise InvalidData(f"{data} is no folder: a collection shows a folder of photos")
     if images.others:
         show.note(f"{sum(images.others.values()):,} files of other kinds are not read: {say_others(images.others)}")
     making = open_through(spec, chosen, key=key, batch_size=batch_size, workers=workers, in_flight=in_flight)
-    with locked(out), making as through:
-        store = open_store(out)
-        with show.images_progress(len(images.names)) as on_batch:
-            done = sync(images, store, through, chosen.as_json(), where=out, on_batch=on_batch)
+    with (
+        alone(place),
+        making as through,
+        closing(open_store(place, opened_by)) as store,
+        show.images_progress(len(images.names)) as on_batch,
+    ):
+        done = sync(images, store, through, chosen.as_json(), where=str(place), on_batch=on_batch)
     show.name_unreadable(list(map(str, done.unreadable)))
     kept = done.unchanged + done.new + done.changed
     if as_json:
-        show.as_json({"collection": str(out), "space": through.space, "kept": kept, **done.as_json()})
+        show.as_json({"collection": str(place), "space": through.space, "kept": kept, **done.as_json()})
     show.note(
-        f"{kept:,} images in {out}: {done.new:,} new, {done.changed:,} changed, {done.unchanged:,} as before; "
+        f"{kept:,} images in {place}: {done.new:,} new, {done.changed:,} changed, {done.unchanged:,} as before; "
         f"{done.removed:,} removed; space {through.space}"
     )
     show.end_by([said.name for said in done.unreadable])
@@ -97,14 +118,19 @@ def search(
     mode: Mode = None,
     server: Server = None,
     key: Key = None,
+    store_key: StoreKey = None,
     as_json: AsJson = False,
+    show_page: Annotated[bool, typer.Option("--open", help="Show query and photos in the browser.")] = False,
 ) -> None:
     """Find the photos of a collection that are most like a photo, by cosine similarity; the search is exact.
 
     Mask, cascade and backbone are those that the collection was made with, where no flag says others. Vectors of
     another space are refused.
     """
+    from contextlib import closing
+
     from smn.search.opening import open_made
+    from smn.search.places import place_of
     from smn.search.through import Chosen, as_indexed, open_through
     from smn_core.verbs import show
 
@@ -112,16 +138,26 @@ def search(
         refuse_model(spec)
     if not query.is_file():
         raise InvalidArgument(f"{query} is no file: name one photo")
-    store, about = open_made(collection)
-    spec, chosen = as_indexed(spec, Chosen(mask, cascade, mode, server), about, collection)
-    with open_through(spec, chosen, key=key) as through:
-        through.check_same(about, collection)
-        (row,) = through.embed([query])
-    if row.vector is None:
-        raise InvalidImage(f"{query}: {row.error}")
-    found = store.nearest(row.vector, top)
+    place = place_of(collection)
+    store, about = open_made(place, _secret(store_key))
+    with closing(store):
+        spec, chosen = as_indexed(spec, Chosen(mask, cascade, mode, server), about, str(place))
+        with open_through(spec, chosen, key=key) as through:
+            through.check_same(about, str(place))
+            (row,) = through.embed([query])
+        if row.vector is None:
+            raise InvalidImage(f"{query}: {row.error}")
+        found = store.nearest(row.vector, top)
+    if show_page:
+        import webbrowser
+
+        from smn.search.showing import write_page
+
+        page = write_page(query, found, about.folder, about.space)
+        opened = webbrowser.open(page.as_uri())
+        show.note(f"{'opened' if opened else 'no browser could be opened; the page is'} {page}")
     if as_json:
-        told = {"collection": str(collection), "query": str(query), "folder": about.folder, "space": about.space}
+        told = {"collection": str(place), "query": str(query), "folder": about.folder, "space": about.space}
         show.as_json({**told, "found": [{"path": path, "similarity": near} for path, near in found]})
         return
     show.table(("", "similarity", "photo"), [(str(n), f"{near:.4f}", path) for n, (path, near) in enumerate(found, 1)])
@@ -134,20 +170,26 @@ def dedupe(
     least: Annotated[
         float, typer.Option("--least", min=0, max=1, help="Cosine similarity from which two photos are near-copies.")
     ] = NEAR_COPY,
+    store_key: StoreKey = None,
     as_json: AsJson = False,
 ) -> None:
     """List the near-copies in a collection: copies, other sizes and encodings, shots in a row. Nothing is deleted.
 
     Each photo is named once, beside the first photo by path that it resembles. All vectors are held in memory.
     """
+    from contextlib import closing
+
     import numpy as np
 
     from smn.search.near import near_copies
     from smn.search.opening import open_made
+    from smn.search.places import place_of
     from smn_core.verbs import show
 
-    store, about = open_made(collection)
-    blocks = list(store.blocks())
+    place = place_of(collection)
+    store, about = open_made(place, _secret(store_key))
+    with closing(store):
+        blocks = list(store.blocks())
     paths = [path for names, _ in blocks for path in names]
     vectors = np.concatenate([z for _, z in blocks]) if blocks else np.empty((0, about.width), np.float32)
     with show.progress("images", len(paths)) as on_batch:
@@ -157,7 +199,7 @@ def dedupe(
             {"photo": group.image, "copies": [{"path": path, "similarity": near} for path, near in group.copies]}
             for group in groups
         ]
-        show.as_json({"collection": str(collection), "folder": about.folder, "space": about.space, "groups": told})
+        show.as_json({"collection": str(place), "folder": about.folder, "space": about.space, "groups": told})
         return
     rows = [
         line
@@ -169,3 +211,11 @@ def dedupe(
     show.note(
         f"{n_copies:,} near-copies in {len(groups):,} groups of {len(paths):,} photos; paths are below {about.folder}"
     )
+
+
+def _secret(text: str | None) -> str | None:
+    if text is None:
+        return None
+    from service.settings import secret
+
+    return secret(text, "--store-key")

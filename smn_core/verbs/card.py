@@ -1,4 +1,4 @@
-"""The model card of a mask, in the Hub's conventions: what it is, for which backbone, how good, how to use it.
+"""The model card of a mask or cascade, in the Hub's conventions: what it is, how good, how to use it.
 
 Everything that a file says in its own words is escaped: a file may have been written by anybody.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from smn_core.cascade.cascade import Cascade
 from smn_core.mask import TaskMask
 from smn_core.verbs.report import stages
 from smn_core.verdict import read_verdict
@@ -46,11 +47,13 @@ class CardFacts:
 
 def make_card(mask: TaskMask, facts: CardFacts) -> str:
     """The README.md of a mask's repository."""
-    known: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": PIPELINE, "tags": TAGS, "license": facts.license}
-    if facts.base_model is not None:
-        known |= {"base_model": facts.base_model, "base_model_relation": RELATION}
-    header = ModelCardData(**{key: value for key, value in known.items() if value is not None}).to_yaml()
-    return f"---\n{header}\n---\n\n" + "\n".join(_body(mask, facts)) + "\n"
+    return f"---\n{_header(facts, TAGS)}\n---\n\n" + "\n".join(_body(mask, facts)) + "\n"
+
+
+def make_cascade_card(cascade: Cascade, masks: Sequence[TaskMask], facts: CardFacts) -> str:
+    """The README.md of a cascade's repository; `masks` are its masks, root first, `facts.n_bytes` of all files."""
+    header = _header(facts, [*TAGS[:1], "smn-cascade", *TAGS[2:]])
+    return f"---\n{header}\n---\n\n" + "\n".join(_body_of_cascade(cascade, masks, facts)) + "\n"
 
 
 def escape(text: object, most: int = MOST_CHARACTERS) -> str:
@@ -59,6 +62,43 @@ def escape(text: object, most: int = MOST_CHARACTERS) -> str:
     plain = " ".join(plain.split())
     plain = plain if len(plain) <= most else f"{plain[:most]}..."
     return "".join(ENTITIES.get(c, c) for c in PUNCTUATION.sub(r"\\\1", plain))
+
+
+def _header(facts: CardFacts, tags: list[str]) -> str:
+    known: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": PIPELINE, "tags": tags, "license": facts.license}
+    if facts.base_model is not None:
+        known |= {"base_model": facts.base_model, "base_model_relation": RELATION}
+    return str(ModelCardData(**{key: value for key, value in known.items() if value is not None}).to_yaml())
+
+
+def _body_of_cascade(cascade: Cascade, masks: Sequence[TaskMask], facts: CardFacts) -> Iterator[str]:
+    name, architecture = facts.repo.split("/")[-1], json.loads(masks[0].model)["architecture"]
+    yield f"# {name}\n"
+    yield (
+        f"A cascade of SMN (self-masking networks) for the timm backbone {escape(architecture)}: a root mask, "
+        f"{len(masks) - 1} experts, and what makes one vector of theirs. The backbone itself is not in it.\n"
+    )
+    yield "| | |\n|---|---|"
+    yield f"| fingerprint of its weights | {escape(cascade.fingerprint)} |"
+    yield f"| digest of the cascade | {escape(cascade.digest or '')} |"
+    yield f"| bytes of all files | {facts.n_bytes:,} |"
+    yield f"| fusion | {escape(cascade.fusion.kind)} |"
+    yield f"| modes | {escape(', '.join(cascade.modes))}; by default {escape(cascade.mode)} |"
+    yield f"| licence | {escape(facts.license) if facts.license else 'none was named'} |"
+    yield "\n| mask | weights OFF | share | digest |\n|---|---:|---:|---|"
+    for number, mask in enumerate(masks):
+        called = f"expert {number}" if number else "root"
+        yield f"| {called} | {mask.n_off:,} | {1 - mask.density:.4%} | {escape(mask.digest or '')} |"
+    yield "\n## How to use it\n"
+    yield "```bash"
+    yield f"smn pull hf:{facts.repo} --out {name.lower()}"
+    yield f"smn push {name.lower()} --name {name.lower()}      # to a server of its backbone"
+    yield f"curl -F image=@photo.jpg 'http://127.0.0.1:8000/embed?cascade={name.lower()}'"
+    yield "```\n"
+    yield (
+        f"It fits only a backbone whose weights have the fingerprint {cascade.fingerprint[:16]}...; any other is "
+        "refused. The files are safetensors, without code."
+    )
 
 
 def _body(mask: TaskMask, facts: CardFacts) -> Iterator[str]:

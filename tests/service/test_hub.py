@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import huggingface_hub
 import pytest
+from cascades import build
 from hubserver import TOKEN, StandInHub
 
-from service.hub import FILE, explain, is_hub, parse_address, pull_mask, push_mask
-from smn_core.errors import InvalidArgument, InvalidMask, NotFound, Unavailable
+from service.hub import (
+    CASCADE,
+    FILE,
+    explain,
+    is_hub,
+    look,
+    mask_names,
+    parse_address,
+    pull_cascade,
+    pull_mask,
+    push_files,
+)
+from smn_core.errors import InvalidArgument, InvalidCascade, InvalidMask, NotFound, Unavailable
 from smn_core.maskfile import serialise_mask
 
 # The client's own way to send an LFS file, which httpx2 no longer likes.
@@ -36,6 +48,18 @@ def hub(monkeypatch, tmp_path):
 @pytest.fixture
 def data(tiny_vit, make_mask):
     return serialise_mask(make_mask(tiny_vit))
+
+
+@pytest.fixture
+def cascade(theta):
+    """The files of a cascade with three experts, as they stand in a repository."""
+    built = build(theta)
+    names = mask_names(len(built.masks))
+    return {CASCADE: built.data, **{name: mask.data for name, mask in zip(names, built.masks, strict=True)}}
+
+
+def push_mask(place, data, card, **more):
+    return push_files(place, {FILE: data}, card, **more)
 
 
 def test_what_was_pushed_is_pulled_with_its_card(hub, data):
@@ -81,7 +105,7 @@ def test_what_is_not_there_is_named(hub, data):
     with pytest.raises(NotFound, match="no such repository"):
         pull_mask(PLACE, token=TOKEN)
     hub.commit("someone/Photos", "main", {"model.safetensors": b"x"})
-    with pytest.raises(NotFound, match=rf"hf:someone/Photos has no {FILE}: no smn push"):
+    with pytest.raises(NotFound, match=rf"hf:someone/Photos has no {FILE} and no {CASCADE}: no smn push"):
         pull_mask(PLACE)
     for call in (pull_mask, lambda place: push_mask(place, data, None, token=TOKEN)):
         with pytest.raises(NotFound, match="the repository has no revision v9"):
@@ -122,6 +146,48 @@ def test_what_is_no_mask_is_refused(hub, data):
         hub.commit("someone/Photos", "main", {FILE: wrong})
         with pytest.raises(InvalidMask, match="hf:someone/Photos: "):
             pull_mask(PLACE)
+
+
+def test_a_cascade_travels_with_its_masks_in_one_commit(hub, cascade):
+    push_files(PLACE, cascade, "card", token=TOKEN)
+    assert len(hub.commits) == 2 and hub.file("someone/Photos", "README.md") == b"card"
+    held = look(PLACE)
+    assert held.is_cascade and held.commit == hub.repos["someone/Photos"]["main"]
+    assert pull_cascade(PLACE, held) == cascade
+    assert list(pull_cascade(PLACE, held))[-1] == CASCADE, "whoever reads the folder finds its masks there"
+    with pytest.raises(InvalidArgument, match="has a cascade: bring it with smn pull"):
+        pull_mask(PLACE)
+
+
+def test_a_repository_has_a_mask_or_a_cascade_and_never_both(hub, cascade, data):
+    push_files(PLACE, cascade, None, token=TOKEN)
+    other = parse_address("hf:someone/maps")
+    push_mask(other, data, None, token=TOKEN)
+    n_commits = len(hub.commits)
+    with pytest.raises(InvalidArgument, match="hf:someone/Photos holds a cascade"):
+        push_mask(PLACE, data, None, token=TOKEN)
+    with pytest.raises(InvalidArgument, match="hf:someone/maps holds a mask"):
+        push_files(other, cascade, None, token=TOKEN)
+    assert len(hub.commits) == n_commits
+
+
+def test_a_cascade_that_lacks_a_mask_or_has_another_is_refused(hub, cascade):
+    push_files(PLACE, {name: file for name, file in cascade.items() if name != "expert-2.smn"}, None, token=TOKEN)
+    with pytest.raises(NotFound, match=r"hf:someone/Photos has no expert-2\.smn"):
+        pull_cascade(PLACE, look(PLACE))
+    hub.commit("someone/Photos", "main", {"expert-2.smn": cascade["expert-1.smn"]})
+    with pytest.raises(InvalidCascade, match=r"hf:someone/Photos: expert-2\.smn is not the mask sha256:"):
+        pull_cascade(PLACE, look(PLACE))
+    hub.commit("someone/Photos", "main", {CASCADE: b"no cascade"})
+    with pytest.raises(InvalidCascade, match="hf:someone/Photos: "):
+        pull_cascade(PLACE, look(PLACE))
+    push_files(PLACE, cascade, None, token=TOKEN)
+    held = look(PLACE)
+    hub.commit("someone/Photos", "main", {"root.smn": b"a later commit"})
+    assert pull_cascade(PLACE, held) == cascade, "all files are of the commit that was looked at"
+    hub.cut = True
+    with pytest.raises((Unavailable, InvalidCascade), match=r"hf:someone/Photos: .*size"):
+        pull_cascade(PLACE, held)
 
 
 def test_a_hub_that_is_not_there_is_said(hub, monkeypatch):

@@ -9,6 +9,7 @@ import urllib.request
 
 import huggingface_hub
 import pytest
+from cascades import build
 from hubserver import TOKEN, StandInHub
 from served import ServerProcess, Theta
 
@@ -73,6 +74,29 @@ def test_json_says_what_was_committed_and_no_card_leaves_the_card(command, hub, 
     assert hub.file("someone/photos", "README.md") == b"by hand"
 
 
+def test_a_cascade_goes_to_the_hub_with_its_masks_and_card_and_comes_back(command, hub, theta, tmp_path):
+    built = build(theta)
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "cascade.safetensors").write_bytes(built.data)
+    names = ["root.smn", "expert-1.smn", "expert-2.smn", "expert-3.smn"]
+    for name, mask in zip(names, built.masks, strict=True):
+        (folder / name).write_bytes(mask.data)
+    code, out, err = command("push", folder, "hf:someone/both", "--token", TOKEN, "--license", "mit")
+    assert code == 0 and out.startswith(f"hf:someone/both {built.digest} ("), err
+    card = hub.file("someone/both", "README.md").decode()
+    assert "smn-cascade" in card and "license: mit" in card and "| expert 3 | " in card and "?cascade=both" in card
+    code, _, err = command("pull", "hf:someone/both")
+    here = tmp_path / "here" / "both"
+    assert code == 0 and "a cascade and 4 masks" in err and f"in {here.name}" in err
+    assert {path.name: path.read_bytes() for path in here.iterdir()} == {
+        path.name: path.read_bytes() for path in folder.iterdir()
+    }
+    code, _, err = command("pull", "hf:someone/both")
+    assert code == 2 and "both exists: give --overwrite" in err
+    assert command("pull", "hf:someone/both", "--overwrite")[0] == 0
+
+
 def test_pull_writes_over_nothing_unless_told(command, hub, file, tmp_path):
     hub.commit("someone/photos", "main", {"mask.smn": file.read_bytes()})
     mine = tmp_path / "here" / "photos.smn"
@@ -102,7 +126,7 @@ def test_a_push_that_cannot_be_meant_is_refused_before_anything_is_sent(command,
         ([file, "hf:a/b", "--name", "c"], "push takes FILE --name NAME"),
         ([file, "photos"], "a hub's place is written hf:user/name"),
         ([file, "hf:photos"], "write hf:user/name"),
-        ([tmp_path, "hf:a/b"], "is a folder: a hub takes mask files"),
+        ([tmp_path, "hf:a/b"], "cannot read"),
         ([file, "hf:a/b", "--if-absent"], "are for a server"),
         ([file, "hf:a/b", "--license", "my own"], "identifier of the Hub"),
         ([file, "hf:a/b", "--base-model", "resnet50"], "the backbone's place on the Hub"),
@@ -119,6 +143,37 @@ def test_the_key_of_a_server_is_never_sent_to_the_hub(command, hub, file, monkey
     hub.commit("someone/photos", "main", {"mask.smn": file.read_bytes()})
     assert command("pull", "hf:someone/photos")[0] == 0
     assert hub.seen and all("secret" not in str(authorization) for _, _, authorization in hub.seen)
+
+
+def test_a_store_gives_its_masks_and_says_what_is_wrong_with_them(file):
+    from service.objects import Objects
+    from service.offer import read_offers
+    from smn_core.errors import InvalidArgument, InvalidMask, NotFound
+
+    store = Objects("memory://offers")
+    store.write("photos/a.smn", file.read_bytes())
+    store.write("photos/b.smn", file.read_bytes())
+    store.write("photos/notes.txt", b"no mask")
+    (one,) = read_offers([], ["memory://offers/photos/a.smn"])
+    assert (one.name, one.where, one.path, one.mask.digest) == (
+        "a", "memory://offers/photos/a.smn", None, read_mask(file).digest,
+    )  # fmt: skip
+    assert [offer.name for offer in read_offers([], ["memory://offers/photos"])] == ["a", "b"]
+    with pytest.raises(InvalidArgument, match=r"memory://offers/photos/a\.smn would have one name"):
+        read_offers([file], ["memory://offers/photos"])
+    with pytest.raises(NotFound, match="memory://offers has no file"):
+        read_offers([], ["memory://offers"])
+    with pytest.raises(NotFound, match=r"has no c\.smn"):
+        read_offers([], ["memory://offers/photos/c.smn"])
+    store.write("half/a.smn", file.read_bytes()[:100])
+    with pytest.raises(InvalidMask, match=r"memory://offers/half/a\.smn: "):
+        read_offers([], ["memory://offers/half"])
+    store.write("named/My Photos.smn", file.read_bytes())
+    with pytest.raises(InvalidArgument, match=r"My Photos\.smn: its mask would be called as"):
+        read_offers([], ["memory://offers/named"])
+    for address in ("photos.smn", "http://x/photos.smn", "redis://x", "file:///x"):
+        with pytest.raises(InvalidArgument, match="write hf:user/name, or a store's URL"):
+            read_offers([], [address])
 
 
 def test_a_server_pulls_at_start_what_its_operator_names_and_nothing_else(hub, make_mask, tmp_path):

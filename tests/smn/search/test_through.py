@@ -1,7 +1,6 @@
 """What a search goes through: what is said now, else what the collection remembers; never a server that it names."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from smn.search.through import Chosen, as_indexed
 from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.spec import BackboneSpec
 
-WHERE = Path("photos.lance")
+WHERE = "photos.lance"
 HERE = {"mask": "/masks/a.smn", "cascade": None, "mode": None, "server": None}
 MADE = About(
     "smn1:a", 8, "test_vit", "f", "root", "/photos", HERE, {"name": "test_vit", "image_size": 32, "mean": [0.5]}

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import lancedb
 import numpy as np
@@ -176,6 +177,44 @@ def test_a_server_makes_the_same_collection_and_is_never_asked_unnamed(world, ru
     assert code == 2 and "say which --mask" in err
 
 
+@pytest.mark.parametrize("form", ["faiss", "qdrant", "postgresql"])
+def test_the_verbs_take_every_place(world, run, photos, place, form):
+    where = place(form)
+    index = ["index", photos, "--mask", world.folder / "flowers.smn", "--out", where, *world.model, "--json"]
+    assert json.loads(run(*index)[1])["new"] == 12
+    with world.embedder() as embedder:
+        before = read(where)
+        expected = embedder.embed([photos / name for name in before], mask="flowers").embeddings
+        spaces = [embedder.space(name) for name in ("flowers", "other")]
+    np.testing.assert_allclose(np.stack(list(before.values())), expected, rtol=1e-4, atol=1e-5)
+    shutil.copy(photos / "odd" / "01.png", photos / "odd" / "copy.png")
+    (photos / "even" / "02.png").unlink()
+    told = json.loads(run(*index)[1])
+    assert [told[key] for key in ("new", "changed", "unchanged", "removed")] == [1, 0, 11, 1]
+    told = json.loads(run("search", where, photos / "odd" / "07.png", "--top", "3", "--json")[1])
+    assert told["found"][0]["path"] == "odd/07.png" and told["collection"] == where.replace("smn@", "")
+    (group,) = json.loads(run("dedupe", where, "--least", LEAST, "--json")[1])["groups"]
+    assert (group["photo"], [row["path"] for row in group["copies"]]) == ("odd/01.png", ["odd/copy.png"])
+    for command in (
+        ["index", photos, "--out", where, "--mask", world.folder / "other.smn", *world.model],
+        ["search", where, photos / "odd" / "07.png", "--mask", world.folder / "other.smn"],
+    ):
+        code, printed, err = run(*command)
+        assert (code, printed, len(err.splitlines())) == (2, "", 1) and all(space in err for space in spaces)
+
+
+def test_a_search_opens_a_page_and_says_where_it_is(world, run, photos, tmp_path, monkeypatch):
+    out, opened = tmp_path / "photos.parquet", []
+    assert run("index", photos, "--out", out, *world.model)[0] == 0
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or len(opened) == 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for said in ("opened", "no browser could be opened; the page is"):
+        code, printed, err = run("search", out, photos / "odd" / "07.png", "--top", "3", "--open")
+        assert code == 0 and len(printed.splitlines()) == 4 and f"{said} {tmp_path}/smn-search-" in err
+    page = Path(opened[0].removeprefix("file://")).read_text()
+    assert page.count("<img") == 4 and "odd/07.png" in page and 'content="default-src &#x27;none&#x27;' in page
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_near_copies_are_listed_once(world, run, photos, tmp_path, suffix):
     shutil.copy(photos / "odd" / "01.png", photos / "odd" / "copy.png")
@@ -283,8 +322,12 @@ def test_a_damaged_or_foreign_collection_is_refused(world, run, photos, tmp_path
 
 
 WRONG = {
-    "another form": (["index", "{photos}", "--out", "x.csv"], ".lance or .parquet"),
-    "a database": (["index", "{photos}", "--out", "qdrant://host/x"], ".lance or .parquet"),
+    "another form": (["index", "{photos}", "--out", "x.csv"], "a collection is X.lance, X.parquet, X.faiss"),
+    "another database": (["index", "{photos}", "--out", "mysql://me:secret@host/x"], "mysql://: a collection is"),
+    "a key that is not set": (
+        ["dedupe", "qdrant://127.0.0.1:1/x", "--store-key", "env:NO_SUCH_KEY"],
+        "--store-key env:NO_SUCH_KEY: that environment variable is not set",
+    ),
     "no such folder": (["index", "{photos}", "--out", "{tmp}/none/x.lance"], "No such folder"),
     "a name LanceDB does not take": (
         ["index", "{photos}", "--out", "{tmp}/my photos.lance", "{model}"],

@@ -1,0 +1,130 @@
+"""A server as one side of a mirror, through its API. As the second place it gives version numbers of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from service.client import Client
+from service.mirror.side import Extra, Fetch, checked
+from service.registry.base import Kind, Version
+from service.registry.open import hide_user
+from service.registry.record import Record
+from smn_core.cascade.file import parse_cascade
+from smn_core.errors import InvalidData
+
+
+class ServerSide:
+    """A server, which has one backbone. Versions are told apart by their digests."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self._url, self._client = url, Client(url, key)
+        self._backbone: str | None = None
+
+    def __str__(self) -> str:
+        return hide_user(self._url)
+
+    def backbones(self) -> list[str]:
+        if self._backbone is None:
+            self._backbone = str(self._client.info()["fingerprint"])[:16]
+        return [self._backbone]
+
+    def records(self, backbone: str, kind: Kind) -> dict[str, Record]:
+        if backbone not in self.backbones():
+            raise InvalidData(f"{self} serves the backbone {self.backbones()[0]}, not {backbone}")
+        read = self._client.mask if kind == "masks" else self._client.cascade
+        return {entry["name"]: _record_of(read(entry["name"])) for entry in self._client.names(kind)}
+
+    def file(self, backbone: str, kind: Kind, name: str, version: Version, digest: str) -> bytes:
+        if digest != version.digest:
+            raise InvalidData(
+                f"{name}@{version.version} needs {digest}, which a server does not give out by its digest"
+            )
+        data = self._client.pull(name, version.version, kind)
+        return checked(data, digest, f"{kind[:-1]} {name}@{version.version}")
+
+    def lacks(self, before: Record | None, wanted: Record) -> Sequence[Version]:
+        known = {version.digest for version in before.versions} if before is not None else set()
+        found = {v.digest: v for v in wanted.versions if v.digest not in known}  # a digest once: its newest version
+        return sorted(found.values(), key=lambda version: version.version)
+
+    def is_behind(self, before: Record | None, wanted: Record) -> bool:
+        if before is None or self.lacks(before, wanted):
+            return True
+        here, there = _digests(before), _digests(wanted)
+        told = {alias: here.get(at) for alias, at in before.aliases.items()}
+        return here[before.current] != there[wanted.current] or any(
+            told.get(alias) != there[at] for alias, at in wanted.aliases.items()
+        )
+
+    def take(self, backbone: str, kind: Kind, name: str, before: Record | None, wanted: Record, fetch: Fetch) -> None:
+        numbers = {v.digest: v.version for v in before.versions} if before is not None else {}
+        current = _digests(before).get(before.current) if before is not None else None
+        for version in self.lacks(before, wanted):
+            done = self._client.push(name, fetch(version)[version.digest], kind=kind)
+            numbers[version.digest], current = int(done["version"]), version.digest
+        there = _digests(wanted)
+        if current != there[wanted.current]:
+            self._client.rollback(name, numbers[there[wanted.current]], kind)
+        known = dict(before.aliases) if before is not None else {}
+        for alias, at in wanted.aliases.items():
+            if known.get(alias) != numbers[there[at]]:
+                self._client.set_alias(name, alias, numbers[there[at]], kind)
+
+    def extra(self, before: Record, wanted: Record | None) -> Extra:
+        kept = set(_digests(wanted).values()) if wanted is not None else set()
+        aliases = wanted.aliases if wanted is not None else {}
+        return Extra(
+            [version.version for version in before.versions if version.digest not in kept],
+            [alias for alias in before.aliases if alias not in aliases],
+        )
+
+    def remove(self, backbone: str, kind: Kind, name: str, extra: Extra | None) -> None:
+        if extra is None:
+            self._client.delete(name, None, kind)
+            return
+        for alias in extra.aliases:
+            self._client.delete_alias(name, alias, kind)
+        for number in extra.versions:
+            self._client.delete(name, number, kind)
+
+    def tidy(self, backbone: str) -> None:
+        """Nothing: `smn gc` does it, after its grace period."""
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def with_needs(kind: Kind, version: Version, data: bytes) -> Version:
+    """A version of a cascade that was read from a server, which does not say what each version is made of."""
+    if kind != "cascades" or version.holds or version.needs:
+        return version
+    return replace(version, needs=tuple(dict.fromkeys(parse_cascade(data).masks)))
+
+
+def _digests(record: Record) -> dict[int, str]:
+    return {version.version: version.digest for version in record.versions}
+
+
+def _record_of(told: dict[str, Any]) -> Record:
+    """What `GET /masks/{name}` says, as a record. Raises InvalidData where the answer has another shape."""
+    try:
+        notes = told.get("notes") or {}
+        versions = tuple(
+            Version(
+                int(v["version"]),
+                str(v["digest"]),
+                int(v["bytes"]),
+                str(v["uploaded"]),
+                v.get("vectors"),
+                notes=json.dumps(notes[str(v["version"])]) if str(v["version"]) in notes else None,
+            )
+            for v in told["versions"]
+        )
+        current = int(told["current"]["version"])
+        aliases = {str(alias): int(at) for alias, at in (told.get("aliases") or {}).items()}
+        return Record(max(v.version for v in versions), current, versions, aliases)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidData(f"the server's answer is not a mask's or cascade's: {error!r}") from error

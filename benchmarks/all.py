@@ -84,6 +84,7 @@ BENCHES = (
     Bench("draft", "What does decoding at a reduced scale do to embeddings?", "draft", (), ("--photos=1",)),
     Bench("http", "What does HTTP cost, against the engine in process?", "http"),
     Bench("spaces", "Are vectors of two spaces ever mixed while a name is pushed over?", "spaces"),
+    Bench("since", "Does a request take more processor time than before spaces and labels came?", "since"),
     Bench("fairness", "Does one who floods keep others waiting?", "fairness"),
     Bench("cascade", "What does a cascade cost, against a plain forward?", "cascade"),
     Bench("train_step", "What does a training step cost, against one that moves all weights?", "train_step"),

@@ -281,6 +281,28 @@ TABLES = (
         by_question=True,
     ),
     Table(
+        "Spaces and labels",
+        "Processor time of a request to /embed, over that of a server from before spaces and labels, asked in turn",
+        ("form",),
+        (
+            Asked(
+                "Processor time of a request, over that before spaces and labels",
+                "since", "since", "processor time ratio to before", most=1.02,
+            ),
+        ),
+    ),
+    Table(
+        "A name that is pushed over",
+        "Answers to clients that name the space they expect, while the name is uploaded and rolled back",
+        ("variant",),
+        (
+            Asked(
+                "Answers in another space than the client asked for", "spaces", "spaces", "answers", most=0,
+                variants=("mixed",),
+            ),
+        ),
+    ),
+    Table(
         "Decode workers",
         "JPEGs decoded alone, and beside forwards",
         ("workers",),

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,13 +78,22 @@ class Running(Process):
 
 
 @contextlib.contextmanager
-def process(words: Sequence[str | Path], port: int, path: str, log: Path, cwd: Path | None = None) -> Iterator[Process]:
+def process(
+    words: Sequence[str | Path],
+    port: int,
+    path: str,
+    log: Path,
+    cwd: Path | None = None,
+    more: Mapping[str, str] | None = None,
+) -> Iterator[Process]:
     """Start a server and wait until `GET path` answers; end it, and all that descends from it, with the block.
+
+    `more` are variables of its environment.
 
     Raises:
         RuntimeError: it ended by itself or never answered; with the end of its log.
     """
-    alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **(more or {})}
     began = time.perf_counter()
     with log.open("wb") as written:
         server = subprocess.Popen(

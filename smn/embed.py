@@ -65,8 +65,8 @@ def embed(
     Rows are in sorted order of paths; of X.npy the paths are in X.txt. An image that cannot be read has no row. It is
     named and counted, and the exit code is then 1. With --server the same command goes on after ctrl-C.
     """
-    from smn_core.imageset import FolderSet, open_images, say_others
-    from smn_core.verbs.show import end_by, name_unreadable, note
+    from smn_core.imageset import FolderSet, open_images
+    from smn_core.verbs.show import count_others, end_by, name_unreadable, note
     from smn_core.verbs.vectorfile import check_out, write_table
 
     check_out(out)
@@ -79,8 +79,7 @@ def embed(
         refuse_model(spec)
     images = open_images(data, split)
     others = images.others if isinstance(images, FolderSet) else {}
-    if others:
-        note(f"{sum(others.values()):,} files of other kinds are not read: {say_others(others)}")
+    count_others(others)
     through = Through(mask, cascade, mode, dimensions)
     if server is None:
         making = _here(spec, images, out, through, batch_size=batch_size, workers=workers, strict=strict)

@@ -92,7 +92,9 @@ def train(
         with first_word(f"smn train: reading {data} and the backbone {spec.name or DEFAULT_BACKBONE}"):
             import torch
 
+            from smn_core.verbs.show import count_others
             from training.command import tell_result
+            from training.data import others_among
             from training.request import make_request
             from training.run import learn, prepare
 
@@ -104,6 +106,8 @@ def train(
             if threads:
                 torch.set_num_threads(threads)
             prepared = prepare(request)
+        if prepared.rank == 0:
+            count_others(others_among(prepared.images), say=say)
         for remark in prepared.remarks:
             say(remark)
         result = learn(prepared)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,6 +166,13 @@ class Subset:
 
     def image(self, index: int, draft_px: int | None = None) -> Image.Image:
         return self.source.image(int(self.indices[index]), draft_px)
+
+
+def others_among(images: ImageSet) -> Mapping[str, int]:
+    """How many files of kinds that are not read lie among a folder's images, by suffix; of a part, in its whole."""
+    while isinstance(images, Subset | Renumbered):
+        images = images.source
+    return images.others if isinstance(images, FolderSet) else {}
 
 
 def identify(images: ImageSet, *, times: bool = True) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -36,6 +36,16 @@ def name_unreadable(reasons: Sequence[str], where: str = "", say: Callable[[str]
         say(f"warning: {len(reasons)} {what}{where} could not be read and {verb} left out:")
         for reason in reasons:
             say(f"  {reason}")
+
+
+def count_others(others: Mapping[str, int], where: str = "", say: Callable[[str], None] = note) -> None:
+    """Say how many files beside the images are of kinds that are not read, by suffix. Without any, nothing is said."""
+    if others:
+        from smn_core.imageset import say_others
+
+        n = sum(others.values())
+        what = "file of another kind is" if n == 1 else "files of other kinds are"
+        say(f"{n:,} {what} not read{where}: {say_others(others)}")
 
 
 def end_by(left_out: Sequence[str]) -> None:

@@ -41,8 +41,7 @@ class World:
             weights=self.weights,
             model_args=self.theta.args,
             image_size=SIZE_PX,
-            masks=self.folder,
-            **{"device": "cpu", **more},
+            **{"device": "cpu", "masks": self.folder, **more},
         )
 
 

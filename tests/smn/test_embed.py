@@ -36,7 +36,7 @@ def test_a_file_has_the_same_from_here_as_from_a_server(world, run, tmp_path, su
     here, there = tmp_path / f"here{suffix}", tmp_path / f"there{suffix}"
     (world.photos / "notes.md").write_text("no image")
     code, out, err = run("embed", world.photos, "--mask", world.folder / "flowers.smn", "--out", here, *world.model)
-    assert (code, out) == (0, "") and "1 files of other kinds are not read: 1 .md" in err
+    assert (code, out) == (0, "") and "1 file of another kind is not read: 1 .md" in err
     code, _, err = run("embed", world.photos, "--server", world.url, "--mask", "flowers", "--out", there)
     assert code == 0 and "20 embeddings of 8 features" in err
     ours, theirs = read(here), read(there)

@@ -31,12 +31,12 @@ from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.recorded import run_folder
-from smn_core.verbs.show import name_unreadable
+from smn_core.verbs.show import count_others, name_unreadable
 from training.cascade.clusters import Clusters, cluster, measure_purity
 from training.cascade.fusion import FusionChoice, fit, inputs
 from training.checkpoints import is_finished
 from training.config import Config
-from training.data import identify, open_split
+from training.data import identify, open_split, others_among
 from training.features import EMBEDDINGS, Cache, Features
 from training.plan import PLAN, require_same
 from training.plots import draw_clusters
@@ -99,6 +99,7 @@ def build(request: CascadeRequest, bar: Bar, say: Callable[[str], None]) -> Casc
     root = read_mask(request.root)
     images = open_split(request.data, request.split)
     _check(request, images)
+    count_others(others_among(images), say=say)
     _prepare_folder(request, root, images)
     engine = Engine(load_backbone(request.spec), slots=1)
     cache, n = Cache([request.out / EMBEDDINGS]), len(images.names)

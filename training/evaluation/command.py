@@ -17,7 +17,7 @@ from smn_core.maskfile import read_mask, with_bits, write_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs import show
 from smn_core.verbs.options import as_trained
-from training.data import TRAIN, Subset, has_split, open_split
+from training.data import TRAIN, Subset, has_split, open_split, others_among
 from training.evaluation.labelled import require_labels
 from training.evaluation.tables import print_verdicts
 from training.evaluation.verdict import count_embeddings, judge, store_verdict
@@ -56,6 +56,7 @@ def run(
     if few is not None:
         require_labels(few.labels)
     seen, unseen = open_seen_and_unseen(data, [mask for _, mask in masks], files)
+    show.count_others(others_among(seen))
     if unseen is None:
         show.note(ALL_SEEN)
     engine = Engine(load_backbone(as_trained(spec, masks[0][1], files[0])), slots=1)

@@ -24,7 +24,7 @@ from smn_core.mask import TaskMask
 from smn_core.verbs.offline import OnBatch, say_nothing
 from smn_core.verdict import read_verdict
 from training.cascade.fusion import FusionChoice
-from training.data import has_split, open_split
+from training.data import has_split, open_split, others_among
 from training.evaluation import probes, signs
 from training.evaluation.compare import compare
 from training.features import EMBEDDINGS, Cache, Features, embed_view
@@ -75,7 +75,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure everything and return rows as plain data: the untouched backbone, masks, cascades with their controls.
 
-    `unreadable` are the images that were left out, with the reasons, by split.
+    `unreadable` are the images that were left out, with the reasons, by split; `other_files` count the files of kinds
+    that are not read, by split and suffix.
 
     Raises:
         InvalidData: there is no such split, no image can be read, or only one of the splits has labels.
@@ -83,6 +84,9 @@ def evaluate(
     """
     train = open_split(settings.data, settings.train_split)
     test, remarks = _open_test_split(settings, train)
+    others = {settings.train_split: others_among(train)}
+    if test is not None:
+        others[settings.test_split] = others_among(test)
     for _, task in masks:
         engine.prepare(task)
     cache = Cache([folder.folder / EMBEDDINGS for _, folder in cascades])
@@ -136,6 +140,7 @@ def evaluate(
         "seeds": settings.seeds,
         "remarks": remarks,
         "unreadable": unreadable,
+        "other_files": {split: dict(others) for split, others in others.items() if others},
         "rows": rows,
     }
 

@@ -63,7 +63,7 @@ def evaluate(
     from smn_core.maskfile import read_mask, with_bits
     from smn_core.verbs import show
     from smn_core.verbs.plots import require_plottable
-    from smn_core.verbs.show import end_by, name_unreadable
+    from smn_core.verbs.show import count_others, end_by, name_unreadable
     from training.cascade.fusion import parse_fusion
     from training.evaluation.evaluate import EvaluationSettings
     from training.evaluation.evaluate import evaluate as run
@@ -99,6 +99,8 @@ def evaluate(
         show.as_json(found)
     else:
         print_results(found)
+    for split, others in found["other_files"].items():
+        count_others(others, f" of the {split} split")
     for split, reasons in found["unreadable"].items():
         name_unreadable(reasons, f" of the {split} split")
     end_by([reason for reasons in found["unreadable"].values() for reason in reasons])

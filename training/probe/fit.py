@@ -26,6 +26,8 @@ from smn_core.errors import InvalidData
 from smn_core.labels import probabilities
 from smn_core.mask import Head
 
+PROBE = "probe"
+"""The key of a file's `metrics` under which the scores of its classifier stand."""
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Of LogisticRegression's C, from the most regularised on."""
 MOST_FOLDS = 5
@@ -47,6 +49,13 @@ class Fitted:
     accuracy: float
     log_loss: float
     calibration_error: float
+
+    def say(self) -> str:
+        """The scores on one line."""
+        return (
+            f"{len(self.head.classes)} classes, accuracy {self.accuracy:.3f} and calibration error "
+            f"{self.calibration_error:.3f} on {self.n_held_out} held-out images, C {self.strength:g}"
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,38 +18,58 @@ app = typer.Typer()
 @model_options
 def probe(
     data: Annotated[str, typer.Option(metavar="LABELLED", help="Folder with a folder for each class, or .npz.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.smn", help="The mask with its classifier.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.smn", help="The mask with its classifier; of a cascade, its folder.")
+    ],
     spec: BackboneSpec,
     mask: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The mask to classify through. Default: the frozen backbone.")
+    ] = None,
+    cascade: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A cascade instead: each of its modes gets a classifier.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the rows that are held out.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 32,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="torch's threads; 0: torch's default.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
 ) -> None:
-    """Fit a linear classifier on labelled images and write it into a mask, for `POST /classify`.
+    """Fit a linear classifier on labelled images and write it into a mask or a cascade, for `POST /classify`.
 
     Its strength is chosen by cross-validation. Accuracy and calibration are measured on a fifth of the images, which
-    neither saw; then it is fitted on all of them.
+    neither saw; then it is fitted on all of them. A cascade's classifiers act on its fused embeddings.
     """
     from smn_core.verbs import show
-    from training.probe.probe import probe as run
+    from training.data import others_among
+    from training.probe.fused import probe_cascade
+    from training.probe.probe import open_labelled, probe_mask
+    from training.progress import count
     from training.threads import limit_threads
 
-    if out.suffix != ".smn":
+    if mask is not None and cascade is not None:
+        raise InvalidArgument("--mask and --cascade: give one of them")
+    if cascade is None and out.suffix != ".smn":
         raise InvalidArgument(f"--out {out}: a mask is written to a .smn file")
+    if cascade is not None and (out.suffix in (".smn", ".safetensors") or out.is_file()):
+        raise InvalidArgument(f"--out {out}: a cascade is written to a folder, with its masks")
     limit_threads(threads)
-    with show.images_progress(None) as on_batch:
-        made = run(spec, data, mask, out, batch_size=batch_size, seed=seed, on_batch=on_batch)
-    show.name_unreadable(made.unreadable)
-    scores = made.fitted
-    if as_json:
-        show.as_json({"out": str(out), "digest": made.mask.digest, **scores.as_json()})
-    else:
-        show.note(
-            f"{out}: {len(scores.head.classes)} classes, accuracy {scores.accuracy:.3f} and calibration error "
-            f"{scores.calibration_error:.3f} on {scores.n_held_out} held-out images, C {scores.strength:g}"
+    images = open_labelled(data)
+    others = others_among(images)
+    show.count_others(others)
+    if cascade is not None:
+        fused = probe_cascade(
+            spec, images, cascade, out, data, batch_size=batch_size, seed=seed, bar=count, say=show.note
         )
-        show.note(f"next: smn serve {out}")
-    show.end_by(made.unreadable)
+        digest, unreadable, fitted = fused.cascade.digest, fused.unreadable, dict(fused.fitted)
+        told: dict[str, Any] = {"modes": {mode: each.as_json() for mode, each in fitted.items()}}
+    else:
+        made = probe_mask(spec, images, mask, out, data, batch_size=batch_size, seed=seed, bar=count)
+        digest, unreadable, fitted = made.mask.digest, made.unreadable, {"": made.fitted}
+        told = made.fitted.as_json()
+    show.name_unreadable(unreadable)
+    if as_json:
+        show.as_json({"out": str(out), "digest": digest, **told, "other_files": dict(others)})
+    else:
+        for mode, each in fitted.items():
+            show.note(f"{out}{f', {mode}' if mode else ''}: {each.say()}")
+        show.note(f"next: smn serve {out}" if cascade is None else f"next: smn push {out} --name NAME")
+    show.end_by(unreadable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
 from smn_core.errors import InvalidArgument
 from smn_core.files import replacing
-from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
 from smn_core.spaces import space_of_mask
 from smn_core.spec import BackboneSpec
-from smn_core.verbs.offline import OnBatch, say_nothing
 from smn_core.verbs.options import as_trained
-from training.data import TRAIN, Subset, has_split, open_split
-from training.features import Features, embed_each
+from smn_core.verbs.show import count_others
+from training.data import TRAIN, Subset, has_split, open_split, others_among
+from training.features import embed_each
+from training.progress import Bar, count_silently
 from training.translate.ridge import LinearMap, Translation, translate
 
 ROOT = "root"
@@ -29,12 +30,16 @@ TEST = "test"
 
 @dataclass(frozen=True)
 class Translated:
-    """What was fitted, between which spaces, and which images could not be read."""
+    """What was fitted, between which spaces, and which images could not be read.
+
+    `others` count the files of kinds that are not read, by suffix.
+    """
 
     found: Translation
     before: str
     after: str
     unreadable: tuple[str, ...]
+    others: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
         found = self.found
@@ -44,6 +49,7 @@ class Translated:
             "images": {"fitted": found.n_fitted, "held_out": found.n_held_out},
             "strength": found.strength,
             "recall_at_10": {"translated": round(found.recall, 4), "untouched": round(found.recall_untouched, 4)},
+            "other_files": self.others,
         }
 
 
@@ -55,7 +61,7 @@ def run(
     out: Path,
     *,
     batch_size: int = 32,
-    on_batch: OnBatch = say_nothing,
+    bar: Bar = count_silently,
 ) -> Translated:
     """Fit the map on a sample and write it to `out`.
 
@@ -80,11 +86,17 @@ def run(
         if mask is not None:
             engine.prepare(mask)
     fitted, held = _cut(data)
-    old, new = _embed(engine, masks, fitted, batch_size, on_batch)
-    held_old, held_new = _embed(engine, masks, held, batch_size, on_batch)
+    others = dict(
+        Counter(others_among(fitted)) + Counter(others_among(held) if held.source is not fitted.source else {})
+    )
+    count_others(others)
+    digests = [mask.digest if mask is not None else None for mask in masks]
+    with bar("embeddings", len(masks) * (len(fitted.names) + len(held.names))) as on_batch:
+        old, new = embed_each(engine, digests, fitted, batch_size, on_batch)
+        held_old, held_new = embed_each(engine, digests, held, batch_size, on_batch)
     found = translate(old.z, new.z, held_old.z, held_new.z)
     write_map(out, found.map, space_before, space_after)
-    return Translated(found, space_before, space_after, (*old.skipped, *held_old.skipped))
+    return Translated(found, space_before, space_after, (*old.skipped, *held_old.skipped), others)
 
 
 def _cut(data: str) -> tuple[Subset, Subset]:
@@ -96,13 +108,6 @@ def _cut(data: str) -> tuple[Subset, Subset]:
     order = np.random.default_rng(CUT_SEED).permutation(len(images.names))
     n_held = round(HELD_OUT * len(order))
     return Subset(images, np.sort(order[n_held:])), Subset(images, np.sort(order[:n_held]))
-
-
-def _embed(
-    engine: Engine, masks: list[TaskMask | None], images: Subset, batch_size: int, on_batch: OnBatch
-) -> list[Features]:
-    digests = [mask.digest if mask is not None else None for mask in masks]
-    return embed_each(engine, digests, images, batch_size, on_batch)
 
 
 def write_map(out: Path, found: LinearMap, before: str, after: str) -> None:

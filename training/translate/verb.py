@@ -34,14 +34,14 @@ def translate(
     import torch
 
     from smn_core.verbs import show
+    from training.progress import count
     from training.translate.translate import run
 
     if out.suffix != ".npz":
         raise InvalidArgument(f"--out {out}: a map is written to a .npz file")
     if threads:
         torch.set_num_threads(threads)
-    with show.images_progress(None) as on_batch:
-        made = run(spec, before, after, data, out, batch_size=batch_size, on_batch=on_batch)
+    made = run(spec, before, after, data, out, batch_size=batch_size, bar=count)
     show.name_unreadable(made.unreadable)
     if as_json:
         show.as_json({"out": str(out), **made.as_json()})

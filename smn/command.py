@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from service.__main__ import app as service_verbs
+from smn.bench import app as bench_verbs
 from smn.embed import app as embed_verb
 from smn.search.verbs import app as search_verbs
 from smn_core.__main__ import app as core_verbs
@@ -57,6 +58,7 @@ app.add_typer(embed_verb)
 app.add_typer(search_verbs)
 app.add_typer(training_verbs)
 app.add_typer(service_verbs)
+app.add_typer(bench_verbs, name="bench")
 
 
 @app.command()
@@ -101,35 +103,6 @@ def demo(
         note(f"  curl -F image=@{made.sample} 'http://127.0.0.1:{port}/embed?mask=inverted'\n")
 
     run(create_app(settings, backbone, registry), say_serving)
-
-
-@app.command()
-def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer turns, smaller sizes: minutes, not hours.")] = False,
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME,...", help="These; may be repeated.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON lines.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Measure nothing: write docs/performance.md.")] = False,
-    list_only: Annotated[bool, typer.Option("--list", help="Measure nothing: list names and questions.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where NAME.jsonl are added to. Default: benchmarks/results.")
-    ] = None,
-) -> None:
-    """Measure what SMN costs, beside what one would use instead; keep the rows. For a clone of the repository."""
-    from smn_core.errors import InvalidArgument
-
-    try:
-        from benchmarks.command import list_benches, measure, write_report
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "benchmarks":
-            needs = f"benchmarks need {error.name}: uv pip install '.[service,training,bench]'"
-            raise InvalidArgument(needs) from error
-        raise InvalidArgument("the benchmarks are not installed: `make setup` in a clone of the repository") from error
-    if list_only:
-        list_benches(as_json=as_json)
-    elif report:
-        write_report(out)
-    elif not measure(only or [], quick=quick, as_json=as_json, out=out):
-        raise typer.Exit(1)
 
 
 def main() -> None:

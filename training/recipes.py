@@ -71,6 +71,20 @@ def resnet_supervised() -> Config:
     )
 
 
+@register("You have a GPU, a ResNet and labels, and may change all weights: what the paper's masks are compared with.")
+def resnet_finetune() -> Config:
+    """Full fine-tuning of a ResNet, beside `resnet-supervised`: weights, no mask.
+
+    smn train --recipe resnet-finetune --backbone resnet50 --data torchvision:cifar10 --out cifar10.safetensors
+
+    As many epochs and crops as the supervised mask. The rate of .01 is a usual one; the paper's is not known. Not run
+    here.
+    """
+    return dataclasses.replace(
+        resnet_supervised(), name="resnet-finetune", objective="finetune", lr=0.01, head_lr=0.01, masked_head=False
+    )
+
+
 @register("You have a GPU, CLIP's ViT-B/32, and labels of many images.")
 def vit_clip_supervised() -> Config:
     """The paper's supervised mask of CLIP's ViT-B/32.

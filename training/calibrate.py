@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -92,7 +93,8 @@ def calibrate_head(
 ) -> None:
     """Calibrate the head on what it will see: up to `CENTRE_CROPS` of the recipe's crops, embedded as it is now.
 
-    Crops of all sizes count alike. They are embedded in batches of the recipe's size and in its precision.
+    Crops of all sizes count alike. They are embedded in batches of the recipe's size and in its precision, and norms
+    that normalise by the batch in a training step do so here. No running statistics change.
 
     Args:
         is_late: asked after every batch; no further image is read once it is true.
@@ -100,7 +102,6 @@ def calibrate_head(
     Raises:
         InvalidData: the set cannot be read, or fewer than two of its images can.
     """
-    learner.model.eval()
     with seeded(0):
         n_views = len(_make_views(learner, backbone)(Image.new("RGB", (64, 64))))
     n_images = min(len(images.names), max(2, CENTRE_CROPS // n_views))
@@ -109,7 +110,12 @@ def calibrate_head(
     on, dtype = backbone.device.type, PRECISIONS[learner.config.precision]
     numbers = torch.autocast(on, dtype, enabled=dtype != torch.float32)
     # The mask is worked out once, not at every forward.
-    with parametrize.cached(), numbers, bar("measuring what the head will see, crops", n_images * n_views) as advance:
+    with (
+        parametrize.cached(),
+        numbers,
+        _as_in_a_step(learner) as by_batch,
+        bar("measuring what the head will see, crops", n_images * n_views) as advance,
+    ):
 
         def embed() -> None:
             for crops in zip(*waiting, strict=True):
@@ -123,9 +129,28 @@ def calibrate_head(
                 embed()
                 if is_late():
                     break
-        if waiting:
+        # One crop alone has no variance to normalise by.
+        if waiting and not (by_batch and len(waiting) == 1):
             embed()
     learner.objective.calibrate(learner.head, torch.cat(embedded))
+
+
+@contextmanager
+def _as_in_a_step(learner: Learner) -> Iterator[bool]:
+    """Put the model in the modes of a training step; yields whether a norm normalises by the batch.
+
+    A head that is centred on what frozen norms give finds embeddings elsewhere once they normalise by the batch, and
+    stays at a loss above ln(K): docs/experiments.md.
+    """
+    learner.set_modes()
+    norms = [m for m in learner.model.modules() if m.training and m._buffers.get("running_mean") is not None]
+    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+    try:
+        yield bool(norms)
+    finally:
+        learner.model.eval()
+        for buffer, value in kept:
+            buffer.copy_(value)
 
 
 def recentre(learner: Learner, backbone: Backbone, images: ImageSet) -> None:

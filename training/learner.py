@@ -116,6 +116,10 @@ class Learner(pl.LightningModule):
                 )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        self.set_modes()
+
+    def set_modes(self) -> None:
+        """Let the model learn: norms normalise by the batch, unless the recipe freezes them."""
         self.model.train()
         if self.config.freeze_norm:
             for module in self.model.modules():

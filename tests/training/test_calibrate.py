@@ -52,6 +52,28 @@ def test_centre_and_spread_are_those_of_the_crops(world: World):
     torch.testing.assert_close(learner.swav.head.spread, z.std(0), rtol=1e-4, atol=1e-5)
 
 
+def test_norms_normalise_by_the_batch_as_in_a_step_and_keep_their_statistics(world: World):
+    """What a training pass gives is what the head is centred on; frozen norms give their own."""
+    images = ArraySet(digits()["x_train"][:33], [str(i) for i in range(33)], None, ())
+    centres = {}
+    for freeze in (False, True):
+        backbone = world.backbone("test_resnet")
+        learner = Learner(backbone, replace(RECIPE, freeze_norm=freeze), 8)
+        before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+        calibrate.calibrate_head(learner, backbone, images)
+        for name, value in learner.model.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        assert not learner.model.training
+        centres[freeze] = learner.swav.head.centre.clone()
+        crops = list(zip(*calibrate.read_crops(learner, backbone, images, 33), strict=True))
+        with torch.no_grad():  # batches of 16, and of norms that need two the last crop is left out
+            parts = [slice(0, 16), slice(16, 32)] if not freeze else [slice(0, 33)]
+            model = learner.model.train() if not freeze else learner.model
+            z = torch.cat([model(torch.stack(views[part])) for part in parts for views in crops])
+        torch.testing.assert_close(centres[freeze], z.mean(0), rtol=1e-4, atol=1e-5)
+    assert (centres[True] - centres[False]).abs().max() > 0.1
+
+
 def test_measuring_leaves_the_generators_alone_and_depends_on_the_seed(world: World):
     one, _ = measured(world, 40)
     after = torch.rand(3)

@@ -21,7 +21,7 @@ from torch import Tensor
 from smn_core import bits
 from smn_core.engine.compact import CompactMask, inverse_alphas, positions_of
 from smn_core.errors import InvalidArgument
-from smn_core.layout import Layout
+from smn_core.layout import Layout, MaskableTensor
 from smn_core.mask import TaskMask
 
 LOG = logging.getLogger("smn.engine")
@@ -72,7 +72,7 @@ class LoopApplier:
         self._kind, self._aligned_bytes = KINDS[theta.dtype], ALIGNED * theta.itemsize
         self._theta = theta.view(self._kind).numpy()
         self._loop = compile_loop(theta.dtype, positions_of(layout))
-        self._chunks = _cut(layout)
+        self._chunks = np.concatenate([cut(index, tensor, tensor.first_element) for index, tensor in enumerate(layout)])
         edges = np.searchsorted(self._chunks[:, 0], range(len(layout.tensors) + 1)).tolist()
         self._of_tensor = [self._chunks[a:b] for a, b in pairwise(edges)]
         self._shares = _share_out(self._chunks, threads)
@@ -87,12 +87,18 @@ class LoopApplier:
     def write_tensor(self, mask: CompactMask, tensor: int, out: Float[Tensor, "n_elements"]) -> None:
         self._write(mask, out, self._of_tensor[tensor])
 
-    def _write(self, mask: CompactMask, out: Float[Tensor, "n_elements"], chunks: Int64[ndarray, "n 4"]) -> None:
+    def write_near(self, mask: CompactMask, chunks: Int64[ndarray, "k 5"], out: Float[Tensor, "n"]) -> None:
+        """Overwrite what chunks say of an array of any length, through the caches: the next to read finds it there."""
+        if len(chunks):
+            flat, off = out.view(self._kind).numpy(), mask.off.numpy()
+            self._loop(self._theta, flat, chunks, mask.addresses, mask.scales, off, False)
+
+    def _write(self, mask: CompactMask, out: Float[Tensor, "n_elements"], chunks: Int64[ndarray, "n 5"]) -> None:
         if out.data_ptr() % self._aligned_bytes:  # the processor would end this process
             raise InvalidArgument(f"theta' is written to memory at multiples of {self._aligned_bytes} bytes only")
         if len(chunks):
             flat, off = out.view(self._kind).numpy(), mask.off.numpy()
-            self._loop(self._theta, flat, chunks, mask.addresses, mask.scales, off)
+            self._loop(self._theta, flat, chunks, mask.addresses, mask.scales, off, True)
 
 
 class TorchApplier:
@@ -150,17 +156,14 @@ def _numpy_is_quicker(flat: Tensor) -> bool:
     return flat.device.type == "cpu" and flat.dtype == torch.float32
 
 
-def _cut(layout: Layout) -> Int64[ndarray, "n 4"]:
-    """The weights of every tensor in chunks, as the loop takes them."""
-    chunks = [
-        (index, tensor.first_element + start, min(CHUNK_WEIGHTS, tensor.n_weights - start), start // 8)
-        for index, tensor in enumerate(layout)
-        for start in range(0, tensor.n_weights, CHUNK_WEIGHTS)
-    ]
-    return np.array(chunks, np.int64)
+def cut(index: int, tensor: MaskableTensor, to: int) -> Int64[ndarray, "n 5"]:
+    """The weights of one tensor in chunks, as the loop takes them, to be written from place `to` on."""
+    starts = range(0, tensor.n_weights, CHUNK_WEIGHTS)
+    first, n = tensor.first_element, tensor.n_weights
+    return np.array([(index, first + s, min(CHUNK_WEIGHTS, n - s), s // 8, to + s) for s in starts], np.int64)
 
 
-def _share_out(chunks: Int64[ndarray, "n 4"], n_shares: int) -> list[Int64[ndarray, "k 4"]]:
+def _share_out(chunks: Int64[ndarray, "n 5"], n_shares: int) -> list[Int64[ndarray, "k 5"]]:
     """Share the chunks out in consecutive runs of about equally many weights."""
     ends = np.cumsum(chunks[:, 2])
     cuts = np.searchsorted(ends, [ends[-1] * k / n_shares for k in range(1, n_shares)])

@@ -25,6 +25,8 @@ class Costs:
 
     Attributes:
         write: to write one weight of a slot.
+        read: what a product takes longer by weight where it finds the weight in memory and not in cache, as a slot's.
+        scratch: to write one weight where it is used (scratch.py).
         flip: to set one OFF weight to 0 in the shared array; as much again to undo it.
         rescale: to multiply one element of a convolution's output by `1 / alpha`.
         segment: what a product for one segment costs more than its part of one product for the whole batch.
@@ -35,6 +37,8 @@ class Costs:
     """
 
     write: float
+    read: float
+    scratch: float
     flip: float
     rescale: float
     segment: float
@@ -46,6 +50,8 @@ class Costs:
 
 CPU = Costs(
     write=0.57,
+    read=0.22,
+    scratch=0.14,
     flip=20.5,
     rescale=0.16,
     segment=41000.0,
@@ -110,8 +116,27 @@ def mixing_pays(sites: list[Site], layout: Layout) -> bool:
     return 2 * linear >= layout.n_weights
 
 
+def slot_pays(costs: Costs, resident: bool) -> bool:
+    """Whether a mask of a mixed batch runs faster from a slot than from weights that are written where they are used.
+
+    Args:
+        resident: whether it has a slot already.
+    """
+    return costs.read + (0 if resident else costs.write) < costs.scratch
+
+
+def flips_pay(costs: Costs, n_weights: int, n_off: int) -> bool:
+    """Whether a product of a patch's own takes its weights from the shared array, or they are written where used."""
+    return 2 * costs.flip * n_off < costs.scratch * n_weights
+
+
 def base_pays(
-    costs: Costs, n_rows: Int64[ndarray, "p"], n_weights: int, n_out: int, n_off: Int64[ndarray, "p"]
+    costs: Costs,
+    n_rows: Int64[ndarray, "p"],
+    n_weights: int,
+    n_out: int,
+    n_off: Int64[ndarray, "p"],
+    scratch: bool = False,
 ) -> Bool[ndarray, "p"]:
     """For each of p spans, whether correcting the shared product costs less than a product of its own.
 
@@ -119,7 +144,9 @@ def base_pays(
         n_rows: rows of every span that the layer gets.
         n_weights, n_out: weights and outputs of the layer.
         n_off: OFF weights of the layer that every span's mask lists.
+        scratch: whether weights can be written where they are used.
     """
-    own = costs.segment + costs.segment_weight * n_weights + 2 * costs.flip * n_off
+    written = costs.scratch * n_weights if scratch else np.inf
+    own = costs.segment + costs.segment_weight * n_weights + np.minimum(2 * costs.flip * n_off, written)
     shared = costs.correction + n_rows * (costs.correction_row * n_off + costs.correction_out * n_out)
     return shared < own

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -155,7 +155,7 @@ class Engine:
         return Memory(
             theta=self._theta.flat.nbytes,
             masks=sum(mask.nbytes for mask in prepared) + sum(mapped.nbytes for mapped in maps),
-            slots=self._slots.nbytes + self._patch.nbytes + self._theta.root_nbytes,
+            slots=self._slots.nbytes + self._patch.nbytes + self._mixed.scratch.nbytes + self._theta.root_nbytes,
             n_slots=self._slots.capacity,
             resident_masks=self._slots.resident_masks,
             prepared_masks=n_prepared,
@@ -190,16 +190,19 @@ class Engine:
         """Embed all spans into `out`; returns how many masks were put on, and the seconds that took."""
         began = time.perf_counter()
         swaps, mixes = 0, len(spans) > 1 and self._mixes
+        worn: dict[str, WearableMask] = {}
+        in_slots: dict[str, WearableMask] = {}
         if len(spans) > 1 and not (mixes and self._mixed.all_linear):
-            in_slots = {s.mask.key: s.mask for s in spans if s.mask is not None and not s.mask.patched}
+            worn = {span.mask.key: span.mask for span in spans if span.mask is not None and not span.mask.patched}
+            in_slots = {key: mask for key, mask in worn.items() if not mixes or self._mixes_from_slot(mask)}
             written = self._wardrobe.bring_all(in_slots.values())
             if written is None:
                 mixes = False
             else:
                 swaps = written
         swap_s = time.perf_counter() - began
-        if mixes and self._run_mixed(batch.rows, out, spans):
-            return swaps, swap_s
+        if mixes and self._run_mixed(batch.rows, out, spans, in_slots):
+            return swaps + len(worn) - len(in_slots), swap_s
         for span in spans:
             began = time.perf_counter()
             swaps += self._wardrobe.wear(span.mask) if self._graphs is None else self._wardrobe.bring(span.mask)
@@ -214,9 +217,11 @@ class Engine:
         place = None if mask is None else self._slots.slot_of(mask)
         return self._graphs.run(place, x, lambda: self._wardrobe.wear(mask), self.backbone.model)
 
-    def _run_mixed(self, x: Tensor, out: Float32[Tensor, "n d"], spans: Sequence[Span]) -> bool:
+    def _run_mixed(
+        self, x: Tensor, out: Float32[Tensor, "n d"], spans: Sequence[Span], in_slots: Mapping[str, WearableMask]
+    ) -> bool:
         """Embed all spans in one forward; False if the model does not allow it."""
-        placed = [Span(span.start, span.stop, span.mask, self._find_weights(span.mask)) for span in spans]
+        placed = [Span(span.start, span.stop, span.mask, self._find_weights(span.mask, in_slots)) for span in spans]
         try:
             if self._graphs is not None and self._mixed.all_linear:
                 self._mixed.take(placed, self._graphs.size_for(x) or len(x))
@@ -231,11 +236,15 @@ class Engine:
             return False
         return True
 
-    def _find_weights(self, mask: WearableMask | None) -> Weights | None:
+    def _mixes_from_slot(self, mask: WearableMask) -> bool:
+        """Whether a mask of a mixed batch is read from a slot."""
+        return self._mixed.wants_slot(mask, self._slots.has(mask.key))
+
+    def _find_weights(self, mask: WearableMask | None, in_slots: Mapping[str, WearableMask]) -> Weights | None:
         """Where a mixed batch finds the weights of a mask; see `Span`."""
         if mask is None or self._mixed.all_linear:
             return self._theta.views
-        return None if mask.patched else self._slots.views_of(mask)
+        return self._slots.views_of(mask) if mask.key in in_slots else None
 
     def _find_worn_alike(self, mask: TaskMask) -> WearableMask | None:
         """What was made of another file with the same bits and state."""

@@ -3,8 +3,9 @@
     out[k] = theta[k] * scale  where bit k is ON, +0 where it is OFF
 
 The product is taken in float32 and rounded once to the type of the weights. 32 bits of a mask are a word, made of its
-packed bits or of its listed OFF weights, and a word chooses between 32 products and 0. Words are written past the
-caches: a slot is larger than they are, and a processor that writes to them first reads what is written over.
+packed bits or of its listed OFF weights, and a word chooses between 32 products and 0. Words of a slot are written
+past the caches: it is larger than they are, and a processor that writes to them first reads what is written over.
+Words of scratch (scratch.py) stay in them, to be read at once.
 
 The vectors are spelled out as LLVM's, because what LLVM makes of such loops by itself is fifty times slower in some of
 their forms.
@@ -37,7 +38,7 @@ KINDS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16}
 def compile_loop(dtype: torch.dtype, positions: np.dtype[Any]) -> Callable[..., None]:
     """Compile `write` for a type of weights and of positions, once: the result is cached on disk, where that can be."""
     weights = "f4" if dtype == torch.float32 else "u2"
-    signature = f"void({weights}[::1], {weights}[::1], i8[:,::1], i8[::1], f4[::1], i{positions.itemsize}[::1])"
+    signature = f"void({weights}[::1], {weights}[::1], i8[:,::1], i8[::1], f4[::1], i{positions.itemsize}[::1], b1)"
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         loop = numba.njit(signature, cache=True, **options)(write)
@@ -46,16 +47,17 @@ def compile_loop(dtype: torch.dtype, positions: np.dtype[Any]) -> Callable[..., 
     return cast("Callable[..., None]", loop)
 
 
-def write(theta, out, chunks, addresses, scales, off):
+def write(theta, out, chunks, addresses, scales, off, streamed):
     """Write theta' of some chunks of theta, in ascending order, one at least.
 
     Args:
-        theta, out: flat arrays of weights; `out` lies at a multiple of ALIGNED weights in memory.
-        chunks: [n, 4] of every chunk: its tensor, the place of its first weight in theta, how many weights it has, and
-            the place of its first byte among the packed bytes of its tensor.
+        theta, out: flat arrays of weights; `out` may be shorter.
+        chunks: [n, 5] of every chunk: its tensor, the place of its first weight in theta, how many weights it has, the
+            place of its first byte among the packed bytes of its tensor, and the place of its first weight in `out`.
         addresses: where the packed bytes of every tensor lie in memory; 0 where its OFF weights are listed.
         scales: of every tensor.
         off: ascending places in theta of the listed OFF weights of all tensors.
+        streamed: write past the caches. Then `out`, and every chunk's place in it, must be ALIGNED.
     """
     part, written = np.zeros(WORD, theta.dtype), np.zeros(WORD, theta.dtype)
     cursor = _first_from(off, chunks[0, 1])
@@ -63,17 +65,17 @@ def write(theta, out, chunks, addresses, scales, off):
         tensor, first, n_weights = chunks[row, 0], chunks[row, 1], chunks[row, 2]
         address, scale = addresses[tensor], scales[tensor]
         at = address + chunks[row, 3]
-        rest = n_weights % WORD
+        rest, back = n_weights % WORD, first - chunks[row, 4]
         stop = first + n_weights - rest
         word = ALL_ON
         if address:
             for k in range(first, stop, WORD):
-                stream_word(theta, out, k, word_at(at), scale)
+                _put_word(theta, out, k, k - back, word_at(at), scale, streamed)
                 at += WORD // 8
         else:
             for k in range(first, stop, WORD):
                 word, cursor = _without(off, cursor, k, WORD)
-                stream_word(theta, out, k, word, scale)
+                _put_word(theta, out, k, k - back, word, scale, streamed)
         if rest:
             if address:
                 word = _last_word(at, rest)
@@ -81,10 +83,19 @@ def write(theta, out, chunks, addresses, scales, off):
                 word, cursor = _without(off, cursor, stop, rest)
             for k in range(rest):
                 part[k] = theta[stop + k]
-            write_word(part, written, 0, word, scale)
+            write_word(part, written, 0, 0, word, scale)
             for k in range(rest):
-                out[stop + k] = written[k]
-    settle()
+                out[stop - back + k] = written[k]
+    if streamed:
+        settle()
+
+
+@register_jitable
+def _put_word(theta, out, at, to, word, scale, streamed):
+    if streamed:
+        stream_word(theta, out, at, to, word, scale)
+    else:
+        write_word(theta, out, at, to, word, scale)
 
 
 @register_jitable
@@ -139,14 +150,14 @@ def _load(n_bits):
 
 
 @intrinsic
-def write_word(_context, theta, out, at, word, scale):  # noqa: ARG001
-    """Write `out[at : at + 32]`, the weights of which bits of `word` are ON."""
+def write_word(_context, theta, out, at, to, word, scale):  # noqa: ARG001
+    """Write `out[to : to + 32]` from `theta[at : at + 32]`, the weights of which bits of `word` are ON."""
     return _word(theta, out, streamed=False)
 
 
 @intrinsic
-def stream_word(_context, theta, out, at, word, scale):  # noqa: ARG001
-    """The same past the caches, which then need not fetch what is written over. `out[at]` must be ALIGNED."""
+def stream_word(_context, theta, out, at, to, word, scale):  # noqa: ARG001
+    """The same past the caches, which then need not fetch what is written over. `out[to]` must be ALIGNED."""
     return _word(theta, out, streamed=True)
 
 
@@ -167,21 +178,21 @@ def _word(theta, out, streamed):
 
     def generate(context, builder, signature, args):
         source, target = (
-            builder.bitcast(builder.gep(make_array(kind)(context, builder, array).data, [args[2]]), lanes.as_pointer())
-            for kind, array in zip(signature.args[:2], args[:2], strict=True)
+            builder.bitcast(builder.gep(make_array(kind)(context, builder, array).data, [place]), lanes.as_pointer())
+            for kind, array, place in zip(signature.args[:2], args[:2], args[2:4], strict=True)
         )
         nothing = ir.Constant(FLOATS, ir.Undefined)
-        first = builder.insert_element(nothing, args[4], ir.Constant(ir.IntType(32), 0))
+        first = builder.insert_element(nothing, args[5], ir.Constant(ir.IntType(32), 0))
         scales = builder.shuffle_vector(first, nothing, _all_lanes(0))
         products = (_multiply if whole else _multiply_halves)(builder, builder.load(source, align=size), scales)
-        on = builder.bitcast(args[3], ir.VectorType(ir.IntType(1), WORD))
+        on = builder.bitcast(args[4], ir.VectorType(ir.IntType(1), WORD))
         chosen = builder.select(on, products, ir.Constant(lanes, [0] * WORD))
         store = builder.store(chosen, target, align=size * ALIGNED if streamed else size)
         if streamed:
             store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
         return context.get_dummy_value()
 
-    return types.void(theta, out, types.int64, types.uint32, types.float32), generate
+    return types.void(theta, out, types.int64, types.int64, types.uint32, types.float32), generate
 
 
 def _multiply(builder, weights, scales):

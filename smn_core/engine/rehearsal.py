@@ -136,7 +136,7 @@ def _why_unsplittable(
     mixed.rest = _fill_with_nan(rest[0]), _fill_with_nan(rest[1])
     # Whatever moves images about moves the first or the last.
     first = [Span(0, 1, mask, weights), Span(1, 3, None, rest[0])]
-    last = [Span(0, 2, None, rest[0]), Span(2, 3, mask, weights)]
+    last = [Span(0, 2, None, rest[0]), Span(2, 3, mask, None if mixed.scratch.available else weights)]
     try:
         found = torch.cat([mixed.run(model, x, spans) for spans in (first, last)])
     except Unsplittable as error:

@@ -90,6 +90,21 @@ class Site:
         multiply(out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1]), weight, bias, scale, bias_scale)
         return out
 
+    def multiply_into(
+        self,
+        out: Float[Tensor, "r o"],
+        x: Float[Tensor, "r i"],
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: float = 1.0,
+        bias_scale: float = 1.0,
+    ) -> None:
+        """The same, into rows of a larger output. oneDNN's operation has no such argument: its output is copied."""
+        if isinstance(self.module, OneDNNLinear):
+            out.copy_(self.module.run_scaled(x, weight, bias, scale, bias_scale))
+        else:
+            multiply(out, x, weight, bias, scale, bias_scale)
+
     def multiply_bare(self, x: Float[Tensor, "r i"], weight: Tensor) -> Float[Tensor, "r o"]:
         """`x @ weight.T` and nothing more; `finish` does what is left."""
         return linear(x, weight) if isinstance(self.module, OneDNNLinear) else x @ weight.t()

@@ -45,6 +45,10 @@ class Slots:
         """How many masks have a slot. Safe on any thread."""
         return len(self._resident)
 
+    def has(self, key: str) -> bool:
+        """Whether a mask has a slot."""
+        return key in self._resident
+
     def touch(self, key: str) -> bool:
         """Whether a mask has a slot; if so, all others make room before it."""
         if key in self._resident:

@@ -13,8 +13,8 @@ from smn_core.engine.wearable import WearableMask
 class Span(NamedTuple):
     """Rows `start` to `stop` of a batch go through `mask`; None is the root.
 
-    In a batch that mixes masks, `weights` are where those of the mask lie: theta, or its slot; None for a patch, which
-    is written into the shared array module by module.
+    In a batch that mixes masks, `weights` are where those of the mask lie: theta, or its slot; None where they are
+    written module by module, into scratch or, of a patch, into the shared array.
     """
 
     start: int

@@ -1,10 +1,11 @@
 """One forward for a batch that mixes masks.
 
 A site is a module that masks change (sites.py). All other modules run on the whole batch. A site gets its input for the
-whole batch too, and runs it span by span; a linear layer may instead run one product with the root's weights for all
-spans and correct its output (correction.py), or Triton's kernels (kernels/linear.py). For that the input of every site
-must hold, for each row of the batch in order, a block of as many rows. rehearsal.py checks this once, wholly; every
-call checks that the rows divide.
+whole batch too, and runs it span by span, with weights that lie in a slot or are written where they are used: into
+scratch (scratch.py), or as a patch. A linear layer may instead run one product with the root's weights for all spans
+and correct its output (correction.py), or Triton's kernels (kernels/linear.py). For that the input of every site must
+hold, for each row of the batch in order, a block of as many rows. rehearsal.py checks this once, wholly; every call
+checks that the rows divide.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor, nn
 
-from smn_core.engine.costs import Costs, base_pays
+from smn_core.engine.costs import Costs, base_pays, flips_pay, slot_pays
 from smn_core.engine.device.graphs import MAX_IMAGES
 from smn_core.engine.kernels.choice import Kernels
 from smn_core.engine.kernels.table import Table
 from smn_core.engine.mixed.correction import Corrector
 from smn_core.engine.mixed.lists import Lists
 from smn_core.engine.patch import Patch
+from smn_core.engine.scratch import Scratch
 from smn_core.engine.sites import Site
 from smn_core.engine.span import Span
 from smn_core.engine.theta import Theta
@@ -45,12 +47,14 @@ class Mixed:
 
     Attributes:
         rest: weights and statistics that the sites hold when they do not run: the root's.
+        scratch: where weights are written that are used at once.
         kernels: run the linear layers of a whole batch in one launch, whatever the masks; None where there are none.
     """
 
     def __init__(self, theta: Theta, patch: Patch, corrector: Corrector, costs: Costs | None) -> None:
         self._sites, self._layout = theta.sites, theta.layout
         self._patch, self._corrector, self._costs = patch, corrector, costs
+        self.scratch = Scratch(theta)
         self._root_weights, self._root_state = theta.views, theta.state
         self.rest = theta.views, theta.state
         self.kernels: Kernels | None = theta.kernels
@@ -64,6 +68,12 @@ class Mixed:
     def all_linear(self) -> bool:
         """Whether the kernels run every site. Then masks need no slots, and all batches run the same launches."""
         return self.kernels is not None and all(site.is_linear for site in self._sites)
+
+    def wants_slot(self, mask: WearableMask, resident: bool) -> bool:
+        """Whether a mask needs a slot in a mixed batch; otherwise `Span.weights` is None for it."""
+        if mask.patched:
+            return False
+        return not self.scratch.available or (self._costs is not None and slot_pays(self._costs, resident))
 
     def run(self, model: nn.Module, x: Float[Tensor, "n 3 h w"], spans: Sequence[Span]) -> Float[Tensor, "n d"]:
         """`z[s.start:s.stop] = model(x[s.start:s.stop])` through the weights of every span s.
@@ -85,7 +95,7 @@ class Mixed:
 
     def forward(self, model: nn.Module, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Run the spans that were taken, as `run` does."""
-        if any(span.weights is None for span in self._spans):
+        if any(span.mask is not None and span.weights is None and span.mask.patched for span in self._spans):
             self._patch.clean()
         try:
             for site in self._sites:
@@ -154,6 +164,9 @@ class Mixed:
             site.show(span.weights, state)
             return site.original(x)
         assert mask is not None
+        if self._writes_whole(site, mask):
+            site.show(self.scratch.write(mask.compact, site), state)
+            return site.original(x)
         with self._patch.holding(mask.compact, site.tensors, mask.moved):
             site.show(self._patch.views, state)
             if site.scalable and (scales := self._find_scales(site, mask)) != (1.0, 1.0):
@@ -170,29 +183,36 @@ class Mixed:
         n_out, n_in = self._layout.tensors[site.weight].shape
         rows = x.reshape(-1, n_in).contiguous()
         block = rows.shape[0] // self._n_rows
-        parts: list[Tensor] = []
         neutral = self._lists.find_neutral(site.tensors)
         shared = (neutral | self._find_correctable(site, block)).tolist()
+        if all(shared) and (len(shared) > 1 or neutral[0]):
+            y = self._run_shared(site, rows, slice(0, len(shared)), bool(neutral.all()), block)
+            return y.view(*x.shape[:-1], n_out)
+        out = rows.new_empty(len(rows), n_out)
         for together, group in groupby(range(len(self._spans)), shared.__getitem__):
             numbers = list(group)
             first, behind = numbers[0], numbers[-1] + 1
             if together and (behind - first > 1 or neutral[first]):
                 where = slice(self._spans[first].start * block, self._spans[behind - 1].stop * block)
-                weight, bias = self._find_root(site)
-                if neutral[first:behind].all():
-                    parts.append(site.multiply(rows[where], weight, bias))
-                    continue
-                y = site.multiply_bare(rows[where], weight)
-                own_bias = bias if site.bias is None else site.bias
-                which = slice(first, behind)
-                self._corrector.correct(y, rows[where], self._lists, site.weight, own_bias, which, block)
-                parts.append(site.finish(y))
+                alike = bool(neutral[first:behind].all())
+                out[where] = self._run_shared(site, rows[where], slice(first, behind), alike, block)
                 continue
             for span in self._spans[first:behind]:
-                y = self._multiply_span(site, rows[span.start * block : span.stop * block], span)
-                parts.append(y)
-        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+                where = slice(span.start * block, span.stop * block)
+                self._multiply_span(site, out[where], rows[where], span)
         return out.view(*x.shape[:-1], n_out)
+
+    def _run_shared(
+        self, site: Site, x: Float[Tensor, "r i"], which: slice, neutral: bool, block: int
+    ) -> Float[Tensor, "r o"]:
+        """Run the rows of neighbouring spans through the root's weights, and correct them where a mask changes them."""
+        assert site.weight is not None
+        weight, bias = self._find_root(site)
+        if neutral:
+            return site.multiply(x, weight, bias)
+        y = site.multiply_bare(x, weight)
+        self._corrector.correct(y, x, self._lists, site.weight, bias if site.bias is None else site.bias, which, block)
+        return site.finish(y)
 
     def _find_correctable(self, site: Site, block: int) -> Bool[ndarray, "p"]:
         """For every span, whether the root's product can be corrected for it, and that costs less than its own."""
@@ -202,19 +222,33 @@ class Mixed:
         listed = np.array([_is_listed(site, span) for span in self._spans])
         n_out, n_in = self._layout.tensors[site.weight].shape
         n_rows = (self._lists.edges[:, 1] - self._lists.edges[:, 0]) * block
-        return listed & base_pays(self._costs, n_rows, n_out * n_in, n_out, self._lists.count_off(site.weight))
+        return listed & base_pays(
+            self._costs, n_rows, n_out * n_in, n_out, self._lists.count_off(site.weight), self.scratch.available
+        )
 
-    def _multiply_span(self, site: Site, x: Tensor, span: Span) -> Tensor:
-        """`x @ (W * on / alpha).T + b` for the mask of one span."""
-        mask = span.mask
+    def _writes_whole(self, site: Site, mask: WearableMask) -> bool:
+        """Whether the weights of a mask without a slot are written into scratch for a site, and not as a patch."""
+        if not mask.patched:
+            return True
+        compact, own = mask.compact, [t for t in site.tensors if mask.compact.scales[t] != 1]
+        if not self.scratch.available or not own or self._costs is None:
+            return False
+        n_weights = sum(self._layout.tensors[t].n_weights for t in own)
+        n_off = int(sum(compact.bounds[t + 1] - compact.bounds[t] for t in own))
+        return not mask.moved[own].all() or not flips_pay(self._costs, n_weights, n_off)
+
+    def _multiply_span(self, site: Site, out: Float[Tensor, "r o"], x: Float[Tensor, "r i"], span: Span) -> None:
+        """`out = x @ (W * on / alpha).T + b` for the mask of one span."""
+        mask, module = span.mask, site.module
         assert mask is not None
-        if span.weights is not None:
-            site.show(span.weights, self._root_state)
-            return site.multiply(x, site.module.weight, site.module.bias)  # type: ignore[arg-type]
+        if span.weights is not None or self._writes_whole(site, mask):
+            weights = span.weights if span.weights is not None else self.scratch.write(mask.compact, site)
+            site.show(weights, self._root_state)
+            site.multiply_into(out, x, module.weight, module.bias)  # type: ignore[arg-type]
+            return
         with self._patch.holding(mask.compact, site.tensors, mask.moved):
             site.show(self._patch.views, self._root_state)
-            scales = self._find_scales(site, mask)
-            return site.multiply(x, site.module.weight, site.module.bias, *scales)  # type: ignore[arg-type]
+            site.multiply_into(out, x, module.weight, module.bias, *self._find_scales(site, mask))  # type: ignore[arg-type]
 
     def _find_root(self, site: Site) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of a linear layer as the root has them, whether maskable or not."""

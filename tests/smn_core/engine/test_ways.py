@@ -1,8 +1,8 @@
-"""Slot, patch, shared base, mixed: every way gives what a plain timm model with masked weights gives."""
+"""Slot, scratch, patch, shared base, mixed: every way gives what a plain timm model with masked weights gives."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -19,12 +19,13 @@ from smn_core.mask import TaskMask
 from tests.smn_core.builders import KINDS, TINY_VIT, by_hand, images, lively, weights_by_hand
 from tests.smn_core.engine.every_form import every_form  # noqa: F401 - every test here runs in each form
 
-FREE = Costs(*[0.0] * 8)
+FREE = Costs(*[0.0] * len(fields(Costs)))
 # What has to look dear or cheap for a way to be taken wherever it can be.
 WAYS = {
-    "slot": replace(FREE, write=1.0, flip=1e9, rescale=1e9),
-    "patch": replace(FREE, write=1e6, correction=1e12),
-    "shared base": replace(FREE, write=1e6, segment=1e12),
+    "slot": replace(FREE, write=1.0, scratch=1e6, flip=1e9, rescale=1e9),
+    "scratch": replace(FREE, write=1e6, flip=1e9, correction=1e12),
+    "patch": replace(FREE, write=1e6, scratch=1e6, correction=1e12),
+    "shared base": replace(FREE, write=1e6, scratch=1e6, segment=1e12),
 }
 KINDS_AND_TINY = {**KINDS, "tiny vit": TINY_VIT}
 DENSITIES = (0.05, 0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -102,10 +103,10 @@ def test_masks_one_after_the_other_leave_nothing_behind(name, monkeypatch, make_
 
 
 def test_the_ways_are_really_taken(monkeypatch, make_mask):
-    """With a patch dear, sparse masks take slots; cheap, none; and the shared base corrects its products."""
+    """With a patch dear, sparse masks take slots, or none where scratch is cheaper; and the shared base corrects."""
     made = {}
-    for name in ("slot", "patch", "shared base"):
-        monkeypatch.setattr(costs, "CPU", WAYS[name])
+    for name, constants in WAYS.items():
+        monkeypatch.setattr(costs, "CPU", constants)
         backbone = lively(TINY_VIT)
         engine, x = Engine(backbone, slots=2), images(TINY_VIT, 3)
         masks = [make_mask(backbone, 0.995, seed) for seed in range(2)]
@@ -114,9 +115,18 @@ def test_the_ways_are_really_taken(monkeypatch, make_mask):
         corrected = []
         correct = engine._mixed._corrector.correct
         monkeypatch.setattr(engine._mixed._corrector, "correct", lambda *a, c=correct: (corrected.append(a), c(*a)))  # noqa: B023
+        written = []
+        write = engine._mixed.scratch.write
+        monkeypatch.setattr(engine._mixed.scratch, "write", lambda *a, w=write: (written.append(a), w(*a))[1])  # noqa: B023
         engine.embed(x, [Segment(masks[0].digest, 0, 1), Segment(None, 1, 2), Segment(masks[1].digest, 2, 3)])
-        made[name] = (engine.memory().resident_masks, len(corrected) > 0)
-    assert made == {"slot": (2, False), "patch": (0, False), "shared base": (0, True)}
+        made[name] = (engine.memory().resident_masks, len(written), len(corrected) > 0)
+    n_sites = len(engine._theta.sites)
+    assert made == {
+        "slot": (2, 0, False),
+        "scratch": (0, 2 * n_sites, False),
+        "patch": (0, 0, False),
+        "shared base": (0, 0, True),
+    }
 
 
 @settings(max_examples=15, deadline=None)

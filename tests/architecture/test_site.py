@@ -1,4 +1,4 @@
-"""The documentation site: built as `make site` builds it, every link arrives, and a browser without a network can search it."""
+"""The site, as `make site` builds it: every link arrives, and a browser without a network can search it."""
 
 from __future__ import annotations
 

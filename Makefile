@@ -17,7 +17,7 @@ setup: .venv/.installed  ## .venv with the `smn` command in it
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[service,otel,training,dev]'
 	@touch $@
 
-demo: setup  ## train on digits, show the gain, serve: about two minutes
+demo: setup  ## train on digits, say what two masks do, open the console: about two minutes
 	$(BIN)/smn demo
 
 # All parts, even when one fails.

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo "$(PYTHON) -m uv")
 
-.PHONY: help setup demo test test-docker checks lint types imports pytest docs bench constraints clean
+.PHONY: help setup demo test test-docker checks lint types imports pytest docs site bench constraints clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -17,7 +17,7 @@ setup: .venv/.installed  ## .venv with the `smn` command in it
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[service,otel,training,dev]'
 	@touch $@
 
-demo: setup  ## train on digits, show the gain, serve: about two minutes
+demo: setup  ## train on digits, say what two masks do, open the console: about two minutes
 	$(BIN)/smn demo
 
 # All parts, even when one fails; the checks run beside the tests, in the time that these leave of the cores.
@@ -52,6 +52,9 @@ test-docker: setup  ## image and Compose file on a Docker engine of its own: roo
 
 docs: setup  ## renew what pages and files say of the settings
 	$(BIN)/python -m service.describe
+
+site: setup  ## the pages as a site with a search, in build/site; a link that does not arrive ends it
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs/site . build/site
 
 bench: setup  ## every benchmark in its quick form, peers too
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[bench]'

@@ -102,7 +102,7 @@ def run(app: FastAPI, answers: Callable[[int], object] = lambda _: None) -> None
         server_header=False,
     )
     assert threading.current_thread() is threading.main_thread()
-    with _listen(settings.host, settings.port, config.backlog) as listening:
+    with bind(settings.host, settings.port, config.backlog) as listening:
         bound = listening.getsockname()[1]
         structlog.get_logger("smn.server").info("listening", host=settings.host, port=bound)
         DrainingServer(config, app, connections, lambda: answers(bound)).run([listening])
@@ -114,7 +114,13 @@ def connections_within(most: int) -> int:
     return most if soft == resource.RLIM_INFINITY else max(1, min(most, soft - max(FILES_KEPT, soft // 4)))
 
 
-def _listen(host: str, port: int, backlog: int) -> socket.socket:
+def bind(host: str, port: int, backlog: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InvalidArgument: the port is in use.
+        OSError: the address is not this machine's.
+    """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         both = host == "::" and socket.has_dualstack_ipv6()  # every address of the machine: IPv4's too

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from service.__main__ import app as service_verbs
 from smn.bench import app as bench_verbs
+from smn.demo import app as demo_verb
 from smn.embed import app as embed_verb
 from smn.search.verbs import app as search_verbs
 from smn_core.__main__ import app as core_verbs
@@ -59,50 +59,7 @@ app.add_typer(search_verbs)
 app.add_typer(training_verbs)
 app.add_typer(service_verbs)
 app.add_typer(bench_verbs, name="bench")
-
-
-@app.command()
-def demo(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve on.")] = 8000,
-    folder: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where the demonstration is kept for the next start.")
-    ] = Path("~/.cache/smn/demo"),
-    prepare_only: Annotated[bool, typer.Option("--prepare-only", help="Train and show, do not serve.")] = False,
-) -> None:
-    """Train a small backbone and two masks on digits, show their gain, serve them: two minutes, no download."""
-    from smn_core.verbs.show import note, table
-    from training.demo import prepare
-
-    folder = folder.expanduser()
-    made = prepare(folder, note)
-    rows = [
-        (row["domain"], *(f"{row[which][probe]:.3f}" for probe in ("knn", "linear") for which in ("frozen", "mask")),
-         f"{row['mask']['density']:.6f}", f"{row['bytes']:,}")
-        for row in made.scores
-    ]  # fmt: skip
-    table(("digits", "kNN frozen", "kNN mask", "probe frozen", "probe mask", "density", "bytes"), rows)
-    if prepare_only:
-        return
-
-    from service.app import create_app, registry_of
-    from service.listen import run
-    from service.settings import Settings
-    from service.telemetry import configure_logs
-    from smn_core.backbone import load_backbone
-
-    settings = Settings(registry=str(folder / "registry"), port=port, log_format="console", api_keys=[], admin_keys=[])
-    configure_logs(settings.log_format)
-    backbone = load_backbone(made.spec)
-    registry = registry_of(settings, backbone)
-    for name, path in made.masks.items():
-        registry.publish("masks", name, path.read_bytes())
-
-    def say_serving(port: int) -> None:
-        note(f"\nserving, stop with ctrl-C; look at it in a browser: http://127.0.0.1:{port}")
-        note(f"(under Try, drop {made.sample} and other pictures); in another shell:\n")
-        note(f"  curl -F image=@{made.sample} 'http://127.0.0.1:{port}/embed?mask=inverted'\n")
-
-    run(create_app(settings, backbone, registry), say_serving)
+app.add_typer(demo_verb)
 
 
 def main() -> None:

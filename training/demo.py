@@ -1,8 +1,8 @@
 """The demonstration: train a small backbone on digits, then learn masks without labels for digits that look different.
 
 It is real training, on any machine, without a download. The backbone learns from 600 of scikit-learn's digits with
-their labels. A domain is 700 other digits, inverted or noisy. Its mask learns from their pixels alone, and 497 further
-digits, changed in the same way, measure it by kNN.
+their labels. A domain is 700 other digits, inverted or noisy. Its mask learns from their pixels alone. 497 further
+digits, changed in the same way, measure the untouched backbone, its mask and the other domain's mask.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ ARCHITECTURE = "test_resnet"
 SIDE_PX = 32
 SEED = 0
 N_BACKBONE, N_DOMAIN = 600, 700
+SHOWN = 8
+"""So many pictures of every digit and domain are for the console."""
+FORM = 2
+"""Of what is kept: a folder of an earlier form is made anew."""
 
 BACKBONE = Config(
     "demo-backbone",
@@ -90,12 +94,23 @@ DOMAINS: dict[str, Callable[[Image.Image], Image.Image]] = {"inverted": invert, 
 
 @dataclass(frozen=True)
 class Demo:
-    """What was prepared: the backbone, a mask file and scores for every domain, and an image to try."""
+    """What was prepared.
+
+    `scores` has a row for every domain and everything that its pictures are seen through: `domain`, `through` (a mask's
+    name, or None for the untouched backbone), `knn` and `linear` (shares of `images` pictures). `pictures` is a folder
+    of digits with a folder for each digit; `sample` is one more picture.
+    """
 
     spec: BackboneSpec
     masks: dict[str, Path]
     scores: list[dict[str, Any]]
+    pictures: Path
     sample: Path
+
+
+def recipe() -> str:
+    """What a folder was made by: of another one it is made anew."""
+    return digest_of(canonical_json([FORM, asdict(BACKBONE), asdict(MASKS), list(DOMAINS)]).encode())
 
 
 def prepare(folder: Path, say: Callable[[str], None]) -> Demo:
@@ -107,13 +122,12 @@ def prepare(folder: Path, say: Callable[[str], None]) -> Demo:
     torch.set_num_threads(1)
     done = folder / "demo.json"
     spec = BackboneSpec(ARCHITECTURE, folder / "backbone.safetensors", image_size=SIDE_PX, device="cpu")
-    recipe = digest_of(canonical_json([asdict(BACKBONE), asdict(MASKS), list(DOMAINS)]).encode())
     masks = {name: folder / f"{name}.smn" for name in DOMAINS}
     found = json.loads(done.read_text()) if done.exists() else {}
-    if found.get("recipe") != recipe:
-        found = {"recipe": recipe, "scores": _make(folder, spec, masks, say)}
+    if found.get("recipe") != recipe():
+        found = {"recipe": recipe(), "scores": _make(folder, spec, masks, say)}
         write_bytes(done, json.dumps(found, indent=2).encode())
-    return Demo(spec, masks, found["scores"], folder / "sample-inverted.png")
+    return Demo(spec, masks, found["scores"], folder / "pictures", folder / "sample-inverted.png")
 
 
 def _make(folder: Path, spec: BackboneSpec, masks: dict[str, Path], say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -121,18 +135,29 @@ def _make(folder: Path, spec: BackboneSpec, masks: dict[str, Path], say: Callabl
     _write_npz(folder / "plain.npz", images, labels, slice(0, N_BACKBONE))
     say("training a small backbone on 600 digits, with labels")
     _train_backbone(folder, spec)
-    scores = []
     for name, change in DOMAINS.items():
         data = folder / f"{name}.npz"
         changed = [change(image) for image in images]
         _write_npz(data, changed, labels, slice(N_BACKBONE, N_BACKBONE + N_DOMAIN))
+        _write_pictures(folder / "pictures", name, changed[N_BACKBONE + N_DOMAIN : -1], labels[N_BACKBONE + N_DOMAIN :])
         if name == "inverted":
             changed[-1].convert("RGB").save(folder / "sample-inverted.png")
         say(f"learning a mask for {name} digits, without labels")
         train(Request(spec, str(data), MASKS, masks[name], seed=SEED, overwrite=True))
-        engine = Engine(load_backbone(spec), slots=1)
-        rows = evaluate(engine, [(name, read_mask(masks[name]))], EvaluationSettings(str(data)))["rows"]
-        scores.append({"domain": name, "frozen": rows[0], "mask": rows[1], "bytes": masks[name].stat().st_size})
+    say("measuring both masks on both kinds of digits")
+    return _measure(folder, spec, masks)
+
+
+def _measure(folder: Path, spec: BackboneSpec, masks: dict[str, Path]) -> list[dict[str, Any]]:
+    engine = Engine(load_backbone(spec), slots=len(masks))
+    worn = [(name, read_mask(path)) for name, path in masks.items()]
+    scores = []
+    for domain in DOMAINS:
+        settings = EvaluationSettings(str(folder / f"{domain}.npz"), views=False)
+        images = len(np.load(folder / f"{domain}.npz")["y_test"])
+        for through, row in zip((None, *masks), evaluate(engine, worn, settings)["rows"], strict=True):
+            measured = {"knn": row["knn"], "linear": row["linear"], "images": images}
+            scores.append({"domain": domain, "through": through, **measured})
     return scores
 
 
@@ -168,3 +193,12 @@ def _write_npz(path: Path, images: list[Image.Image], labels: ndarray, train_par
     np.savez_compressed(
         path, x_train=pixels[train_part], y_train=labels[train_part], x_test=pixels[test], y_test=labels[test]
     )
+
+
+def _write_pictures(folder: Path, domain: str, images: list[Image.Image], labels: ndarray) -> None:
+    """Write some pictures of every digit, in a folder of its name; nothing has learned from them."""
+    for digit in range(10):
+        (folder / str(digit)).mkdir(parents=True, exist_ok=True)
+        chosen = [image for image, label in zip(images, labels, strict=False) if label == digit][:SHOWN]
+        for number, image in enumerate(chosen):
+            image.convert("RGB").save(folder / str(digit) / f"{domain}-{number}.png")

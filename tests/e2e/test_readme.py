@@ -39,7 +39,8 @@ def walked(tmp_path_factory):
         (folder / "photos" / f"{i}.png").write_bytes(photo(i))
     (folder / "cat.jpg").write_bytes(photo(100, (80, 60), "JPEG"))
     (folder / "dog.png").write_bytes(photo(101))
-    adapt, serve, curl = block("smn adapt").splitlines()
+    adapt, serve, opened = block("smn adapt").splitlines()
+    (curl,) = re.findall(r"`(curl -F image=@cat.jpg [^`]*)`", README)
     (push,) = re.findall(r"`(smn push photos[^`]*)`", README)
     plain = {key: value for key, value in os.environ.items() if not key.startswith("SMN_")}
     bin_folder = str(Path(sys.executable).parent)
@@ -55,7 +56,17 @@ def walked(tmp_path_factory):
     with ServerProcess(shlex.split(serve, comments=True)[2:], folder) as server:
         pushed = run(shlex.split(push), SMN_SERVER=server.url)
         got = run([*shlex.split(curl.replace("http://127.0.0.1:8000", server.url)), "-sS", "--fail-with-body"])
-        yield {"folder": folder, "server": server, "run": run, "pushed": pushed, "got": json.loads(got), "flags": flags}
+        address = shlex.split(opened, comments=True)[1].replace("http://127.0.0.1:8000", server.url)
+        page = run(["curl", "-sS", "--fail-with-body", address])
+        yield {
+            "folder": folder,
+            "server": server,
+            "run": run,
+            "pushed": pushed,
+            "got": json.loads(got),
+            "flags": flags,
+            "page": page,
+        }
 
 
 def test_a_mask_trained_and_pushed_by_the_readme_embeds_as_it_does_without_a_server(walked):
@@ -66,6 +77,10 @@ def test_a_mask_trained_and_pushed_by_the_readme_embeds_as_it_does_without_a_ser
     wanted = np.load(walked["folder"] / "one.npy")
     assert relative_error(np.array(walked["got"]["embeddings"]), wanted) < 1e-4
     assert walked["got"]["mask"]["digest"] in walked["pushed"]
+
+
+def test_what_the_third_command_opens_is_the_console(walked):
+    assert "<title>SMN" in walked["page"]
 
 
 def test_every_curl_line_of_the_readme_does_what_it_says(walked):

@@ -8,7 +8,7 @@ import pytest
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from service.listen import _listen, connections_within
+from service.listen import bind, connections_within
 from service.protocol import MAX_HEAD_BYTES, MAX_PIPELINED, BoundedProtocol, Connections
 
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
@@ -304,6 +304,6 @@ def test_there_are_fewer_connections_where_few_files_may_be_open():
 
 def test_the_host_of_all_addresses_takes_ipv4_too():
     assert socket.has_dualstack_ipv6()
-    with _listen("::", 0, 5) as listening:
+    with bind("::", 0, 5) as listening:
         for host in ("127.0.0.1", "::1"):
             socket.create_connection((host, listening.getsockname()[1]), timeout=10).close()

@@ -26,8 +26,9 @@ import numpy as np
 
 from benchmarks.redis_server import RedisServer
 from benchmarks.rows import row
+from benchmarks.soaking.known import Away, Seen
 from benchmarks.soaking.servers import servers
-from benchmarks.soaking.traffic import Away, Client, Seen
+from benchmarks.soaking.traffic import Client
 from benchmarks.soaking.world import MODEL, World
 
 AT_ONCE = 16

@@ -30,9 +30,10 @@ from benchmarks.redis_server import RedisServer
 from benchmarks.rows import row
 from benchmarks.server import Process
 from benchmarks.soaking.hostile import KINDS, Hostile
+from benchmarks.soaking.known import Away, Seen
 from benchmarks.soaking.samples import Sample, growth, keep_sampling
 from benchmarks.soaking.servers import servers
-from benchmarks.soaking.traffic import Away, Client, Seen
+from benchmarks.soaking.traffic import Client
 from benchmarks.soaking.world import MODEL, World
 
 HOSTILE_SHARE = 0.01

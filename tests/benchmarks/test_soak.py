@@ -12,9 +12,10 @@ from benchmarks.counted import Part, added, send
 from benchmarks.redis_server import RedisServer
 from benchmarks.soak import Plan, watched
 from benchmarks.soaking.hostile import KINDS
+from benchmarks.soaking.known import Away, Change, Name, Seen
 from benchmarks.soaking.samples import Sample, growth
 from benchmarks.soaking.servers import servers
-from benchmarks.soaking.traffic import Away, Change, Client, Name, Seen
+from benchmarks.soaking.traffic import Client
 from benchmarks.soaking.world import World
 
 

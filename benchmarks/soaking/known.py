@@ -11,6 +11,8 @@ from typing import Any
 
 LAG_S = 15.0
 """After which a change at one server must be seen at another one; `benchmarks.seen` measures it more narrowly."""
+TICK_S, STALLED_S = 0.5, 10.0
+"""A machine that stops for so long stops clients and servers alike, and deadlines pass meanwhile."""
 LATE_S = 60.0
 """How long a change without an answer may still come true."""
 
@@ -53,6 +55,7 @@ class Seen:
     answers: Counter[str] = field(default_factory=Counter)
     compared: int = 0
     away: int = 0
+    stalled: int = 0
     faults: list[str] = field(default_factory=list)
     wrong: int = 0
     latencies_s: list[float] = field(default_factory=list)
@@ -77,6 +80,30 @@ class Away:
     def covers(self, began: float, ended: float) -> bool:
         """Whether it was away at some time of a request."""
         return any(start <= ended and began <= end for start, end in self.spans)
+
+
+class Stalls:
+    """The times when this process itself was kept from running, and so perhaps the servers: a tick that came late."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[float, float]] = []
+        self._last: float | None = None
+
+    def covers(self, began: float, ended: float) -> bool:
+        """Whether there was one at some time of a request; also one that the tick has not noticed yet."""
+        noticed = any(start <= ended and began <= end for start, end in self.spans)
+        return noticed or (self._last is not None and time.monotonic() - self._last > STALLED_S)
+
+    async def notice(self) -> None:
+        """Tick until it is cancelled."""
+        try:
+            while True:
+                self._last = before = time.monotonic()
+                await asyncio.sleep(TICK_S)
+                if time.monotonic() - before > STALLED_S:
+                    self.spans.append((before, time.monotonic()))
+        finally:
+            self._last = None
 
 
 @dataclass

@@ -10,12 +10,13 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence, Set
+from functools import partial
 from typing import Any
 
 import aiohttp
 import numpy as np
 
-from benchmarks.soaking.known import LAG_S, Answer, Away, Change, Name, Seen, Unanswered
+from benchmarks.soaking.known import LAG_S, Answer, Away, Change, Name, Seen, Stalls, Unanswered
 from benchmarks.soaking.world import WITHIN, File, Sent, Vectors, World, relative_error
 from smn_core.cascade.fusion import MODES
 
@@ -39,17 +40,19 @@ class Client:
         rng: np.random.Generator,
         away: Away,
         seen: Seen,
+        stalls: Stalls,
     ) -> None:
         self.world, self.servers, self.rng, self.away, self.seen = world, servers, rng, away, seen
+        self.stalls = stalls
         self.names: dict[str, Name] = defaultdict(Name)
         self.own = sorted(own)
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=256), timeout=aiohttp.ClientTimeout(total=60)
         )
         self.kinds: dict[str, tuple[float, Callable[[], Awaitable[None]]]] = {
-            "embed npy": (30, self.embed_array),
-            "embed photo": (14, self.embed_photo),
-            "embed several": (8, self.embed_several),
+            "embed npy": (30, partial(self.embed, "embed npy", world.arrays)),
+            "embed photo": (14, partial(self.embed, "embed photo", world.photos)),
+            "embed several": (8, partial(self.embed, "embed several", world.several)),
             "embed root": (4, self.embed_root),
             "embed by digest": (4, self.embed_digest),
             "classify": (8, self.classify),
@@ -114,7 +117,10 @@ class Client:
                 got = Answer(answer.status, answer.headers, await answer.read(), began, time.monotonic(), server)
         except (aiohttp.ClientError, TimeoutError) as error:
             self.seen.answers[f"{kind} no answer"] += 1
-            self.seen.fault(f"{kind} {method} {path}: {error!r} after {time.monotonic() - began:.1f} s")
+            if self.stalls.covers(began, time.monotonic()):
+                self.seen.stalled += 1
+            else:
+                self.seen.fault(f"{kind} {method} {path}: {error!r} after {time.monotonic() - began:.1f} s")
             raise Unanswered from error
         self.seen.answers[f"{kind} {got.status}"] += 1
         self.seen.latencies_s.append(got.ended - began)
@@ -122,22 +128,16 @@ class Client:
             return got
         if got.status in AWAY and self.away.covers(began, got.ended):
             self.seen.away += 1
+        elif got.status in AWAY and self.stalls.covers(began, got.ended):
+            self.seen.stalled += 1
         else:
             self.seen.fault(f"{kind} {method} {path}: {got.status} {got.body[:300]!r}")
         raise Unanswered
 
     # Requests that embed
 
-    async def embed_array(self) -> None:
-        await self._embed("embed npy", self._mask_name(), self._one_of(self.world.arrays))
-
-    async def embed_photo(self) -> None:
-        await self._embed("embed photo", self._mask_name(), self._one_of(self.world.photos))
-
-    async def embed_several(self) -> None:
-        await self._embed("embed several", self._mask_name(), self._one_of(self.world.several))
-
-    async def _embed(self, kind: str, name: str, sent: Sent) -> None:
+    async def embed(self, kind: str, bodies: Sequence[Sent]) -> None:
+        name, sent = self._mask_name(), self._one_of(bodies)
         accept = self._one_of([NPY, "application/json"])
         answer = await self.ask(kind, "POST", f"/embed?mask={name}", sent.body, Content_Type=sent.kind, Accept=accept)
         file = self._file_of(kind, name, answer)
@@ -320,7 +320,8 @@ class Client:
 
     def _lag(self, answer: Answer) -> float:
         """A server hears of another's changes only while Redis is there."""
-        return float("inf") if self.away.covers(answer.began - LAG_S, answer.ended) else LAG_S
+        times = answer.began - LAG_S, answer.ended
+        return float("inf") if self.away.covers(*times) or self.stalls.covers(*times) else LAG_S
 
     def _know(self, kind: str, name: str, version: int, digest: str) -> None:
         """A version's number means one file for ever."""

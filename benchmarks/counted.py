@@ -26,8 +26,9 @@ import numpy as np
 
 from benchmarks.redis_server import RedisServer
 from benchmarks.rows import row
+from benchmarks.soaking.known import Away, Seen, Stalls
 from benchmarks.soaking.servers import servers
-from benchmarks.soaking.traffic import Away, Client, Seen
+from benchmarks.soaking.traffic import Client
 from benchmarks.soaking.world import MODEL, World
 
 AT_ONCE = 16
@@ -103,10 +104,12 @@ def _run(part: Part, filled: Barrier, results: SimpleQueue[Seen]) -> None:
 async def send(part: Part, wait_for_others: Callable[[], object]) -> Seen:
     """Fill the own names, wait until the other processes have filled theirs, then send."""
     seen, left = Seen(), iter(range(part.requests))
-    client = Client(part.world, part.urls, part.own, np.random.default_rng(part.number), Away(), seen)
+    stalls = Stalls()
+    client = Client(part.world, part.urls, part.own, np.random.default_rng(part.number), Away(), seen, stalls)
     async with client.session:
         await client.fill()
         await asyncio.to_thread(wait_for_others)
+        noticing = asyncio.create_task(stalls.notice())
         began = told = time.monotonic()
 
         async def one_after_another() -> None:
@@ -122,6 +125,7 @@ async def send(part: Part, wait_for_others: Callable[[], object]) -> Seen:
                     print(f"process {part.number}: {done} {seen.faults[-1:]}", file=sys.stderr, flush=True)
 
         await asyncio.gather(*(one_after_another() for _ in range(AT_ONCE)))
+        noticing.cancel()
         await client.check()
     seen.latencies_s.clear()
     return seen
@@ -133,6 +137,7 @@ def added(found: Sequence[Seen]) -> Seen:
     for seen in found:
         total.compared += seen.compared
         total.wrong += seen.wrong
+        total.stalled += seen.stalled
         total.faults += seen.faults
     return total
 

@@ -1,11 +1,12 @@
 """Does one who floods keep others waiting? A quiet client beside a flood of ten connections, and beside one.
 
-    .venv/bin/python -m benchmarks.fairness [--quick] [--out FILE.jsonl]
+    .venv/bin/python -m benchmarks.fairness [--quick] [--model NAME] [--images 64] [--out FILE.jsonl]
 
 Each of two keys sends requests of so many images through one mask, and waits for each answer before the next. The quiet
 one has one connection; the other has one connection, then ten, in turn. With equal shares both halves of a turn look
 alike to the quiet one, as long as the other always has something waiting: ratio 1, target at most 2. None of its
-requests may get 429: it asks for less than its share. The load generator shares the server's cores.
+requests may get 429: it asks for less than its share. The server admits eight requests of the other at once. The load
+generator shares the server's cores; on a machine without time to spare take a smaller model and fewer images.
 """
 
 from __future__ import annotations
@@ -25,25 +26,30 @@ from service.client import Client
 
 MODEL = "vit_tiny_patch16_224"
 FLOOD = 10
+ADMITTED = 8
+"""Requests of the other that the server admits at once; two connections more than that stand outside."""
 WAIT_S = 120.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer requests")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--images", type=int, default=64, help="of a request of the other")
     parser.add_argument("--out", type=Path, help="append the rows to this file too")
     args = parser.parse_args()
-    flags = ("--admin-keys", "admin", "--api-keys", "quiet,flood", "--timeout-ms", f"{1000 * WAIT_S:.0f}")
-    with serving(MODEL, None, *flags) as server:
+    flags = ["--admin-keys", "admin", "--api-keys", "quiet,flood", "--timeout-ms", f"{1000 * WAIT_S:.0f}"]
+    flags += ["--queue-images", str(ADMITTED * args.images)]
+    with serving(args.model, None, *flags) as server:
         with Client(server.url, "admin") as client:
             client.push("mask", server.mask(0))
-        measure(server, args.quick, args.out)
+        measure(server, args.images, args.quick, args.out)
 
 
-def measure(server: Running, quick: bool, out: Path | None) -> None:
+def measure(server: Running, flood_images: int, quick: bool, out: Path | None) -> None:
     """Rows of the quiet client's latency and refusals, beside one connection and beside ten."""
     turns, requests = (2, 10) if quick else (5, 40)
-    for quiet_images, flood_images in ((1, 64), (16, 64)):
+    for quiet_images in (1, max(1, flood_images // 4)):
         found: dict[int, list[float]] = {1: [], FLOOD: []}
         refused: dict[int, int] = {1: 0, FLOOD: 0}
         for _ in range(turns):
@@ -51,7 +57,7 @@ def measure(server: Running, quick: bool, out: Path | None) -> None:
                 waits_ms, n_refused = asyncio.run(beside(server, connections, requests, quiet_images, flood_images))
                 found[connections] += waits_ms
                 refused[connections] += n_refused
-        params = {"model": MODEL, "images a request": quiet_images, "of the other": flood_images}
+        params = {"model": server.backbone.architecture, "images a request": quiet_images, "of the other": flood_images}
         for connections, waits_ms in found.items():
             many = params | {"connections of the other": connections}
             row("fairness", "quiet", many, "latency", "ms", waits_ms, out=out)

@@ -6,7 +6,8 @@ A client embeds, classifies, uses cascades and OpenAI's dialect, lists, inspects
 old versions on a tiny backbone; each kind of hostile input is one request of a hundred. Every answer is compared with
 plain timm's for the digest that it names, and that digest with what the name may mean by then. Redis is killed
 (SIGKILL) and started again after `--away-s`. A fault is a wrong answer, no answer, or a status that a request may not
-get: 503 and 504 while Redis is away, no other 5xx. The last line is the verdict; exit code 1 where it does not hold.
+get: 503 and 504 while Redis is away, no other 5xx. Where the machine stood still for ten seconds, so that this process
+did not run either, unanswered requests are counted apart. The last line is the verdict; exit code 1: it does not hold.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from benchmarks.redis_server import RedisServer
 from benchmarks.rows import row
 from benchmarks.server import Process
 from benchmarks.soaking.hostile import KINDS, Hostile
+from benchmarks.soaking.known import Away, Seen, Stalls
 from benchmarks.soaking.samples import Sample, growth, keep_sampling
 from benchmarks.soaking.servers import servers
-from benchmarks.soaking.traffic import Away, Client, Seen
+from benchmarks.soaking.traffic import Client
 from benchmarks.soaking.world import MODEL, World
 
 HOSTILE_SHARE = 0.01
@@ -109,7 +111,8 @@ async def watched(plan: Plan, world: World, redis: RedisServer, running: Sequenc
     seen, away, samples = Seen(), Away(), list[Sample]()
     urls = [server.url for server in running]
     rng = np.random.default_rng(0)
-    client = Client(world, urls, {*world.masks, *world.cascades}, rng, away, seen)
+    stalls = Stalls()
+    client = Client(world, urls, {*world.masks, *world.cascades}, rng, away, seen, stalls)
     hostile = Hostile(client)
     async with client.session:
         await client.fill()
@@ -226,6 +229,7 @@ def tell(plan: Plan, done: Done, out: Path | None) -> bool:
     row("soak", "servers", params, "wrong answers", "1", [seen.wrong], out=out)
     row("soak", "servers", params, "faults", "1", [len(seen.faults)], out=out)
     row("soak", "servers", params, "503 and 504 while Redis was away", "1", [seen.away], out=out)
+    row("soak", "servers", params, "no answer, 503 or 504 while the machine stood still", "1", [seen.stalled], out=out)
     for metric, unit in (("memory", "x"), ("descriptors", "1"), ("threads", "1"), ("workers", "1")):
         name = f"{metric}, last quarter against the second"
         row("soak", "servers", params, name, unit, [found[metric] for found in done.growths], out=out)

@@ -8,11 +8,13 @@ import io
 import struct
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
 
-from benchmarks.soaking.traffic import ADMIN, NPY, READER, Client, Unanswered
+from benchmarks.soaking.known import Unanswered
+from benchmarks.soaking.traffic import ADMIN, NPY, READER, Client
 from smn_core import tensorfile
 
 KEY = "hostile"
@@ -161,11 +163,11 @@ class Hostile:
         if status not in allowed and not (status in (503, 504) and self.client.away.covers(began, time.monotonic())):
             seen.fault(f"hostile: {kind}: {status or 'closed'}")
 
-    def _one_of(self, values: object) -> object:
+    def _one_of(self, values: Any) -> Any:
         return self.client._one_of(values)
 
 
-def encoded(image: Image.Image, fmt: str, **options: object) -> bytes:
+def encoded(image: Image.Image, fmt: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, fmt, **options)
     return buffer.getvalue()

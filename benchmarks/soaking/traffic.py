@@ -2,114 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import hashlib
 import io
 import json
 import time
-from collections import Counter, defaultdict, deque
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence, Set
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import aiohttp
 import numpy as np
 
+from benchmarks.soaking.known import LAG_S, Answer, Away, Change, Name, Seen, Stalls, Unanswered
 from benchmarks.soaking.world import WITHIN, File, Sent, Vectors, World, relative_error
 from smn_core.cascade.fusion import MODES
 
 ADMIN, READER = "admin", "reader"
-LAG_S = 15.0
-"""After which a change at one server must be seen at another one; `benchmarks.seen` measures it more narrowly."""
-LATE_S = 60.0
-"""How long a change without an answer may still come true."""
 KEPT_VERSIONS = 10
 AWAY = (503, 504)
 NPY = "application/x-npy"
-
-
-@dataclass
-class Change:
-    """A change of what a name means: when it was sent, to which server, and when it was acknowledged."""
-
-    digest: str
-    server: int
-    began: float
-    ended: float | None = None
-
-
-@dataclass
-class Name:
-    """What one client knows of a name that it alone changes: versions that must be there, and what it means."""
-
-    versions: dict[int, str] = field(default_factory=dict)
-    changes: deque[Change] = field(default_factory=lambda: deque(maxlen=200))
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def allowed(self, server: int, began: float, ended: float, lag_s: float) -> set[str]:
-        """Digests that the name may have meant at this server at some time of a request."""
-        found = set()
-        for change in reversed(self.changes):
-            if change.began > ended:
-                continue
-            found.add(change.digest)
-            lag = 0 if change.server == server else lag_s
-            if change.ended is not None and change.ended + lag <= began:
-                break
-        return found | {c.digest for c in self.changes if c.ended is None and began - LATE_S < c.began <= ended}
-
-
-@dataclass
-class Seen:
-    """What came of the requests: statuses by kind, answers that were compared, and every fault in words."""
-
-    answers: Counter[str] = field(default_factory=Counter)
-    compared: int = 0
-    away: int = 0
-    faults: list[str] = field(default_factory=list)
-    wrong: int = 0
-    latencies_s: list[float] = field(default_factory=list)
-
-    def fault(self, told: str) -> None:
-        if len(self.faults) < 200:
-            self.faults.append(told)
-
-
-class Away:
-    """The times when Redis is away: from its end until every server is ready again."""
-
-    def __init__(self) -> None:
-        self.spans: list[list[float]] = []
-
-    def begin(self) -> None:
-        self.spans.append([time.monotonic(), float("inf")])
-
-    def end(self) -> None:
-        self.spans[-1][1] = time.monotonic()
-
-    def covers(self, began: float, ended: float) -> bool:
-        """Whether it was away at some time of a request."""
-        return any(start <= ended and began <= end for start, end in self.spans)
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: Any
-    body: bytes
-    began: float
-    ended: float
-    server: int
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-class Unanswered(Exception):
-    """No answer, or a status that the kind of request may not get; it is noted already."""
 
 
 class Client:
@@ -126,17 +40,19 @@ class Client:
         rng: np.random.Generator,
         away: Away,
         seen: Seen,
+        stalls: Stalls,
     ) -> None:
         self.world, self.servers, self.rng, self.away, self.seen = world, servers, rng, away, seen
+        self.stalls = stalls
         self.names: dict[str, Name] = defaultdict(Name)
         self.own = sorted(own)
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=256), timeout=aiohttp.ClientTimeout(total=60)
         )
         self.kinds: dict[str, tuple[float, Callable[[], Awaitable[None]]]] = {
-            "embed npy": (30, self.embed_array),
-            "embed photo": (14, self.embed_photo),
-            "embed several": (8, self.embed_several),
+            "embed npy": (30, partial(self.embed, "embed npy", world.arrays)),
+            "embed photo": (14, partial(self.embed, "embed photo", world.photos)),
+            "embed several": (8, partial(self.embed, "embed several", world.several)),
             "embed root": (4, self.embed_root),
             "embed by digest": (4, self.embed_digest),
             "classify": (8, self.classify),
@@ -201,7 +117,10 @@ class Client:
                 got = Answer(answer.status, answer.headers, await answer.read(), began, time.monotonic(), server)
         except (aiohttp.ClientError, TimeoutError) as error:
             self.seen.answers[f"{kind} no answer"] += 1
-            self.seen.fault(f"{kind} {method} {path}: {error!r} after {time.monotonic() - began:.1f} s")
+            if self.stalls.covers(began, time.monotonic()):
+                self.seen.stalled += 1
+            else:
+                self.seen.fault(f"{kind} {method} {path}: {error!r} after {time.monotonic() - began:.1f} s")
             raise Unanswered from error
         self.seen.answers[f"{kind} {got.status}"] += 1
         self.seen.latencies_s.append(got.ended - began)
@@ -209,22 +128,16 @@ class Client:
             return got
         if got.status in AWAY and self.away.covers(began, got.ended):
             self.seen.away += 1
+        elif got.status in AWAY and self.stalls.covers(began, got.ended):
+            self.seen.stalled += 1
         else:
             self.seen.fault(f"{kind} {method} {path}: {got.status} {got.body[:300]!r}")
         raise Unanswered
 
     # Requests that embed
 
-    async def embed_array(self) -> None:
-        await self._embed("embed npy", self._mask_name(), self._one_of(self.world.arrays))
-
-    async def embed_photo(self) -> None:
-        await self._embed("embed photo", self._mask_name(), self._one_of(self.world.photos))
-
-    async def embed_several(self) -> None:
-        await self._embed("embed several", self._mask_name(), self._one_of(self.world.several))
-
-    async def _embed(self, kind: str, name: str, sent: Sent) -> None:
+    async def embed(self, kind: str, bodies: Sequence[Sent]) -> None:
+        name, sent = self._mask_name(), self._one_of(bodies)
         accept = self._one_of([NPY, "application/json"])
         answer = await self.ask(kind, "POST", f"/embed?mask={name}", sent.body, Content_Type=sent.kind, Accept=accept)
         file = self._file_of(kind, name, answer)
@@ -292,12 +205,12 @@ class Client:
         found = {entry["name"]: entry["current"]["digest"] for entry in answer.json["data"]}
         for name, files in self.world.masks.items():
             if found.get(name) not in {file.digest for file in files}:
-                self._lost("list", f"{name} is {found.get(name)}")
+                self._wrong("list", f"{name} is {found.get(name)}")
 
     async def models(self) -> None:
         ids = {entry["id"] for entry in (await self.ask("models", "GET", "/v1/models")).json["data"]}
         if absent := self.world.masks.keys() - ids:
-            self._lost("models", f"{sorted(absent)} are not there")
+            self._wrong("models", f"{sorted(absent)} are not there")
 
     async def inspect(self) -> None:
         name = self._one_of(self.own)
@@ -307,7 +220,7 @@ class Client:
             listed = {entry["version"]: entry["digest"] for entry in answer.json["versions"]}
             for version, digest in self._settled(name, server, answer).items():
                 if listed.get(version) != digest:
-                    self._lost("inspect", f"{name}@{version} is {listed.get(version)}, acknowledged was {digest}")
+                    self._wrong("inspect", f"{name}@{version} is {listed.get(version)}, acknowledged was {digest}")
 
     def _settled(self, name: str, server: int, answer: Answer) -> dict[int, str]:
         """Versions that this server must know: all, unless another server took a change a moment ago."""
@@ -388,7 +301,7 @@ class Client:
                     answer = await self.ask("check", "GET", f"{self._folder(name)}/{name}", server=server)
                     listed = {entry["version"]: entry["digest"] for entry in answer.json["versions"]}
                     if absent := self.names[name].versions.items() - listed.items():
-                        self._lost("check", f"{name}: {sorted(absent)} were acknowledged")
+                        self._wrong("check", f"{name}: {sorted(absent)} were acknowledged")
 
     # What an answer is held against
 
@@ -407,7 +320,8 @@ class Client:
 
     def _lag(self, answer: Answer) -> float:
         """A server hears of another's changes only while Redis is there."""
-        return float("inf") if self.away.covers(answer.began - LAG_S, answer.ended) else LAG_S
+        times = answer.began - LAG_S, answer.ended
+        return float("inf") if self.away.covers(*times) or self.stalls.covers(*times) else LAG_S
 
     def _know(self, kind: str, name: str, version: int, digest: str) -> None:
         """A version's number means one file for ever."""
@@ -423,8 +337,6 @@ class Client:
     def _wrong(self, kind: str, told: str) -> None:
         self.seen.wrong += 1
         self.seen.fault(f"WRONG {kind}: {told}")
-
-    _lost = _wrong
 
     def _folder(self, name: str) -> str:
         return "/cascades" if name in self.world.cascades else "/masks"

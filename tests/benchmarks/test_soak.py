@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ import pytest
 from benchmarks.counted import Part, added, send
 from benchmarks.redis_server import RedisServer
 from benchmarks.soak import Plan, watched
+from benchmarks.soaking import known
 from benchmarks.soaking.hostile import KINDS
+from benchmarks.soaking.known import Away, Change, Name, Seen, Stalls
 from benchmarks.soaking.samples import Sample, growth
 from benchmarks.soaking.servers import servers
-from benchmarks.soaking.traffic import Away, Change, Client, Name, Seen
+from benchmarks.soaking.traffic import Client
 from benchmarks.soaking.world import World
 
 
@@ -59,15 +62,15 @@ def exchanged(tmp_path_factory):
     return exchanged
 
 
-@pytest.mark.parametrize("kind", ["embed_array", "embed_several", "classify", "openai", "cascade"])
+@pytest.mark.parametrize("kind", ["embed npy", "embed several", "classify", "v1/embeddings", "cascade"])
 def test_an_answer_of_another_mask_is_found(served, exchanged, kind):
     async def ask():
         seen = Seen()
         own = {*exchanged.masks, *exchanged.cascades}
-        client = Client(exchanged, [served[2][0].url], own, np.random.default_rng(0), Away(), seen)
+        client = Client(exchanged, [served[2][0].url], own, np.random.default_rng(0), Away(), seen, Stalls())
         async with client.session:
             await client.fill()
-            await getattr(client, kind)()
+            await client.kinds[kind][1]()
         return seen
 
     seen = asyncio.run(ask())
@@ -82,6 +85,28 @@ def test_a_name_may_mean_what_was_acknowledged_last_and_what_is_on_its_way():
     assert name.allowed(0, 8.5, 8.6, lag_s=1.0) == {"b", "c"}, "the other server may not have heard of it"
     assert name.allowed(0, 9.5, 9.6, lag_s=1.0) == {"c"}
     assert name.allowed(0, 25.0, 26.0, lag_s=1.0) == {"c", "d"}, "without an answer it may come true later"
+
+
+def test_an_unanswered_request_is_a_fault_unless_the_machine_stood_still(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(known, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(known, "TICK_S", 0.01)
+    stalls = Stalls()
+
+    async def stand_still():
+        nonlocal now
+        noticing = asyncio.create_task(stalls.notice())
+        await asyncio.sleep(0)
+        assert not stalls.covers(99, 100)
+        now = 120.0
+        assert stalls.covers(99, 120), "before the tick has noticed it"
+        while not stalls.spans:
+            await asyncio.sleep(0.01)
+        noticing.cancel()
+
+    asyncio.run(stand_still())
+    assert stalls.spans == [(100.0, 120.0)]
+    assert stalls.covers(119, 121) and not stalls.covers(121, 122)
 
 
 def test_growth_is_the_last_quarter_against_the_second():

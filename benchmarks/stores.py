@@ -106,8 +106,8 @@ def _fill(store: Store, base: Float32[ndarray, "n d"]) -> tuple[tuple[float, flo
     times.append((time.perf_counter(), time.process_time()))
     store.finish()
     times.append((time.perf_counter(), time.process_time()))
-    first, second = ((b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(times))
-    return first, second
+    put, finish = ((after[0] - before[0], after[1] - before[1]) for before, after in itertools.pairwise(times))
+    return put, finish
 
 
 def _beside(where: str, number: int) -> str:

@@ -61,9 +61,7 @@ def measure(where: str, variant: str, n_rows: int, files: list[Path], out: Path 
         with closing(open_store(place)) as store:
             _fill(store, base)
             params = {"vectors": file.stem, "rows": len(base), "queries": n_asked, "width": base.shape[1]}
-            row(
-                "stores", variant, params, f"recall@{TOP} against exact search", "", recall(store, base, asked), out=out
-            )
+            row("stores", variant, params, FOUND, "", [recall(store, base, asked)], out=out)
     if files:
         return
     base = np.random.default_rng(0).standard_normal((n_rows, WIDTH)).astype(np.float32)

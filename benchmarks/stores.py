@@ -31,6 +31,7 @@ from smn.search.store import Rows, Store
 from smn.search.sync import TOGETHER
 
 WIDTH, TOP, ASKED = 192, 10, 0.2
+FOUND = f"recall@{TOP} against exact search, mean"
 
 
 def main() -> None:
@@ -60,9 +61,7 @@ def measure(where: str, variant: str, n_rows: int, files: list[Path], out: Path 
         with closing(open_store(place)) as store:
             _fill(store, base)
             params = {"vectors": file.stem, "rows": len(base), "queries": n_asked, "width": base.shape[1]}
-            row(
-                "stores", variant, params, f"recall@{TOP} against exact search", "", recall(store, base, asked), out=out
-            )
+            row("stores", variant, params, FOUND, "", [recall(store, base, asked)], out=out)
     if files:
         return
     base = np.random.default_rng(0).standard_normal((n_rows, WIDTH)).astype(np.float32)
@@ -80,19 +79,19 @@ def measure(where: str, variant: str, n_rows: int, files: list[Path], out: Path 
             store.nearest(vector, TOP)
             wall_ms.append(1e3 * (time.perf_counter() - began))
         row("stores", variant, params, "one search, wall", "ms", wall_ms, out=out)
-        row("stores", variant, params, f"recall@{TOP} against exact search", "", recall(store, base, asked), out=out)
+        row("stores", variant, params, FOUND, "", [recall(store, base, asked)], out=out)
     if Path(where).exists():
         files = [Path(where), *Path(where).rglob("*"), Path(f"{where}.rows.parquet")]
         n_bytes = sum(file.stat().st_size for file in files if file.is_file())
         row("stores", variant, params, "bytes on disk", "MB", [n_bytes / 1e6], out=out)
 
 
-def recall(store: Store, base: Float32[ndarray, "n d"], asked: Float32[ndarray, "m d"]) -> list[float]:
-    """The share of the exact nearest that a collection finds, a query each."""
+def recall(store: Store, base: Float32[ndarray, "n d"], asked: Float32[ndarray, "m d"]) -> float:
+    """The share of the exact nearest that a collection finds, in the mean of all queries."""
     z, q = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (base.astype(np.float64), asked.astype(np.float64)))
     exact = np.argsort(-(q @ z.T), axis=1)[:, :TOP]
     found = [{int(path) for path, _ in store.nearest(vector, TOP)} for vector in asked]
-    return [len(set(map(int, want)) & got) / TOP for want, got in zip(exact, found, strict=True)]
+    return float(np.mean([len(set(map(int, want)) & got) / TOP for want, got in zip(exact, found, strict=True)]))
 
 
 def _fill(store: Store, base: Float32[ndarray, "n d"]) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -106,8 +105,8 @@ def _fill(store: Store, base: Float32[ndarray, "n d"]) -> tuple[tuple[float, flo
     times.append((time.perf_counter(), time.process_time()))
     store.finish()
     times.append((time.perf_counter(), time.process_time()))
-    first, second = ((b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(times))
-    return first, second
+    put, finish = ((after[0] - before[0], after[1] - before[1]) for before, after in itertools.pairwise(times))
+    return put, finish
 
 
 def _beside(where: str, number: int) -> str:

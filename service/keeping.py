@@ -127,9 +127,10 @@ def mirror(
         raise InvalidArgument("--once and --every: give one of them")
     if source.rstrip("/") == dest.rstrip("/"):
         raise InvalidArgument("SOURCE and DEST are one place")
+    ours, theirs = "--source-key", "--dest-key"
     with (
-        closing(open_side(source, secret(source_key, "--source-key"))) as first,
-        closing(open_side(dest, secret(dest_key, "--dest-key"))) as second,
+        closing(open_side(source, secret(source_key, ours), ours)) as first,
+        closing(open_side(dest, secret(dest_key, theirs), theirs)) as second,
     ):
         if delete:
             agree(f"what {second} has and {first} does not", yes=yes)

@@ -50,6 +50,7 @@ def read_offers(files: Sequence[Path], addresses: Sequence[str] = ()) -> list[Of
         SMNError: as `pull_mask`, or as `Objects`.
     """
     offers: dict[str, Offer] = {}
+    addresses = [part for address in addresses for part in address.split(",") if part]
     for address in addresses:
         _check_address(address)
     for path in files:

@@ -102,7 +102,7 @@ class Settings(BackboneSettings):
         "of a private one with HF_TOKEN; or a store's URL, s3://bucket/dir, one file or all *.smn right below it, "
         "under the files' names. Several in a variable have commas.",
         short="Pulled at start into the registry; may be repeated.",
-        metavar="hf:USER/NAME,s3://...",
+        metavar="ADDRESS,...",
         repeated=True,
     )
     pin: Names = setting(

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from service.answers import ServerError
 from service.client import Client
 from service.mirror.side import Extra, Fetch, checked
 from service.registry.base import Kind, Version
 from service.registry.open import hide_user
 from service.registry.record import Record
 from smn_core.cascade.file import parse_cascade
-from smn_core.errors import InvalidData
+from smn_core.errors import InvalidArgument, InvalidData
 
 
 class ServerSide:
     """A server, which has one backbone. Versions are told apart by their digests."""
 
-    def __init__(self, url: str, key: str | None) -> None:
-        self._url, self._client = url, Client(url, key)
+    def __init__(self, url: str, key: str | None, flag: str = "a key") -> None:
+        self._url, self._client, self._flag = url, Client(url, key), flag
         self._backbone: str | None = None
 
     def __str__(self) -> str:
@@ -28,14 +30,16 @@ class ServerSide:
 
     def backbones(self) -> list[str]:
         if self._backbone is None:
-            self._backbone = str(self._client.info()["fingerprint"])[:16]
+            with self._told():
+                self._backbone = str(self._client.info()["fingerprint"])[:16]
         return [self._backbone]
 
     def records(self, backbone: str, kind: Kind) -> dict[str, Record]:
         if backbone not in self.backbones():
             raise InvalidData(f"{self} serves the backbone {self.backbones()[0]}, not {backbone}")
         read = self._client.mask if kind == "masks" else self._client.cascade
-        return {entry["name"]: _record_of(read(entry["name"])) for entry in self._client.names(kind)}
+        with self._told():
+            return {entry["name"]: _record_of(read(entry["name"])) for entry in self._client.names(kind)}
 
     def file(self, backbone: str, kind: Kind, name: str, version: Version, digest: str) -> bytes:
         if digest != version.digest:
@@ -63,7 +67,9 @@ class ServerSide:
         numbers = {v.digest: v.version for v in before.versions} if before is not None else {}
         current = _digests(before).get(before.current) if before is not None else None
         for version in self.lacks(before, wanted):
-            done = self._client.push(name, fetch(version)[version.digest], kind=kind)
+            data = fetch(version)[version.digest]
+            with self._told():
+                done = self._client.push(name, data, kind=kind)
             numbers[version.digest], current = int(done["version"]), version.digest
         there = _digests(wanted)
         if current != there[wanted.current]:
@@ -95,6 +101,16 @@ class ServerSide:
 
     def close(self) -> None:
         self._client.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say which key is missing or has not the right."""
+        try:
+            yield
+        except ServerError as error:
+            if error.status not in (401, 403):
+                raise
+            raise InvalidArgument(f"{self} refuses ({error.status}): {error}; give {self._flag}") from error
 
 
 def with_needs(kind: Kind, version: Version, data: bytes) -> Version:

@@ -32,14 +32,17 @@ class Turn:
     refused: list[str] = field(default_factory=list)
 
 
-def open_side(place: str, key: str | None = None) -> Side:
+def open_side(place: str, key: str | None = None, flag: str = "a key") -> Side:
     """A place as a user writes it: a folder, redis://, http(s)://, or the URL of a store.
+
+    Args:
+        flag: how the user gives the key of a server.
 
     Raises:
         InvalidArgument: it is none of these.
     """
     if re.match(r"https?://", place):
-        return ServerSide(place, key)
+        return ServerSide(place, key, flag)
     if key is not None:
         raise InvalidArgument(f"{place}: a key is for a server, http:// or https://")
     return ObjectSide(place) if is_store(place) else RegistrySide(place)

@@ -43,10 +43,14 @@ class PostgresStore:
         self._where, self._name = str(place), place.name
         self._db = _connect(place)
         self.about: About | None = None
-        with _told(self._where):
-            if self._ask("SELECT to_regclass(quote_ident(%s))", self._name)[0][0] is not None:
-                self.about = self._read_about()
-                register_vector(self._db)
+        try:
+            with _told(self._where):
+                if self._ask("SELECT to_regclass(quote_ident(%s))", self._name)[0][0] is not None:
+                    self.about = self._read_about()
+                    register_vector(self._db)
+        except SMNError:
+            self._db.close()
+            raise
 
     def begin(self, about: About) -> None:
         with _told(self._where), self._db.transaction():

@@ -57,9 +57,13 @@ class QdrantStore:
             check_compatibility=False,
         )
         self.about: About | None = None
-        with _told(self._where):
-            if self._client.collection_exists(self._name):
-                self.about = self._read_about()
+        try:
+            with _told(self._where):
+                if self._client.collection_exists(self._name):
+                    self.about = self._read_about()
+        except SMNError:
+            self._client.close()
+            raise
 
     def begin(self, about: About) -> None:
         with _told(self._where):

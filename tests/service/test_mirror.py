@@ -327,9 +327,9 @@ def test_a_server_is_either_side_and_says_who_may(theta, server, tmp_path, capsy
     code, _, err = run(one, two, *keys, "--delete", "--yes")
     assert code == 0 and "mask more: deleted" in err and "mask photos@mine: deleted" in err
     for arguments, said in (
-        ([one, tmp_path / "x"], "no key"),
-        ([one, tmp_path / "x", "--source-key", "wrong"], "key"),
-        ([tmp_path / "folder", two, "--dest-key", "wrong"], "key"),
+        ([one, tmp_path / "x"], "refuses (401): send a key: Authorization: Bearer <key>; give --source-key"),
+        ([one, tmp_path / "x", "--source-key", "wrong"], "the key is not known here; give --source-key"),
+        ([tmp_path / "folder", two, "--dest-key", "wrong"], "the key is not known here; give --dest-key"),
         ([tmp_path / "folder", tmp_path / "x", "--source-key", "k"], "a key is for a server"),
         ([one, one, *keys], "one place"),
         ([tmp_path / "none", tmp_path / "x"], "has no mask and no cascade"),

@@ -159,6 +159,8 @@ def test_a_store_gives_its_masks_and_says_what_is_wrong_with_them(file):
         "a", "memory://offers/photos/a.smn", None, read_mask(file).digest,
     )  # fmt: skip
     assert [offer.name for offer in read_offers([], ["memory://offers/photos"])] == ["a", "b"]
+    both = "memory://offers/photos/b.smn,memory://offers/photos/a.smn"
+    assert [offer.name for offer in read_offers([], [both])] == ["b", "a"]
     with pytest.raises(InvalidArgument, match=r"memory://offers/photos/a\.smn would have one name"):
         read_offers([file], ["memory://offers/photos"])
     with pytest.raises(NotFound, match="memory://offers has no file"):

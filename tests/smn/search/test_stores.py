@@ -207,7 +207,9 @@ def test_what_a_qdrant_server_refuses_or_breaks_is_one_line(kept, place, qdrant,
     monkeypatch.setattr(qdrant, "key", "secret")
     refused(where, r"refuses \(403\): give --store-key", InvalidArgument)
     refused(where, r"refuses \(403\): give --store-key", InvalidArgument, "secret-that-is-wrong")
-    assert open_made(where, "secret")[1] == ABOUT
+    store, about = open_made(where, "secret")
+    store.close()
+    assert about == ABOUT
     monkeypatch.setattr(qdrant, "key", None)
     refused(where.replace("127.0.0.1", "192.0.2.1"), "a key goes to qdrant", InvalidArgument, "secret")
     refused(f"qdrant://127.0.0.1:{free_port()}/x", "cannot be reached", Unavailable)
@@ -246,7 +248,8 @@ def test_what_postgresql_refuses_or_somebody_else_made_is_one_line(kept, place, 
         # An approximate index that somebody makes beside it does not change an answer.
         db.execute(f"CREATE INDEX ON {name} USING ivfflat (vector vector_cosine_ops) WITH (lists = 40)")
     vector, rows = np.ones(WIDTH, np.float32), rows_of(range(40))
-    found = open_store(where).nearest(vector, 10)
+    with closing(open_store(where)) as store:
+        found = store.nearest(vector, 10)
     assert [path for path, _ in found] == [p for p, _ in nearest_of([(list(rows.paths), rows.vectors)], vector, 10)]
     refused(user.replace("/postgres", "/none") + "/x", "PostgreSQL cannot be reached: .*none", Unavailable)
     refused(f"postgresql://smn:secret@127.0.0.1:{free_port()}/postgres/x", "PostgreSQL cannot be reached", Unavailable)

@@ -2,7 +2,7 @@
 
 Every way gives the same embeddings; only time depends on the choice. `python -m benchmarks.engine --fit` measures the
 constants on one thread, along the code that the engine itself runs, and prints them anew. Those below are means of
-three fits on an idle machine, which agree within a factor of two (docs/decisions.md).
+two fits, which agree within a factor of one and a half (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class Costs:
 
 
 CPU = Costs(
-    write=0.57,
-    scratch=0.14,
-    flip=20.5,
-    rescale=0.16,
-    segment=41000.0,
-    segment_weight=0.48,
-    correction=6900.0,
-    correction_row=1.9,
-    correction_out=0.37,
+    write=0.31,
+    scratch=0.22,
+    flip=17.4,
+    rescale=0.082,
+    segment=0.0,
+    segment_weight=0.56,
+    correction=3300.0,
+    correction_row=1.1,
+    correction_out=0.33,
 )
 
 # A mask is a patch where that costs at most this part of writing a slot. A slot is written once and then runs a plain

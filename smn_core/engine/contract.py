@@ -44,7 +44,8 @@ class Memory:
     """What an engine holds, in bytes: theta, prepared masks with their maps, and the weights made of them (`slots`).
 
     A slot is an array for the weights of one mask. There are at most `n_slots`; `resident_masks` masks are in one, of
-    the `prepared_masks` that are ready. `forms` says in which way each kind of the model's layers runs (forwards/).
+    the `prepared_masks` that are ready. `forms` says in which way each kind of the model's layers runs (forwards/), and
+    how a batch that mixes masks does.
     """
 
     theta: int

@@ -2,7 +2,7 @@
 
 Every way gives the same embeddings; only time depends on the choice. `python -m benchmarks.engine --fit` measures the
 constants on one thread, along the code that the engine itself runs, and prints them anew. Those below are means of
-three fits on an idle machine, which agree within a factor of two (docs/decisions.md).
+two fits, which agree within a factor of one and a half (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ class Costs:
 
     Attributes:
         write: to write one weight of a slot.
-        read: what a product takes longer by weight where it finds the weight in memory and not in cache, as a slot's.
         scratch: to write one weight where it is used (scratch.py).
         flip: to set one OFF weight to 0 in the shared array; as much again to undo it.
         rescale: to multiply one element of a convolution's output by `1 / alpha`.
@@ -37,7 +36,6 @@ class Costs:
     """
 
     write: float
-    read: float
     scratch: float
     flip: float
     rescale: float
@@ -49,16 +47,15 @@ class Costs:
 
 
 CPU = Costs(
-    write=0.57,
-    read=0.22,
-    scratch=0.14,
-    flip=20.5,
-    rescale=0.16,
-    segment=41000.0,
-    segment_weight=0.48,
-    correction=6900.0,
-    correction_row=1.9,
-    correction_out=0.37,
+    write=0.31,
+    scratch=0.22,
+    flip=17.4,
+    rescale=0.082,
+    segment=0.0,
+    segment_weight=0.56,
+    correction=3300.0,
+    correction_row=1.1,
+    correction_out=0.33,
 )
 
 # A mask is a patch where that costs at most this part of writing a slot. A slot is written once and then runs a plain
@@ -116,13 +113,9 @@ def mixing_pays(sites: list[Site], layout: Layout) -> bool:
     return 2 * linear >= layout.n_weights
 
 
-def slot_pays(costs: Costs, resident: bool) -> bool:
-    """Whether a mask of a mixed batch runs faster from a slot than from weights that are written where they are used.
-
-    Args:
-        resident: whether it has a slot already.
-    """
-    return costs.read + (0 if resident else costs.write) < costs.scratch
+def slot_pays(costs: Costs) -> bool:
+    """Whether writing a slot for a mask of a mixed batch costs less than writing its weights where they are used."""
+    return costs.write < costs.scratch
 
 
 def flips_pay(costs: Costs, n_weights: int, n_off: int) -> bool:

@@ -159,8 +159,16 @@ class Engine:
             n_slots=self._slots.capacity,
             resident_masks=self._slots.resident_masks,
             prepared_masks=n_prepared,
-            forms=self.forms.as_json(),
+            forms={**self.forms.as_json(), "masks in one batch": self._name_mixing()},
         )
+
+    def _name_mixing(self) -> str:
+        """How a batch that mixes masks runs."""
+        if not self._mixes:
+            return "segment by segment"
+        if self._mixed.all_linear:
+            return "one forward, one launch a layer"
+        return "one forward, from slots" if self._mixed.wants_slots else "one forward, written where they are used"
 
     @torch.inference_mode()
     def embed(self, x: Float32[Tensor, "n 3 h w"], segments: Sequence[Segment]) -> Embedded:
@@ -194,7 +202,9 @@ class Engine:
         in_slots: dict[str, WearableMask] = {}
         if len(spans) > 1 and not (mixes and self._mixed.all_linear):
             worn = {span.mask.key: span.mask for span in spans if span.mask is not None and not span.mask.patched}
-            in_slots = {key: mask for key, mask in worn.items() if not mixes or self._mixes_from_slot(mask)}
+            # A slot that is there costs least; one more is written only where that is cheaper (costs.py).
+            all_in_slots = not mixes or self._mixed.wants_slots
+            in_slots = {key: mask for key, mask in worn.items() if all_in_slots or self._slots.has(key)}
             written = self._wardrobe.bring_all(in_slots.values())
             if written is None:
                 mixes = False
@@ -235,10 +245,6 @@ class Engine:
             self._mixes = False
             return False
         return True
-
-    def _mixes_from_slot(self, mask: WearableMask) -> bool:
-        """Whether a mask of a mixed batch is read from a slot."""
-        return self._mixed.wants_slot(mask, self._slots.has(mask.key))
 
     def _find_weights(self, mask: WearableMask | None, in_slots: Mapping[str, WearableMask]) -> Weights | None:
         """Where a mixed batch finds the weights of a mask; see `Span`."""

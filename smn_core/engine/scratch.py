@@ -37,12 +37,15 @@ class _Place:
 class Scratch:
     """One array, as long as the module with the most weights needs. Owned by one thread.
 
+    Args:
+        wanted: False leaves the array out; then nothing is available.
+
     Attributes:
         available: whether there is a loop that writes into it. Nothing else may be called where there is not.
     """
 
-    def __init__(self, theta: Theta) -> None:
-        self._loop = theta.applier if isinstance(theta.applier, LoopApplier) else None
+    def __init__(self, theta: Theta, wanted: bool = True) -> None:
+        self._loop = theta.applier if wanted and isinstance(theta.applier, LoopApplier) else None
         sites = theta.sites if self._loop is not None else []
         line = LINE_BYTES // theta.flat.itemsize
         begins = {id(site): _starts(theta, site.tensors, line) for site in sites}

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor, nn
 
-from smn_core.engine.costs import Costs, base_pays, flips_pay, slot_pays
+from smn_core.engine.costs import Costs, base_pays, flips_pay, mixing_pays, slot_pays
 from smn_core.engine.device.graphs import MAX_IMAGES
 from smn_core.engine.kernels.choice import Kernels
 from smn_core.engine.kernels.table import Table
@@ -54,7 +54,7 @@ class Mixed:
     def __init__(self, theta: Theta, patch: Patch, corrector: Corrector, costs: Costs | None) -> None:
         self._sites, self._layout = theta.sites, theta.layout
         self._patch, self._corrector, self._costs = patch, corrector, costs
-        self.scratch = Scratch(theta)
+        self.scratch = Scratch(theta, wanted=mixing_pays(theta.sites, theta.layout))
         self._root_weights, self._root_state = theta.views, theta.state
         self.rest = theta.views, theta.state
         self.kernels: Kernels | None = theta.kernels
@@ -69,11 +69,10 @@ class Mixed:
         """Whether the kernels run every site. Then masks need no slots, and all batches run the same launches."""
         return self.kernels is not None and all(site.is_linear for site in self._sites)
 
-    def wants_slot(self, mask: WearableMask, resident: bool) -> bool:
-        """Whether a mask needs a slot in a mixed batch; otherwise `Span.weights` is None for it."""
-        if mask.patched:
-            return False
-        return not self.scratch.available or (self._costs is not None and slot_pays(self._costs, resident))
+    @property
+    def wants_slots(self) -> bool:
+        """Whether masks that are no patches need a slot in a mixed batch. Else `Span.weights` may be None for them."""
+        return not self.scratch.available or (self._costs is not None and slot_pays(self._costs))
 
     def run(self, model: nn.Module, x: Float[Tensor, "n 3 h w"], spans: Sequence[Span]) -> Float[Tensor, "n d"]:
         """`z[s.start:s.stop] = model(x[s.start:s.stop])` through the weights of every span s.

@@ -65,6 +65,11 @@ def test_a_write_that_fails_half_way_is_never_served(make_mask, monkeypatch):
     mixed = [Segment(mask.digest, i, i + 1) for i, mask in enumerate(masks)]
     batches = [mixed, *([Segment(digest, 0, 2)] for digest in (masks[0].digest, masks[1].digest, None))]
     expected = [engine.embed(x, segments).embeddings for segments in batches]
+    for mask in masks:  # their slots are free again
+        engine.release(mask.digest)
+    engine.embed(x, [Segment(None, 0, 2)])
+    for mask in masks:
+        engine.prepare(mask)
 
     def fail(mask, chunks, out):
         out[: len(out) // 2] = np.nan

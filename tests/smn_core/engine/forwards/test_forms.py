@@ -57,7 +57,12 @@ def test_the_forms_are_really_put_on():
     engine = Engine(resnet, forms=Forms(convolution="folded"))
     assert type(resnet.model.conv1) is FoldedConv2d
     assert resnet.model.conv1.bias is not None
-    assert engine.memory().forms == {"linear": "torch", "attention": "timm", "convolution": "folded"}
+    assert engine.memory().forms == {
+        "linear": "torch",
+        "attention": "timm",
+        "convolution": "folded",
+        "masks in one batch": "segment by segment",
+    }
 
 
 def test_a_patch_that_comes_again_is_folded(make_mask):

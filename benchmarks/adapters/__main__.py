@@ -44,6 +44,7 @@ SETTINGS = (
     Setting("lora", 1e-3, 1),
 )
 """Rates about which each kind is known to learn, and a second one; a whole turn of the kinds comes before it."""
+KINDS = tuple(dict.fromkeys(setting.kind for setting in SETTINGS))
 FROZEN = "frozen"
 Row = dict[str, Any]
 
@@ -61,6 +62,7 @@ def main(
     work: Annotated[Path, typer.Option(help="where adapters and runs are left")] = Path("adapters.run"),
     out: Annotated[Path, typer.Option(help="the rows: read, and added to")] = ROWS,
     first: Annotated[int, typer.Option(help="learn the first settings alone")] = len(SETTINGS),
+    mapped: Annotated[str, typer.Option(help="kinds that are scored under the map too, with commas")] = ",".join(KINDS),
     picture: Annotated[Path | None, typer.Option(help="draw the rows into this file")] = None,
 ) -> None:
     """Learn what is missing, score it, print a row for each; draw the picture where one is asked for."""
@@ -70,13 +72,14 @@ def main(
         config = override(find_recipe(recipe), changes)
         config = replace(config, precision=PLAIN) if config.precision == AUTO else config  # one form for all kinds
         spec = as_trained(for_learning(spec), None)
-        for row in Comparison(spec, data, config, seed, work, out, choose_on, most, SETTINGS[:first]).rows():
+        kinds = tuple(mapped.split(","))
+        for row in Comparison(spec, data, config, seed, work, out, choose_on, most, SETTINGS[:first], kinds).rows():
             print(json.dumps(row), flush=True)
     if picture is not None:
-        from benchmarks.adapters.picture import caption, draw
+        from benchmarks.adapters.picture import caption, draw, table
 
         draw(read(out), picture)
-        print("\n".join(caption(read(out))))
+        print("\n".join([*table(read(out)), "", *caption(read(out))]))
 
 
 def read(file: Path) -> list[Row]:
@@ -97,6 +100,7 @@ class Comparison:
     choose_on: int
     most: int
     settings: Sequence[Setting]
+    mapped: Sequence[str]
 
     def rows(self) -> Iterator[Row]:
         """Learn and score what is missing; every row is in the file by the time that it comes."""
@@ -114,7 +118,8 @@ class Comparison:
                 )
         yield from self._score("frozen", None, list(MAPS), train, bank, test)
         for kind in dict.fromkeys(setting.kind for setting in self.settings):
-            yield from self._score(kind, self._best(kind), ["", " + map"], train, bank, test)
+            ends = ["", " + map"] if kind in self.mapped else [""]
+            yield from self._score(kind, self._best(kind), ends, train, bank, test)
 
     def _score(
         self, name: str, best: Row | None, ends: Sequence[str], train: Any, bank: Any, test: Any

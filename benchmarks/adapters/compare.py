@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy import ndarray
 from sklearn.model_selection import StratifiedKFold
 
+from benchmarks.finetuned import load_finetuned
 from smn_core.affine import DIAGONAL, Affine
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
@@ -44,7 +45,7 @@ def some(images: ImageSet, n: int, seed: int = 7) -> Subset:
 
 def open_engine(spec: BackboneSpec, weights: Path | None) -> Engine:
     """An engine of the weights that an adapter means; without any, of the untouched backbone."""
-    return Engine(load_backbone(replace(spec, weights=weights) if weights is not None else spec), slots=1)
+    return Engine(load_finetuned(spec, weights) if weights is not None else load_backbone(spec), slots=1)
 
 
 def score_folds(engine: Engine, images: ImageSet) -> dict[str, float]:

@@ -114,7 +114,8 @@ class SignPairs(nn.Module):
 def _attach_one_bit(model: nn.Module, rank: int) -> None:
     model.requires_grad_(False)
     for _, layer in list(find_layers(model)):
-        parametrize.register_parametrization(layer, "weight", SignPairs(*layer.weight.shape, rank), unsafe=True)
+        pairs = SignPairs(layer.out_features, layer.in_features, rank)
+        parametrize.register_parametrization(layer, "weight", pairs, unsafe=True)
 
 
 def _read_one_bit(model: nn.Module) -> Stored:

@@ -67,7 +67,9 @@ class AdapterLearner(Learner):
 
     def __init__(self, prepared: Prepared, kind: str, rank: int) -> None:
         config = prepared.request.config
-        super().__init__(prepared.backbone, config, config.total_steps(len(prepared.images.names)), seed=0)
+        super().__init__(
+            prepared.backbone, config, config.total_steps(len(prepared.images.names)), seed=prepared.request.seed
+        )
         self._kind, self._rank = kind, rank
         self._squares: list[Tensor] = []
         self._n_squares = 0

@@ -54,6 +54,24 @@ def caption(rows: Sequence[Row]) -> list[str]:
     return told
 
 
+def table(rows: Sequence[Row]) -> list[str]:
+    """Every adapter of every set as lines of Markdown: what was taken, points gained, bytes, seconds."""
+    lines = ["| set | adapter | setting | kNN | gained | probe | gained | bytes | seconds |", "|---" * 9 + "|"]
+    for data in dict.fromkeys(row["data"] for row in rows if "adapter" in row):
+        frozen = [row for row in rows if row["data"] == data and row.get("adapter") == "frozen"][-1:]
+        for row in [*frozen, *points_of(rows, data)]:
+            first = row["adapter"] == "frozen"
+            found = row["test"].values()
+            scores = " | ".join(f"{change['after']:.3f} | {'' if first else _points(change)}" for change in found)
+            cells = ("frozen", "") if first else (name_of(row), row["taken"])
+            lines.append(f"| {data} | {' | '.join(cells)} | {scores} | {row['bytes']:,} | {row['seconds']:.0f} |")
+    return lines
+
+
+def _points(change: Mapping[str, float]) -> str:
+    return f"{100 * change['change']:+.1f} ± {100 * change['error']:.1f}"
+
+
 def draw(rows: Sequence[Row], file: Path) -> None:
     """Draw the picture.
 
@@ -68,7 +86,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     sets = list(dict.fromkeys(row["data"] for row in rows if "adapter" in row))
     if not sets:
         raise InvalidArgument(f"{file}: there are no rows of the test split to draw")
-    style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+    style: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **style}):
         figure = Figure(figsize=(4.6 * len(sets) + 1.6, 6.4), layout="constrained")
         panels = figure.subplots(len(PROBES), len(sets), sharex=True, squeeze=False)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from benchmarks.finetuned import load_finetuned
 from benchmarks.paper.probe import predict
 from benchmarks.paper.wanted import CLUSTERS, EXPERTS, FINETUNE, ROOT, SUPERVISED, Wanted, name_few
 from smn_core.affine import Affine
@@ -37,6 +38,7 @@ FROZEN, MAP, MASK, FLIPS, FOREIGN = "frozen", "frozen + map", "mask", "random fl
 MASK_AND_MAP = f"{MASK} + map"
 FEW_OF = {SUPERVISED: "supervised mask on the few labels", FINETUNE: "full fine-tuning on the few labels"}
 ALL_OF = {SUPERVISED: "supervised mask, all labels", FINETUNE: "full fine-tuning, all labels"}
+WHITENED = "root, whitened"
 SCORES = "scores"
 Right = dict[str, ndarray]
 """For every test image whether it was right, 0 or 1: `knn`, `linear`, and `few/AMOUNT/DRAW`."""
@@ -104,7 +106,8 @@ class Scorer:
         wanted = self._wanted
         for name, mask, n_bytes in self._masks():
             digest = mask.digest if mask is not None else None
-            facts = {"setting": 1, "bytes": n_bytes, **({"density": mask.density} if mask is not None else {})}
+            facts: dict[str, Any] = {"setting": 1, "bytes": n_bytes}
+            facts |= {"density": mask.density} if mask is not None else {}
             with_map = name != FLIPS
             missing = [n for n in (name, *([f"{name} + map"] if with_map else [])) if not self._is_scored(n, few=True)]
             if not missing:
@@ -131,7 +134,9 @@ class Scorer:
             if (flipped := strip(flip_at_random(root, self._wanted.seed))) is not None:
                 yield FLIPS, flipped, file.stat().st_size
         if (foreign := self._wanted.foreign) is not None:
-            yield FOREIGN, with_bits(read_mask(foreign), self._engine.backbone), foreign.stat().st_size
+            # Its own map was fitted on other images, and a map of these takes its place.
+            if (bare := strip(with_bits(read_mask(foreign), self._engine.backbone))) is not None:
+                yield FOREIGN, bare, foreign.stat().st_size
 
     def _score_with_labels(self) -> None:
         for request in self._wanted.with_all_labels():
@@ -171,7 +176,9 @@ class Scorer:
             self._engine, clusters, open_folder(folder), [], self._embed, self._train, self._test
         ):
             assert tested is not None
-            name = f"{facts['name']}"
+            name = facts["name"]
+            for alone in (WHITENED, ROOT):  # the same of every cascade, and scored with the first
+                name = alone if name == f"{clusters}: {alone}" else name
             if not self._is_scored(name, few=False):
                 told = {"name": name, "setting": 3, "bytes": facts["bytes"]["total"], "parts": facts["bytes"]}
                 self._keep(told, bank, tested, few=False)
@@ -183,7 +190,7 @@ class Scorer:
         """An engine of a run with labels: a mask that is prepared in it, or the weights of fine-tuning."""
         facts: dict[str, Any] = {"bytes": file.stat().st_size}
         if file.suffix == ".safetensors":
-            return Engine(load_backbone(replace(self._spec, weights=file)), slots=1), None, facts
+            return Engine(load_finetuned(self._spec, file), slots=1), None, facts
         engine = Engine(load_backbone(self._spec), slots=1)
         mask = with_bits(read_mask(file), engine.backbone)
         engine.prepare(mask)
@@ -198,7 +205,7 @@ class Scorer:
         }
         for key, picked in self._draws.items() if few else ():
             rows = np.flatnonzero(np.isin(bank.kept, picked))
-            drawn = replace(bank, z=bank.z[rows], labels=known[rows])
+            drawn = replace(bank, z=bank.z[rows], labels=known[rows], kept=bank.kept[rows])
             right[key] = self._right(drawn, tested)
         self._say(f"  {facts['name']}: kNN {right['knn'].mean():.3f}, probe {right['linear'].mean():.3f}")
         self._write(facts, right)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.scores import FROZEN, MAP, MASK, MASK_AND_MAP, Right, Scored
-from benchmarks.paper.wanted import FINETUNE, SUPERVISED
+from benchmarks.paper.scores import FROZEN, MAP, MASK, MASK_AND_MAP, WHITENED, Right, Scored
+from benchmarks.paper.wanted import CLUSTERS, FINETUNE, SUPERVISED
 from training.evaluation.paired import Change, compare
 
 PAPER: Mapping[str, Sequence[float]] = {
@@ -44,8 +44,7 @@ def control_of(name: str) -> str:
     """What a space must beat besides the frozen backbone; "" where there is nothing."""
     if name == MASK_AND_MAP:
         return MAP
-    kind, colon, what = name.partition(": ")
-    return f"{kind}: root, whitened" if colon and not what.startswith("root") else ""
+    return WHITENED if name.startswith(tuple(f"{clusters}: " for clusters in CLUSTERS)) else ""
 
 
 def _scores(right: Right, before: Right) -> Row:
@@ -80,17 +79,18 @@ def make_page(name: str, facts: Mapping[str, Any], rows: Sequence[Row], failed: 
 
 
 def _unlabelled(heading: str, rows: Sequence[Row], *, control: bool = False) -> list[str]:
+    """Scores with all labels; beside them the density of masks, or with `control` nothing of it."""
     if not rows:
         return []
-    more = " | over the root whitened, kNN / probe" if control else " | over its control, kNN / probe"
-    lines = ["", heading, "", f"| | kNN | change | probe | change | bytes | density{more} |", "|---" * 8 + "|"]
+    more = "over the root whitened" if control else "density | over frozen + map"
+    lines = ["", heading, "", f"| | kNN | change | probe | change | bytes | {more}, kNN / probe |"]
+    lines.append("|---" * (7 if control else 8) + "|")
     for row in rows:
-        density = f"{row['density']:.6f}" if "density" in row else ""
-        against = row.get("control")
-        over = f"{_change(against['knn'])} / {_change(against['linear'])}" if against else ""
-        first = row["name"] == FROZEN
+        first, against = row["name"] == FROZEN, row.get("control")
         scores = " | ".join(f"{row[p]['after']:.3f} | {'' if first else _change(row[p])}" for p in ("knn", "linear"))
-        lines.append(f"| {row['name']} | {scores} | {row['bytes']:,} | {density} | {over} |")
+        density = [] if control else [f"{row['density']:.6f}" if "density" in row else ""]
+        over = f"{_change(against['knn'])} / {_change(against['linear'])}" if against else ""
+        lines.append(f"| {' | '.join([row['name'], scores, format(row['bytes'], ','), *density, over])} |")
     return lines
 
 
@@ -105,11 +105,9 @@ def _few_labels(rows: Sequence[Row]) -> list[str]:
         cells = []
         for amount in amounts:
             few = row["few"].get(amount)
-            cells += (
-                [f"{few['after']:.3f} ± {few['deviation']:.3f}", _change(few), f"{few['wins']} of {few['n']}"]
-                if few
-                else ["", "", ""]
-            )
+            told = f"{few['after']:.3f} ± {few['deviation']:.3f}" if few else ""
+            compared = few and row["name"] != FROZEN
+            cells += [told, *([_change(few), f"{few['wins']} of {few['n']}"] if compared else ["", ""])]
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return lines
 
@@ -123,7 +121,7 @@ def _beside_paper(name: str, rows: Sequence[Row]) -> list[str]:
 
     labelled = {part: next((n for n in found if n.startswith(begin) and n.endswith("all labels")), "")
                 for part, begin in ((SUPERVISED, "supervised"), (FINETUNE, "full"))}  # fmt: skip
-    density = f"{found[MASK]['density']:.3f}" if MASK in found else ""
+    density = f"{found[MASK]['density']:.6f}" if MASK in found else ""
     mine = [score(FROZEN, "knn"), score(MASK, "knn"), score(MASK, "linear"),
             *(score(labelled[part], "linear") for part in (SUPERVISED, FINETUNE)), density]  # fmt: skip
     lines = ["", "## The paper's row", "",

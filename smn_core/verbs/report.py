@@ -16,13 +16,15 @@ from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained
 
 
-def open_mask(path: Path, spec: BackboneSpec) -> tuple[bytes, TaskMask]:
+def open_mask(path: Path, spec: BackboneSpec, parent: Path | None = None) -> tuple[bytes, TaskMask]:
     """A file's bytes and its mask; bits of codec `context` are decoded where `spec`, or the mask's run, names weights.
+
+    Its parent, if it has one, is `parent` or a mask file beside it.
 
     Raises:
         InvalidMask, WrongBackbone, UnknownModel: as `read_mask` and `with_bits`.
     """
-    data, mask = read_file(path)
+    data, mask = read_file(path, parent=parent)
     if isinstance(mask, CodedMask):
         trained = as_trained(spec, mask, path)
         if trained.weights is not None:
@@ -46,6 +48,7 @@ def describe(path: Path, opened: tuple[bytes, TaskMask] | None = None) -> dict[s
         "args": model["args"],
         "fingerprint": mask.fingerprint,
         "layout": mask.layout.digest,
+        "parent": mask.parent,
         "weights": mask.layout.n_weights,
         "off": None if coded else mask.n_off,
         "density": None if coded else mask.density,
@@ -84,7 +87,7 @@ def stages(mask: TaskMask) -> list[dict[str, Any]]:
 def sizes(data: bytes, mask: TaskMask) -> dict[str, Any]:
     """Every byte of a mask's file, and what it replaces: a copy of the maskable weights."""
     file = tensorfile.parse_tensors(data)
-    in_parts = {"bits": 0, "state": 0, "affine": 0, "head": 0}
+    in_parts = {"bits": 0, "state": 0, "affine": 0, "head": 0, "rest": 0}
     for name, values in file.tensors.items():
         part = name.split(".")[0]
         in_parts[part if part in in_parts else "bits"] += values.nbytes

@@ -134,6 +134,7 @@ def _identity(found: dict[str, Any]) -> dict[str, str]:
         "architecture": found["architecture"] + (f" {json.dumps(found['args'])}" if found["args"] else ""),
         "fingerprint": found["fingerprint"],
         "layout": found["layout"],
+        **({"parent": found["parent"]} if found["parent"] else {}),
         "density": "in the coded bits, which --weights FILE decodes"
         if found["density"] is None
         else f"{found['density']:.6f} ({found['off']:,} of {found['weights']:,} OFF)",

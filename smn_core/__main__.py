@@ -98,8 +98,8 @@ def repack(
         show.note(f"{out}: {done.after:,} bytes as {codec}, {done.before:,} before")
         if done.moved:
             show.note(
-                "its statistics are rounded, so it is another mask in another space: embeddings of 8 drawn pictures move "
-                f"by at most {done.moved:.1e} of their length"
+                "its statistics are rounded, so it is another mask in another space: embeddings of 8 drawn pictures "
+                f"move by at most {done.moved:.1e} of their length"
             )
 
 

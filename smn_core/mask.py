@@ -37,8 +37,8 @@ class TaskMask:
     Immutable. These invariants are checked on construction: `packed` has the layout's length, its padding is 0, and
     every tensor has an ON bit. `state` names buffers of the backbone, with their shapes and finite values. `head` and
     `affine`, the map of the embeddings, are as wide as an embedding. `metadata` are the other texts of the file
-    (objective, dataset, ...). `digest` is the file's (`sha256:...`), or None before it is written. `parent` is the digest
-    of the mask that the file's bits were coded against, if any; the mask itself is the same without one.
+    (objective, dataset, ...). `digest` is the file's (`sha256:...`), or None before it is written. `parent` is the
+    digest of the mask that the file's bits were coded against, if any; the mask itself is the same without one.
 
     Raises:
         InvalidMask: an invariant is broken; the message says which, and where.

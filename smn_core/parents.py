@@ -25,6 +25,11 @@ def beside(file: Path, named: Path | None = None) -> Find:
     return find
 
 
+def parent_path(file: Path) -> Path:
+    """Where the parent of a mask file goes that comes with it: `NAME.parent.smn` beside `NAME.smn`."""
+    return file.with_name(f"{file.stem}.parent.smn")
+
+
 def parent_of(data: bytes) -> str | None:
     """The digest that a mask file names as its parent; nothing else is checked."""
     try:

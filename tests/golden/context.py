@@ -205,7 +205,7 @@ def renew(factors: list[Factor]) -> None:
 def decode(
     stream: bytes, weights: Mapping[str, np.ndarray], parent: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
-    """The ON bits of every tensor, in its shape. `weights` are the backbone's, in layout order; so are a parent's bits."""
+    """The ON bits of every tensor, in its shape. `weights` are the backbone's, in layout order, as a parent's bits."""
     state = {"width": 2**32 - 1, "code": int.from_bytes(stream[1:5], "big"), "place": 5}
 
     def code(chance: int, _: bool) -> bool:

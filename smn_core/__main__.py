@@ -33,6 +33,9 @@ def inspect(
         Path | None, typer.Argument(metavar="[OTHER]", help="A second mask: say how it differs from the first.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+    codings: Annotated[
+        bool, typer.Option("--codings", help="What the bits take in other codes, and their entropy by stage; seconds.")
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the density of every tensor (.png, .svg, .pdf).")
     ] = None,
@@ -43,11 +46,11 @@ def inspect(
     """
     from smn_core.verbs import show
     from smn_core.verbs.plots import density_plot
-    from smn_core.verbs.report import describe, describe_cascade, difference, is_cascade, open_mask
+    from smn_core.verbs.report import classes_of_mask, describe, describe_cascade, difference, is_cascade, open_mask
 
     if is_cascade(file):
-        if other is not None or plot is not None:
-            raise InvalidArgument(f"{file} is a cascade: --plot and a second file are for its masks")
+        if other is not None or plot is not None or codings:
+            raise InvalidArgument(f"{file} is a cascade: --plot, --codings and a second file are for its masks")
         parts = describe_cascade(file)
         if as_json:
             show.as_json(parts)
@@ -56,6 +59,10 @@ def inspect(
         return
     opened = open_mask(file, spec, parent)
     found: dict[str, Any] = describe(file, opened)
+    if codings:
+        from smn_core.verbs.codings import codings as compare
+
+        found["codings"] = compare(opened[1], classes_of_mask(file, opened[1], spec))
     if other is not None:
         found["difference"] = {"other": str(other), **difference(opened[1], open_mask(other, spec, parent)[1])}
     if plot is not None:

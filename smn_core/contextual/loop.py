@@ -56,6 +56,12 @@ def compile_loop(name: str) -> Callable[..., None]:
     return cast("Callable[..., None]", loop)
 
 
+def compile_all() -> None:
+    """Compile all of SIGNATURES, or read them from the cache: the first mask then waits for neither."""
+    for name in SIGNATURES:
+        compile_loop(name)
+
+
 @intrinsic
 def _bit_length_less_one(_context, _value):
     def generate(_context, builder, _signature, args):

@@ -47,6 +47,8 @@ def push_to_hub(
     if base_model is not None:
         _check_base(base_model)
     data, mask = read_file(file)
+    if mask.parent is not None:  # a repository holds one mask, and a parent is another
+        raise InvalidArgument(f"{file} is coded against a parent: smn repack it without --parent first")
     facts = CardFacts(address.repo, len(data), base_model, license)
     url = push_mask(
         address, data, make_card(mask, facts) if with_card else None, token=secret(token, "--token"), private=private

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from smn_core.tensorfile import InvalidTensorFile, digest_of, read_metadata
@@ -19,8 +20,13 @@ def beside(file: Path, named: Path | None = None) -> Find:
     """
 
     def find(digest: str) -> bytes | None:
-        places = [*([named] if named is not None else []), *sorted(file.parent.glob("*.smn"))]
-        return next((data for data in map(Path.read_bytes, places) if digest_of(data) == digest), None)
+        if named is not None and digest_of(data := named.read_bytes()) == digest:
+            return data
+        for place in sorted(file.parent.glob("*.smn")):
+            with suppress(OSError):  # a folder of that name, or somebody else's file
+                if digest_of(data := place.read_bytes()) == digest:
+                    return data
+        return None
 
     return find
 
@@ -31,8 +37,9 @@ def parent_path(file: Path) -> Path:
 
 
 def parent_of(data: bytes) -> str | None:
-    """The digest that a mask file names as its parent; nothing else is checked."""
+    """The digest that a mask file names as its parent; None of any other file. Nothing else is checked."""
     try:
-        return read_metadata(data).get("parent")
+        metadata = read_metadata(data)
     except InvalidTensorFile:
         return None  # what is wrong with it, parsing it says
+    return metadata.get("parent") if metadata.get("format") == "smn-mask/1" else None

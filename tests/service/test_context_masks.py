@@ -94,11 +94,11 @@ def test_a_child_of_a_child_is_a_422(client, theta, family, require_error):
     assert "no parent may be" in require_error(put(client, "m", data), 422, "invalid_mask")
 
 
-def test_a_parent_stays_while_a_child_needs_it(client, family, require_error):
+def test_a_parent_stays_while_a_child_needs_it(client, theta, family, require_error):
     parent, child, other = family
     for name, mask in (("root", parent), ("a", child), ("b", other)):
         put(client, name, mask.data)
-    put(client, "root", other.data)
+    put(client, "root", theta.mask(8).data)
     assert "is needed by: a, b" in require_error(client.delete("/masks/root?version=1"), 409, "conflict")
     assert "is needed by: a, b" in require_error(client.delete("/masks/root"), 409, "conflict")
     for name in ("a", "b"):

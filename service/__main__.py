@@ -12,6 +12,8 @@ from service.flags import SettingsCommand, files_of, said
 from service.keeping import Yes, agree
 from service.keeping import app as registry_verbs
 from smn_core.errors import InvalidArgument
+from smn_core.spec import BackboneSpec
+from smn_core.verbs.options import model_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,8 +76,10 @@ def serve(ctx: typer.Context) -> None:
 
 
 @app.command()
+@model_options
 def push(
     file: Annotated[Path, typer.Argument(metavar="FILE_OR_DIR", help="A mask file, or the folder of a cascade.")],
+    spec: BackboneSpec,
     hub: Annotated[
         str | None, typer.Argument(metavar="[hf:USER/NAME]", help="A place on the Hub, or one of its branches, @NAME.")
     ] = None,
@@ -84,6 +88,7 @@ def push(
     key: KeyOption = None,
     if_match: Annotated[str | None, typer.Option(metavar="DIGEST", help="Only over this current version.")] = None,
     if_absent: Annotated[bool, typer.Option("--if-absent", help="Only as a new name.")] = False,
+    codec: Annotated[str | None, typer.Option(help="Recode it first: raw, zstd or context.")] = None,
     token: TokenOption = None,
     private: Annotated[bool, typer.Option("--private", help="Hub: where the repository is made now.")] = False,
     no_card: Annotated[bool, typer.Option("--no-card", help="Hub: leave its card as it is.")] = False,
@@ -102,17 +107,19 @@ def push(
     if hub is not None:
         from service.sharing import push_to_hub
 
-        if if_match is not None or if_absent:
-            raise InvalidArgument("--if-match and --if-absent are for a server")
+        if if_match is not None or if_absent or codec is not None:
+            raise InvalidArgument("--if-match, --if-absent and --codec are for a server")
         push_to_hub(
             file, hub, token=token, private=private, with_card=not no_card, base_model=base_model, license=license,
             as_json=as_json,
         )  # fmt: skip
         return
     assert name is not None
-    with _client(server, key) as client:
+    from service.transfer import recoded
+
+    with _client(server, key) as client, recoded(file, codec, spec) as made:
         push = client.push_cascade if file.is_dir() else client.push
-        done = push(name, file, if_match=if_match, if_absent=if_absent)
+        done = push(name, made, if_match=if_match, if_absent=if_absent)
     _written(done, as_json=as_json)
     _say_next(server, f"{'cascade' if file.is_dir() else 'mask'}={done['name']}", keyed=key is not None)
 
@@ -130,7 +137,7 @@ def pull(
     token: TokenOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Over a file or folder that exists.")] = False,
 ) -> None:
-    """Download a mask file, or a cascade with its masks."""
+    """Download a mask file, with the parent that it is coded against, or a cascade with its masks."""
     if reference.startswith("hf:"):
         from service.sharing import pull_from_hub
 
@@ -138,7 +145,7 @@ def pull(
         return
 
     from service.registry.base import parse_reference
-    from smn_core.files import write_bytes
+    from service.transfer import pull_mask
     from smn_core.verbs.show import note
 
     kind, name = _kind_of(reference)
@@ -157,9 +164,8 @@ def pull(
         note(f"cascade {name} in {path}")
         return
     with _client(server, key) as client:
-        data = client.pull(name, version)
-    write_bytes(path, data)
-    note(f"{len(data):,} bytes in {path}")
+        for written, size in pull_mask(client, name, version, path, overwrite=overwrite):
+            note(f"{size:,} bytes in {written}")
 
 
 @app.command("list")

@@ -121,6 +121,7 @@ class AsyncClient:
     push = _async(talks.push)
     push_cascade = _async(talks.push_cascade)
     pull = _async(talks.pull)
+    pull_parent = _async(talks.pull_parent)
     pull_cascade = _async(talks.pull_cascade)
     cascade = _async(talks.cascade)
     mask = _async(talks.mask)

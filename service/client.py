@@ -158,6 +158,7 @@ class Client:
     push = _sync(talks.push)
     push_cascade = _sync(talks.push_cascade)
     pull = _sync(talks.pull)
+    pull_parent = _sync(talks.pull_parent)
     pull_cascade = _sync(talks.pull_cascade)
     cascade = _sync(talks.cascade)
     mask = _sync(talks.mask)

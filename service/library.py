@@ -21,6 +21,7 @@ from smn_core.engine import MaskHolder
 from smn_core.errors import SMNError
 from smn_core.mask import Head, TaskMask
 from smn_core.maskfile import parse_mask, with_bits
+from smn_core.parents import parent_of
 
 
 @dataclass
@@ -36,8 +37,8 @@ class Shelf:
 
 
 Blob = bytes
-Prepare = Callable[[str, Shelf, Blob], None]
-"""Fills the shelf of a digest from its file, in a thread."""
+Prepare = Callable[[str, Shelf, Blob, Blob | None], None]
+"""Fills the shelf of a digest from its file, and from that of its parent where it has one, in a thread."""
 FETCHERS = 16
 FETCH_WITHIN_S = 10.0
 """How long a file may take from the registry, however it comes."""
@@ -187,20 +188,22 @@ class Library:
     async def _fetch(self, digest: str, shelf: Shelf, prepare: Prepare) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        data = await loop.run_in_executor(self._fetchers, self._read, digest)
-        await loop.run_in_executor(self._threads, prepare, digest, shelf, data)
+        data, parent = await loop.run_in_executor(self._fetchers, self._read, digest)
+        await loop.run_in_executor(self._threads, prepare, digest, shelf, data, parent)
         self._heard(loop.time() - began)
 
-    def _read(self, digest: str) -> Blob:
+    def _read(self, digest: str) -> tuple[Blob, Blob | None]:
         with within(FETCH_WITHIN_S):
-            return blob_of_version(self._registry, digest)
+            data = blob_of_version(self._registry, digest)
+            parent = parent_of(data)
+            return data, blob_of_version(self._registry, parent) if parent is not None else None
 
-    def _prepare(self, digest: str, shelf: Shelf, data: Blob) -> None:
-        mask = parse_mask(data, self._engine.backbone.layout)
+    def _prepare(self, digest: str, shelf: Shelf, data: Blob, parent: Blob | None) -> None:
+        mask = parse_mask(data, self._engine.backbone.layout, lambda _: parent)
         shelf.warnings, shelf.head = self._engine.prepare(mask), mask.head
         shelf.bytes = self._engine.bytes_of(digest) + (mask.head.nbytes if mask.head is not None else 0)
 
-    def _read_cascade(self, _: str, shelf: Shelf, data: Blob) -> None:
+    def _read_cascade(self, _: str, shelf: Shelf, data: Blob, __: Blob | None) -> None:
         cascade = cascadefile.parse_cascade(data)
         cascadefile.check_fits(cascade, self._engine.backbone)
         shelf.bytes, shelf.cascade = cascade.resident_bytes(self._engine.backbone.n_features), cascade

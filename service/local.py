@@ -21,6 +21,7 @@ from service.settings import Settings
 from service.telemetry import Metrics, State
 from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
+from smn_core.contextual.loop import compile_all
 from smn_core.engine import Engine, MaskEngine, slots_within
 from smn_core.errors import SMNError
 from smn_core.mask import Head, TaskMask
@@ -46,6 +47,7 @@ class Local:
         self._passes = Passes(self.library, self.batcher, metrics.queue_seconds.observe)
         self._settings, self._registry, self._metrics = settings, registry, metrics
         self._following: asyncio.Task[None] | None = None
+        self._compiling: asyncio.Future[None] | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -53,6 +55,8 @@ class Local:
 
     async def start(self) -> None:
         """Warm up, and load what is to be resident."""
+        # numba compiles what decodes codec context, or reads it from its cache: nobody waits for that but such a mask.
+        self._compiling = asyncio.get_running_loop().run_in_executor(None, compile_all)
         await self._warm_up()
         for reference in self._settings.preload:
             async with self.library.hold(*await self.library.masks_of(reference)):

@@ -13,13 +13,14 @@ from typing import Any
 
 from service.hub import is_hub, parse_address, pull_mask
 from service.objects import Objects, is_store
-from service.registry.base import Registry
+from service.registry.base import Hold, Registry
 from service.settings import Settings
 from smn_core.backbone import Backbone
-from smn_core.errors import InvalidArgument, InvalidMask, NotFound, WrongBackbone
+from smn_core.errors import InvalidArgument, InvalidMask, MissingParent, NotFound, WrongBackbone
 from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits, parse_mask, read_file, with_bits
 from smn_core.names import check_name
+from smn_core.parents import beside
 from smn_core.vectors import vectors_of_mask
 from smn_core.verbs.options import OPTIONS, as_trained, spec_of
 from smn_core.verbs.recorded import missing_weights, read_weights
@@ -170,13 +171,29 @@ def put_in(registry: Registry, backbone: Backbone, offers: Sequence[Offer]) -> l
         except WrongBackbone as error:
             way = "; say --weights FILE" if offer.mask.fingerprint != backbone.fingerprint else ""
             raise WrongBackbone(f"{offer.where}: {error}{way}") from error
-    for offer in offers:
+    held: dict[str, Hold] = {}
+    for offer in sorted(offers, key=lambda offer: offer.mask.parent is not None):
+        hold = _hold_parent(registry, backbone, offer, held) if offer.mask.parent is not None else None
+        vectors = vectors_of_mask(with_bits(offer.mask, backbone))
         done = registry.publish(
-            "masks", offer.name, offer.data, vectors=vectors_of_mask(with_bits(offer.mask, backbone))
+            "masks", offer.name, offer.data, holds=[hold] if hold else [], vectors=vectors, parent=offer.mask.parent
         )
+        held[done.version.digest] = Hold(done.version.digest, offer.name, done.version.version)
         state = "is now" if done.created else "is already"
         lines.append(f"{offer.where} {state} {offer.name}@{done.version.version} of the registry")
     return lines
+
+
+def _hold_parent(registry: Registry, backbone: Backbone, offer: Offer, held: Mapping[str, Hold]) -> Hold:
+    """The version that a mask is coded against: one that was put in before it, or the file beside it, put in now."""
+    digest = str(offer.mask.parent)
+    if digest in held:
+        return held[digest]
+    data, name = beside(offer.path)(digest) if offer.path else None, f"{offer.name}.parent"
+    if data is None:
+        raise MissingParent(f"{offer.where} is coded against {digest}: put that file beside it")
+    vectors = vectors_of_mask(with_bits(parse_mask(data, backbone.layout), backbone))
+    return Hold(digest, name, registry.publish("masks", name, data, vectors=vectors).version.version)
 
 
 def _with_commas(numbers: tuple[float, ...] | None) -> str | None:

@@ -87,12 +87,23 @@ class Written(BaseModel):
     warnings: list[str]
 
 
+class MaskPlace(BaseModel):
+    """A mask that a version needs and a version that holds it; no name where the caller's key may not see it."""
+
+    digest: str
+    name: str | None
+    version: int | None
+
+
 class VersionInfo(BaseModel):
+    """One version; `parent` is the mask that its file is coded against."""
+
     version: int
     digest: str
     bytes: int
     uploaded: str
     vectors: str | None = None
+    parent: MaskPlace | None = None
 
 
 class CurrentVersion(BaseModel):
@@ -116,14 +127,6 @@ class MaskInfo(BaseModel):
     metadata: dict[str, Any]
     density: dict[str, float]
     warnings: list[str]
-
-
-class MaskPlace(BaseModel):
-    """A mask of a cascade and a version that holds it; no name where the caller's key may not see it."""
-
-    digest: str
-    name: str | None
-    version: int | None
 
 
 class CascadeInfo(BaseModel):

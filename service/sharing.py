@@ -65,7 +65,10 @@ def push_to_hub(
         digest = found.cascade.digest
     else:
         data, mask = read_file(file)
-        files, digest = {FILE: data}, mask.digest
+        masks, files, digest = [mask], {FILE: data}, mask.digest
+    here = {mask.digest for mask in masks}
+    if any(mask.parent not in (None, *here) for mask in masks):
+        raise InvalidArgument(f"{file} is coded against a parent outside it: smn repack it without --parent first")
     n_bytes = sum(map(len, files.values()))
     facts = CardFacts(address.repo, n_bytes, base_model, license)
     card = None

@@ -141,7 +141,8 @@ class Spaces:
         facts = self._recall(digest)
         if facts is None:
             blob = blob_of_version(self._registry, digest)
-            facts = Facts(vectors_of_mask(with_bits(parse_mask(blob, self._backbone.layout), self._backbone)))
+            mask = parse_mask(blob, self._backbone.layout, lambda parent: blob_of_version(self._registry, parent))
+            facts = Facts(vectors_of_mask(with_bits(mask, self._backbone)))
             self.keep(digest, facts)
         return facts.vectors
 

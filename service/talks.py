@@ -24,15 +24,19 @@ from service.answers import (
     PAGE,
     PLACE,
     SPACE_OF_ROOT,
+    VERSION,
+    VERSIONS,
     WRITTEN,
+    ServerError,
     check,
     require_shape,
     table_of,
 )
 from service.calls import Call, alias_path, check_version, path_of, push_call, version_params
 from service.registry.base import Kind, parse_reference
-from smn_core.errors import InvalidArgument
+from smn_core.errors import InvalidArgument, MissingMasks
 from smn_core.files import write_bytes
+from smn_core.parents import beside, parent_of, parent_path
 
 T = TypeVar("T")
 Talk = Generator[Call, httpx2.Response, T]
@@ -46,9 +50,32 @@ def push(
     if_absent: bool = False,
     kind: Kind = "masks",
 ) -> Talk[dict[str, Any]]:
-    """Upload a mask or cascade file; the written version."""
-    response = yield push_call(name, mask, if_match, if_absent=if_absent, kind=kind)
+    """Upload a mask or cascade file; the written version.
+
+    A file whose mask is coded against a parent that the server does not have: the parent, where its file is beside it,
+    goes in first as `NAME.parent`.
+    """
+    call = push_call(name, mask, if_match, if_absent=if_absent, kind=kind)
+    response = yield call
+    if _misses_masks(response) and not isinstance(mask, bytes) and (parent := _parent_beside(Path(mask))) is not None:
+        check((yield push_call(f"{name}.parent", parent, None, if_absent=False)))
+        response = yield call
     return table_of(check(response), WRITTEN)
+
+
+def _misses_masks(response: httpx2.Response) -> bool:
+    if response.status_code != 422:
+        return False
+    try:
+        check(response)
+    except ServerError as error:
+        return error.code == MissingMasks.code
+    return False
+
+
+def _parent_beside(file: Path) -> bytes | None:
+    digest = parent_of(file.read_bytes())
+    return beside(file)(digest) if digest is not None else None
 
 
 def push_cascade(
@@ -81,6 +108,27 @@ def pull(name: str, version: int | None = None, kind: Kind = "masks") -> Talk[by
     return check((yield Call("GET", path_of(kind, name, "file"), version_params(version)))).content
 
 
+def pull_parent(name: str, data: bytes) -> Talk[bytes | None]:
+    """The file of the mask that a file pulled under a name is coded against; None where it has no parent.
+
+    Raises:
+        InvalidArgument: a parent that the key may not see.
+    """
+    digest = parent_of(data)
+    if digest is None:
+        return None
+    response = check((yield Call("GET", path_of("masks", name))))
+    for version in table_of(response, VERSIONS)["versions"]:
+        place = require_shape(response, version, VERSION)["parent"]
+        if (
+            place is not None
+            and require_shape(response, place, PLACE)["digest"] == digest
+            and place["name"] is not None
+        ):
+            return (yield from pull(place["name"], place["version"]))
+    raise InvalidArgument(f"mask {name}: no mask that this key may see is its parent {digest}")
+
+
 def pull_cascade(name: str, folder: Path, *, overwrite: bool = False) -> Talk[None]:
     """Download the current version of a cascade and its masks to a folder, as `smn cascade` would write them.
 
@@ -100,9 +148,13 @@ def pull_cascade(name: str, folder: Path, *, overwrite: bool = False) -> Talk[No
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise InvalidArgument(f"cannot make {folder}: {error.strerror}") from error
+    there = {place["digest"] for place in places}
     for number, place in enumerate(places):
         file = folder / (f"expert-{number}.smn" if number else "root.smn")
-        write_bytes(file, (yield from pull(place["name"], place["version"])))
+        data = yield from pull(place["name"], place["version"])
+        write_bytes(file, data)
+        if parent_of(data) not in there and (parent := (yield from pull_parent(place["name"], data))) is not None:
+            write_bytes(parent_path(file), parent)
     write_bytes(folder / FILE_NAME, (yield from pull(name, kind="cascades")))
 
 

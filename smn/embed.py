@@ -40,6 +40,10 @@ def embed(
         str | None,
         typer.Option(metavar="FILE", help="Mask to wear, with --server its name there. Default: root, without one."),
     ] = None,
+    parent: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The mask that --mask is coded against, where it is not beside it."),
+    ] = None,
     cascade: Annotated[
         str | None, typer.Option(metavar="DIR", help="A cascade instead of a mask, with --server its name there.")
     ] = None,
@@ -80,7 +84,9 @@ def embed(
     images = open_images(data, split)
     others = images.others if isinstance(images, FolderSet) else {}
     count_others(others)
-    through = Through(mask, cascade, mode, dimensions)
+    if parent is not None and (mask is None or server is not None):
+        raise InvalidArgument("--parent is for a --mask FILE")
+    through = Through(mask, cascade, mode, dimensions, parent)
     if server is None:
         making = _here(spec, images, out, through, batch_size=batch_size, workers=workers, strict=strict)
     else:
@@ -103,6 +109,7 @@ class Through:
     cascade: str | None
     mode: str | None
     dimensions: int | None
+    parent: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,8 @@ def _here(
     if through.cascade is not None:
         way = way_through_cascade(spec, Path(through.cascade), through.mode, through.dimensions)
     else:
-        way = way_through_mask(spec, Path(through.mask) if through.mask is not None else None, through.dimensions)
+        mask = Path(through.mask) if through.mask is not None else None
+        way = way_through_mask(spec, mask, through.dimensions, through.parent)
     with scratch(out) as raw:
         with raw.open("wb") as file, images_progress(len(images.names)) as on_batch:
             kept, skipped = embed_to_rows(

@@ -24,12 +24,17 @@ CODECS = ("raw", "zstd", CONTEXT)
 
 
 def encode(
-    packed: UInt8[ndarray, "n_bytes"], layout: Layout, codec: str, classes: Classes | None = None
+    packed: UInt8[ndarray, "n_bytes"],
+    layout: Layout,
+    codec: str,
+    classes: Classes | None = None,
+    parent: UInt8[ndarray, "n_bytes"] | None = None,
 ) -> dict[str, ndarray]:
     """Store `packed` as tensors under `codec`. Equal bits give equal bytes.
 
     Args:
         classes: of the backbone's weights, which `context` needs.
+        parent: the bits of another mask, which `context` may code against.
 
     Raises:
         InvalidMask: smn-mask/1 does not have the codec.
@@ -41,12 +46,16 @@ def encode(
         frame = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True).compress(packed.tobytes())
         return {WHOLE_TENSOR: np.frombuffer(frame, np.uint8)}
     if codec == CONTEXT:
-        return {WHOLE_TENSOR: encode_bits(packed, layout, _known(classes))}
+        return {WHOLE_TENSOR: encode_bits(packed, layout, _known(classes), parent)}
     raise InvalidMask(f"unknown codec {codec!r}: smn-mask/1 has {', '.join(CODECS)}")
 
 
 def decode(
-    tensors: Mapping[str, ndarray], layout: Layout, codec: str, classes: Classes | None = None
+    tensors: Mapping[str, ndarray],
+    layout: Layout,
+    codec: str,
+    classes: Classes | None = None,
+    parent: UInt8[ndarray, "n_bytes"] | None = None,
 ) -> UInt8[ndarray, "n_bytes"]:
     """Read the packed bits of a whole mask. `tensors` are the mask tensors of a file and no others.
 
@@ -62,7 +71,7 @@ def decode(
     if codec == "zstd":
         return _decode_zstd(tensors, layout)
     if codec == CONTEXT:
-        return decode_bits(check_coded(tensors, layout), layout, _known(classes))
+        return decode_bits(check_coded(tensors, layout), layout, _known(classes), parent)
     raise InvalidMask(f"unknown codec {codec!r}: smn-mask/1 has {', '.join(CODECS)}")
 
 

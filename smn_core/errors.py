@@ -63,6 +63,12 @@ class WeightsNeeded(InvalidMask):
     code = "weights_needed"
 
 
+class MissingParent(InvalidMask):
+    """The bits of a mask are asked for, and the mask that they are coded against is not there."""
+
+    code = "missing_parent"
+
+
 class WrongBackbone(InvalidMask):
     """A sound mask that was made for another backbone, layout or pixel normalisation."""
 

@@ -37,7 +37,8 @@ class TaskMask:
     Immutable. These invariants are checked on construction: `packed` has the layout's length, its padding is 0, and
     every tensor has an ON bit. `state` names buffers of the backbone, with their shapes and finite values. `head` and
     `affine`, the map of the embeddings, are as wide as an embedding. `metadata` are the other texts of the file
-    (objective, dataset, ...). `digest` is the file's (`sha256:...`), or None before it is written.
+    (objective, dataset, ...). `digest` is the file's (`sha256:...`), or None before it is written. `parent` is the
+    digest of the mask that the file's bits were coded against, if any; the mask itself is the same without one.
 
     Raises:
         InvalidMask: an invariant is broken; the message says which, and where.
@@ -53,6 +54,7 @@ class TaskMask:
     preprocess: Mapping[str, object] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     digest: str | None = None
+    parent: str | None = None
 
     def __post_init__(self) -> None:
         self._check_bits()
@@ -139,7 +141,8 @@ class TaskMask:
 class CodedMask(TaskMask):
     """A mask of codec `context`, read without the backbone's weights: it has everything but its bits.
 
-    `coded` are the tensors that hold them. `maskfile.with_bits` decodes them where the weights are.
+    `coded` are the tensors that hold them, `against` the mask that they are coded against, where `parent` names one and
+    its file was found. `maskfile.with_bits` decodes them where the weights are.
 
     Raises:
         WeightsNeeded: when its bits, or what is counted among them, are asked for.
@@ -147,6 +150,7 @@ class CodedMask(TaskMask):
 
     packed: UInt8[ndarray, "n_bytes"] = field(init=False)
     coded: Mapping[str, ndarray] = field(default_factory=dict)
+    against: TaskMask | None = None
 
     def __getattr__(self, name: str) -> object:
         if name == "packed":

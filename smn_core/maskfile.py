@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,39 +16,51 @@ from numpy import ndarray
 from smn_core import codec, tensorfile
 from smn_core.affine import affine_of
 from smn_core.backbone import Backbone, layout_for, parse_model
-from smn_core.errors import InvalidMask, WeightsNeeded, WrongBackbone
+from smn_core.errors import InvalidArgument, InvalidMask, MissingParent, WeightsNeeded, WrongBackbone
 from smn_core.files import write_bytes
 from smn_core.layout import Layout
-from smn_core.mask import CodedMask, Head, TaskMask
+from smn_core.mask import CodedMask, TaskMask
+from smn_core.parents import Find, beside
+from smn_core.parts import float32_of, head_of, preprocess_of
+from smn_core.rest import REST, pack_rest, unpack_rest
 from smn_core.tensorfile import InvalidTensorFile, TensorFile, canonical_json
 from smn_core.verdict import warn_of_verdict
 
 FORMAT = "smn-mask/1"
 REQUIRED = ("format", "model", "fingerprint", "layout", "codec", "content")
 TEXTS = ("objective", "dataset", "recipe", "metrics", "created")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MAX_TOLD_CHARS = 80
 """How much of a value a warning repeats: warnings come with every embedding."""
 MAX_HEAD_CLASSES = 100_000
 """Classes of a head that `max_file_bytes` leaves room for."""
 
 
-def serialise_mask(mask: TaskMask, codec_name: str = "zstd", backbone: Backbone | None = None) -> bytes:
+def serialise_mask(
+    mask: TaskMask, codec_name: str = "zstd", backbone: Backbone | None = None, parent: TaskMask | None = None
+) -> bytes:
     """The bytes of a mask's file. Equal masks give equal bytes. A `CodedMask` stays as it is coded.
 
     Args:
         backbone: the mask's, with its weights, which codec `context` needs.
+        parent: the mask that `context` codes against, as it was read from a file that has no parent.
 
     Raises:
-        InvalidMask: smn-mask/1 does not have the codec.
-        WrongBackbone, WeightsNeeded: codec `context` with another backbone, or without one.
+        InvalidMask: smn-mask/1 does not have the codec; the parent has a parent.
+        InvalidArgument: a parent with another codec.
+        WrongBackbone, WeightsNeeded: codec `context` with another backbone or a parent of one, or without one.
     """
+    named: str | None = None
     if isinstance(mask, CodedMask):
-        tensors, codec_name = dict(mask.coded), codec.CONTEXT
+        coded, codec_name, named = dict(mask.coded), codec.CONTEXT, mask.parent
     else:
         if backbone is not None:
             _require_fingerprint(mask, backbone)
-        tensors = codec.encode(mask.packed, mask.layout, codec_name, backbone.theta if backbone is not None else None)
-    tensors |= {f"state.{name}": np.ascontiguousarray(values, np.float32) for name, values in mask.state.items()}
+        theta = backbone.theta if backbone is not None else None
+        there = _bits_of_parent(parent, codec_name, backbone) if parent is not None else None
+        coded = codec.encode(mask.packed, mask.layout, codec_name, theta, there)
+        named = parent.digest if parent is not None else None
+    tensors = {f"state.{name}": np.ascontiguousarray(values, np.float32) for name, values in mask.state.items()}
     metadata = {
         **mask.metadata,
         "format": FORMAT,
@@ -55,6 +68,7 @@ def serialise_mask(mask: TaskMask, codec_name: str = "zstd", backbone: Backbone 
         "fingerprint": mask.fingerprint,
         "layout": mask.layout.digest,
         "codec": codec_name,
+        **({"parent": named} if named is not None else {}),
     }
     if mask.preprocess is not None:
         metadata["preprocess"] = canonical_json(mask.preprocess)
@@ -64,7 +78,21 @@ def serialise_mask(mask: TaskMask, codec_name: str = "zstd", backbone: Backbone 
         head = {"head.weight": mask.head.weight, "head.bias": mask.head.bias}
         tensors |= {name: np.ascontiguousarray(values, np.float32) for name, values in head.items()}
         metadata["classes"] = canonical_json(list(mask.head.classes))
-    return tensorfile.serialise_with_content(tensors, metadata)
+    if tensors and codec_name == codec.CONTEXT:
+        rest = pack_rest(tensors)
+        tensors = {REST: rest} if rest.nbytes < sum(array.nbytes for array in tensors.values()) else tensors
+    return tensorfile.serialise_with_content({**coded, **tensors}, metadata)
+
+
+def _bits_of_parent(parent: TaskMask, codec_name: str, backbone: Backbone | None) -> UInt8[ndarray, "n_bytes"]:
+    if codec_name != codec.CONTEXT:
+        raise InvalidArgument(f"a parent is for codec {codec.CONTEXT}, not for {codec_name}")
+    if parent.parent is not None:
+        raise InvalidMask(f"the parent {parent.digest} is coded against a parent itself: repack it without one first")
+    if backbone is None:
+        raise WeightsNeeded("codec context needs the backbone's weights: name them with --weights FILE")
+    _require_fingerprint(parent, backbone)
+    return with_bits(parent, backbone).packed
 
 
 def write_mask(
@@ -76,13 +104,16 @@ def write_mask(
     return replace(mask, digest=tensorfile.digest_of(data))
 
 
-def parse_mask(data: bytes, layout: Layout | None = None) -> TaskMask:
+def parse_mask(data: bytes, layout: Layout | None = None, find: Find = lambda _: None) -> TaskMask:
     """Read and check a whole file. Without `layout` the layout is built from the metadata key `model`, without weights.
 
     Bits of codec `context` stay coded: the result is a `CodedMask` then, and `with_bits` decodes it.
 
+    Args:
+        find: gives the file of the mask's parent, if it has one. Where it is not found, `with_bits` says so.
+
     Raises:
-        InvalidMask: the file breaks a rule of the format; the message names which.
+        InvalidMask: the file breaks a rule of the format, or its parent's does; the message names which.
         WrongBackbone: its layout is not `layout`.
         UnknownModel: `layout` is not given and timm does not have the architecture.
     """
@@ -100,7 +131,23 @@ def parse_mask(data: bytes, layout: Layout | None = None) -> TaskMask:
             f"the mask's layout {file.metadata['layout'][:16]}... is not the backbone's {layout.digest[:16]}...: "
             "it was made for another architecture"
         )
-    return _mask_of(file, layout, tensorfile.digest_of(data))
+    mask = _mask_of(file, layout, tensorfile.digest_of(data))
+    return _with_parent(mask, find) if isinstance(mask, CodedMask) and mask.parent is not None else mask
+
+
+def _with_parent(mask: CodedMask, find: Find) -> CodedMask:
+    data = find(str(mask.parent))
+    if data is None:
+        return mask
+    try:
+        parent = parse_mask(data, mask.layout)
+    except InvalidMask as error:
+        raise type(error)(f"its parent {mask.parent}: {error}") from error
+    if parent.parent is not None:
+        raise InvalidMask(f"its parent {mask.parent} is coded against a parent itself, which no parent may be")
+    if parent.digest != mask.parent or parent.fingerprint != mask.fingerprint:
+        raise InvalidMask(f"what was found as its parent {mask.parent} is another file, or for another backbone")
+    return replace(mask, against=parent)
 
 
 def with_bits(mask: TaskMask, backbone: Backbone) -> TaskMask:
@@ -109,14 +156,21 @@ def with_bits(mask: TaskMask, backbone: Backbone) -> TaskMask:
     Raises:
         WrongBackbone: another fingerprint or layout.
         WeightsNeeded: the backbone is described, and its weights are elsewhere.
+        MissingParent: the mask that it is coded against was not found.
         InvalidMask: the bits are damaged, or break a rule of the format.
     """
     if not isinstance(mask, CodedMask):
         return mask
+    if mask.parent is not None and mask.against is None:
+        raise MissingParent(
+            f"the mask is coded against its parent {mask.parent}, which is not there: put its file beside it, or name "
+            "it with --parent FILE"
+        )
     _require_fingerprint(mask, backbone)
     if backbone.theta is None:
         raise WeightsNeeded("the mask's bits are coded with the backbone's weights, which are not here")
-    return decoded(mask, codec.decode(mask.coded, mask.layout, codec.CONTEXT, backbone.theta))
+    there = with_bits(mask.against, backbone).packed if mask.against is not None else None
+    return decoded(mask, codec.decode(mask.coded, mask.layout, codec.CONTEXT, backbone.theta, there))
 
 
 def decoded(mask: CodedMask, packed: UInt8[ndarray, "n_bytes"]) -> TaskMask:
@@ -129,36 +183,43 @@ def decoded(mask: CodedMask, packed: UInt8[ndarray, "n_bytes"]) -> TaskMask:
     return TaskMask(packed=packed, **known)
 
 
-def read_mask(path: Path | str, layout: Layout | None = None) -> TaskMask:
+def read_mask(path: Path | str, layout: Layout | None = None, parent: Path | None = None) -> TaskMask:
     """Read and check a mask file. A file that is too large for `layout` is refused before it is read.
+
+    The mask that it is coded against, if any, is `parent` or one of the mask files beside it.
 
     Raises:
         InvalidMask: as `parse_mask`, or the file cannot be read.
         WrongBackbone, UnknownModel: as `parse_mask`.
     """
-    return read_file(path, layout)[1]
+    return read_file(path, layout, parent)[1]
 
 
-def read_file(path: Path | str, layout: Layout | None = None) -> tuple[bytes, TaskMask]:
+def read_file(path: Path | str, layout: Layout | None = None, parent: Path | None = None) -> tuple[bytes, TaskMask]:
     """As `read_mask`, but returns the bytes of the file too."""
     path = Path(path)
     try:
         if layout is not None and path.stat().st_size > max_file_bytes(layout):
             raise InvalidMask(f"{path} has {path.stat().st_size} bytes, too many for a mask of this backbone")
         data = path.read_bytes()
-        return data, parse_mask(data, layout)
+        return data, parse_mask(data, layout, beside(path, parent))
     except OSError as error:
-        raise InvalidMask(f"cannot read {path}: {error.strerror}") from error
+        raise InvalidMask(f"cannot read {error.filename or path}: {error.strerror}") from error
     except InvalidMask as error:
         raise type(error)(f"{path}: {error}") from error
 
 
 def max_file_bytes(layout: Layout) -> int:
     """The most bytes that a file of this layout may have: bits, statistics, map, head, and twice the longest header."""
+    return layout.n_bytes + _max_rest_bytes(layout) + 2 * tensorfile.MAX_HEADER_BYTES
+
+
+def _max_rest_bytes(layout: Layout) -> int:
+    """Of statistics, map and head."""
     state = 4 * sum(int(np.prod(shape)) for shape in layout.buffers.values())
     head = 4 * MAX_HEAD_CLASSES * (layout.n_features + 1)
     affine = 4 * layout.n_features * (layout.n_features + 2)
-    return layout.n_bytes + state + affine + head + 2 * tensorfile.MAX_HEADER_BYTES
+    return state + affine + head
 
 
 def check_fits(mask: TaskMask, backbone: Backbone) -> list[str]:
@@ -223,16 +284,23 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
             raise InvalidMask(f"metadata key {key!r} is missing")
     if metadata["codec"] not in codec.CODECS:
         raise InvalidMask(f"unknown codec {metadata['codec']!r}: {FORMAT} has {', '.join(codec.CODECS)}")
-    if "parent" in metadata:
-        raise InvalidMask("the mask is coded against a parent, which this version cannot read")
+    if "parent" in metadata and not DIGEST.fullmatch(metadata["parent"]):
+        raise InvalidMask("metadata key 'parent' is not sha256: and 64 hex digits")
+    if "parent" in metadata and metadata["codec"] != codec.CONTEXT:
+        raise InvalidMask(f"metadata key 'parent' is for codec {codec.CONTEXT}, not for {metadata['codec']}")
 
 
 def _mask_of(file: TensorFile, layout: Layout, digest: str) -> TaskMask:
     tensors = dict(file.tensors)
-    state = {n: _float32(n, tensors.pop(n)) for n in list(tensors) if n.startswith("state.")}
-    head = _head_of(tensors, file.metadata)
+    if REST in tensors:
+        rest = unpack_rest(tensors.pop(REST), _max_rest_bytes(layout))
+        if twice := sorted(set(rest) & set(tensors)):
+            raise InvalidMask(f"tensor {twice[0]} is in the file twice, alone and in {REST}")
+        tensors |= rest
+    state = {n: float32_of(n, tensors.pop(n)) for n in list(tensors) if n.startswith("state.")}
+    head = head_of(tensors, file.metadata)
     affine = {n.removeprefix("affine."): tensors.pop(n) for n in list(tensors) if n.startswith("affine.")}
-    known = {*REQUIRED, "preprocess", "classes"}
+    known = {*REQUIRED, "preprocess", "classes", "parent"}
     parts: dict[str, Any] = {
         "layout": layout,
         "model": file.metadata["model"],
@@ -240,55 +308,12 @@ def _mask_of(file: TensorFile, layout: Layout, digest: str) -> TaskMask:
         "state": {name.removeprefix("state."): values for name, values in state.items()},
         "head": head,
         "affine": affine_of(affine),
-        "preprocess": _preprocess_of(file.metadata),
+        "preprocess": preprocess_of(file.metadata),
         "metadata": {k: v for k, v in file.metadata.items() if k not in known},
         "digest": digest,
+        "parent": file.metadata.get("parent"),
     }
     if file.metadata["codec"] == codec.CONTEXT:
         codec.check_coded(tensors, layout)
         return CodedMask(coded=tensors, **parts)
     return TaskMask(packed=codec.decode(tensors, layout, file.metadata["codec"]), **parts)
-
-
-def _head_of(tensors: dict[str, ndarray], metadata: Mapping[str, str]) -> Head | None:
-    """Take the classifier's tensors out of `tensors`; all three parts or none."""
-    parts = [name for name in ("head.weight", "head.bias") if name in tensors]
-    if not parts and "classes" not in metadata:
-        return None
-    if len(parts) != 2 or "classes" not in metadata:
-        raise InvalidMask("a head needs head.weight, head.bias and the metadata key 'classes'")
-    weight, bias = (_float32(name, tensors.pop(name)) for name in parts)
-    classes = _json_of(metadata, "classes")
-    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
-        raise InvalidMask("metadata key 'classes' is not a list of names")
-    if weight.ndim != 2 or bias.ndim != 1:
-        raise InvalidMask(f"head.weight {list(weight.shape)} and head.bias {list(bias.shape)} are not [C,D] and [C]")
-    return Head(weight, bias, tuple(classes))
-
-
-def _preprocess_of(metadata: Mapping[str, str]) -> Mapping[str, object] | None:
-    if "preprocess" not in metadata:
-        return None
-    value = _json_of(metadata, "preprocess")
-    numbers = (int, float)
-    if not isinstance(value, dict) or not all(
-        isinstance(value.get(key, [0, 0, 0]), list)
-        and all(isinstance(x, numbers) for x in value.get(key, [0, 0, 0]))
-        and len(value.get(key, [0, 0, 0])) == 3
-        for key in ("mean", "std", "input_size")
-    ):
-        raise InvalidMask("metadata key 'preprocess' is not a table with three numbers for mean, std and input_size")
-    return value
-
-
-def _json_of(metadata: Mapping[str, str], key: str) -> object:
-    try:
-        return tensorfile.parse_json(metadata[key])
-    except InvalidTensorFile as error:
-        raise InvalidMask(f"metadata key {key!r} {error}") from error
-
-
-def _float32(name: str, values: ndarray) -> ndarray:
-    if values.dtype != np.float32:
-        raise InvalidMask(f"{name} is {values.dtype}, expected float32")
-    return values

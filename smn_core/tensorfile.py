@@ -122,7 +122,7 @@ def parse_tensors(data: bytes) -> TensorFile:
     Raises:
         InvalidTensorFile: a truncated file, a header with wrong sizes or duplicate keys, or an unsupported type.
     """
-    metadata = _checked_metadata(data)
+    metadata = read_metadata(data)
     try:
         stored = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
@@ -154,8 +154,12 @@ def require_content(file: TensorFile) -> None:
         )
 
 
-def _checked_metadata(data: bytes) -> dict[str, str]:
-    """Read `__metadata__` and check the header: its length, its JSON, no duplicate keys."""
+def read_metadata(data: bytes) -> dict[str, str]:
+    """Read `__metadata__` and check the header: its length, its JSON, no duplicate keys.
+
+    Raises:
+        InvalidTensorFile: as `parse_tensors`.
+    """
     if len(data) < 8:
         raise InvalidTensorFile(f"not a safetensors file: it has {len(data)} bytes")
     (length,) = struct.unpack("<Q", data[:8])

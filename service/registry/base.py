@@ -44,9 +44,10 @@ class Version:
     """One version of a name. Numbers count up from 1 and are never used again; `uploaded` is UTC, ISO 8601.
 
     `vectors` says what makes its vectors (smn_core/vectors.py), None where the record is older than that. `parent` is
-    the digest of the mask that it is coded against. `holds` are the masks of a cascade; one that was uploaded before
-    there were holds has `needs`, the digests alone, and is tied to whatever version has them. `notes` are what people
-    wrote beside it, a JSON object as text: they are no part of what it is, so versions compare without them.
+    the digest of the mask that it is coded against. `holds` are the masks of a cascade, or the parent of a mask. A
+    cascade that was uploaded before there were holds has `needs`, the digests alone, and is tied to whatever version
+    has them. `notes` are what people wrote beside it, a JSON object as text: they are no part of what it is, so
+    versions compare without them.
     """
 
     version: int
@@ -98,11 +99,11 @@ class Finding:
 
 
 class StillNeeded(Conflict):
-    """A mask that cascades hold. The message names those of `users` that `visible` begins the name of."""
+    """A mask that cascades or children hold. The message names those of `users` that `visible` begins the name of."""
 
     def __init__(self, name: str, users: Sequence[str], visible: str = "") -> None:
         seen = sorted(user for user in users if user.startswith(visible))
-        told = f"is needed by: {', '.join(seen)}; delete the cascade first" if seen else "is needed by a cascade"
+        told = f"is needed by: {', '.join(seen)}; delete what needs it first" if seen else "is needed by another name"
         super().__init__(f"mask {name} {told}")
         self.name, self.users = name, tuple(sorted(users))
 
@@ -145,10 +146,10 @@ class Registry(Protocol):
         """Store the blob, then make it the current version of a name in one atomic step.
 
         The digest of the current version again: nothing changes. An older digest again: a new version. `holds` are the
-        versions of masks that a cascade is made of: each must be there, and cannot be deleted while the cascade's
-        version is. `needs` are digests alone, as cascades had them before there were holds: some mask's version must
-        have each, and the last that has it cannot be deleted. `vectors` and `parent` are kept with the version. After
-        Unavailable the change may have been made; the same call again tells.
+        versions of masks that a cascade is made of, or that a mask is coded against: each must be there, and cannot be
+        deleted while the version that holds it is. `needs` are digests alone, as cascades had them before there were
+        holds: some mask's version must have each, and the last that has it cannot be deleted. `vectors` and `parent`
+        are kept with the version. After Unavailable the change may have been made; the same call again tells.
 
         Raises:
             PreconditionFailed: the current digest is not `if_match`; or `if_absent` and the name exists.
@@ -163,7 +164,7 @@ class Registry(Protocol):
 
         Raises:
             Conflict: the current version alone, or one that an alias means.
-            StillNeeded: a cascade holds it, or needs a digest that nothing else would have.
+            StillNeeded: a cascade or a child holds it, or needs a digest that nothing else would have.
         """
 
     def set_alias(self, kind: Kind, name: str, alias: str, version: int) -> bool:

@@ -342,17 +342,22 @@ class DirectoryRegistry:
         return any((version.version, version.digest) == (hold.version, hold.digest) for version in versions)
 
     def _refuse_needed(self, name: str, gone: Sequence[Version], digests: set[str]) -> None:
-        """Raise if a cascade holds one of these versions, or needs one of the digests and no mask but `name` has it."""
+        """Raise if something that stays holds one of these versions, or needs a digest that no mask but `name` has.
+
+        Cascades hold their masks, and a mask holds the parent that it is coded against.
+        """
         numbers, users, needing = {version.version for version in gone}, set[str](), dict[str, set[str]]()
-        for cascade in self._records.entries("cascades"):
-            for version in cascade.versions:
+        for user in (*self._records.entries("cascades"), *self._records.entries("masks")):
+            for version in user.versions:
+                if version in gone and user.name == name:
+                    continue
                 if any(hold.name == name and hold.version in numbers for hold in version.holds):
-                    users.add(cascade.name)
+                    users.add(user.name)
                 elif not version.holds and (needed := digests & set(version.needs)):
-                    needing.setdefault(cascade.name, set()).update(needed)
+                    needing.setdefault(user.name, set()).update(needed)
         if needing:
             others = {v.digest for mask in self._records.entries("masks") if mask.name != name for v in mask.versions}
-            users |= {cascade for cascade, needed in needing.items() if needed - others}
+            users |= {user for user, needed in needing.items() if needed - others}
         if users:
             raise StillNeeded(name, [*users])
 

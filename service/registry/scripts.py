@@ -4,8 +4,8 @@ KEYS, all under the prefix `smn:{<first 16 hex of the fingerprint>}:`, which put
     1 masks     hash   name -> record (record.py), JSON; `uploaded` is Unix seconds, `needs` digests with spaces between
     2 cascades  hash   the same
     3 last      hash   `<kind>:<name>` -> its last version number; stays when the name is deleted
-    4 refs      hash   `<kind>:<digest>` -> versions that have it; `needs:<digest>` -> cascade versions made of it;
-                       `holds:<name>@<version>` -> cascade versions that hold this version of a mask
+    4 refs      hash   `<kind>:<digest>` -> versions that have it; `needs:<digest>` -> versions that are made of it;
+                       `holds:<name>@<version>` -> versions that hold this version of a mask
     5 blobs     zset   digest -> Unix seconds when it was last uploaded or lost a version
     6 changed   string id of the last change
     7 changes   stream `<id>-0` -> after (the id before it), kind, name; about the last 10,000
@@ -18,7 +18,7 @@ Answers of scripts that write are lists whose first item is a word. When its mem
 first write whether it may go on: that one needs memory in an upload and none in a deletion, so none stops half-way.
 
 A server of format 1 has scripts of its own, which keep what they do not know in a record and count `needs` alone. So
-`needs` is counted for every cascade, and what `holds` counts is looked up in the cascades before it refuses anything.
+`needs` is counted for every version, and what `holds` counts is looked up in the records before it refuses anything.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ return {'new', change(kind, name), text}
 DELETE = (
     COMMON
     + """
--- Atomic: may it go (not the current version alone, none under an alias, none that a cascade holds, no digest that one
+-- Atomic: may it go (not the current version alone, none under an alias, none that another holds, no digest that one
 -- needs and no other mask has), then the versions, counts, change. ARGV: kind, name, version or '' for all.
 local kind, name, number = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local record, text = load(kind, name)
@@ -266,18 +266,22 @@ if kind == 'masks' then
     look = look or left[digest]
   end
   if look then
-    local cascades = redis.call('HGETALL', KEYS[2])
-    for i = 1, #cascades, 2 do
-      local sound, cascade = pcall(cjson.decode, cascades[i + 1])
-      local uses = false
-      for _, version in ipairs(sound and cascade.versions or {}) do
-        local held_here = holds(cascade, version.version)
-        for _, hold in ipairs(held_here) do uses = uses or (hold.name == name and going[hold.version]) end
-        if #held_here == 0 then
-          for digest in string.gmatch(version.needs, '%S+') do uses = uses or left[digest] end
+    for _, kind_of_user in ipairs({'cascades', 'masks'}) do
+      local users = redis.call('HGETALL', plane(kind_of_user))
+      for i = 1, #users, 2 do
+        local sound, user = pcall(cjson.decode, users[i + 1])
+        local uses = false
+        for _, version in ipairs(sound and user.versions or {}) do
+          if kind_of_user == 'cascades' or users[i] ~= name or not going[version.version] then
+            local held_here = holds(user, version.version)
+            for _, hold in ipairs(held_here) do uses = uses or (hold.name == name and going[hold.version]) end
+            if #held_here == 0 then
+              for digest in string.gmatch(version.needs, '%S+') do uses = uses or left[digest] end
+            end
+          end
         end
+        if uses then needed[#needed + 1] = users[i] end
       end
-      if uses then needed[#needed + 1] = cascades[i] end
     end
     if #needed > 1 then return needed end
   end

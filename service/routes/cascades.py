@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -11,9 +10,18 @@ from fastapi import APIRouter, Header, Request, Response
 from service.embedding import in_time
 from service.reading import read_body
 from service.registry.base import Entry, Hold, Published, Registry, Version
-from service.routes.versions import FILE_BODY, add_common_routes, answer, changing, guards, reading, version_table
+from service.routes.versions import (
+    FILE_BODY,
+    add_common_routes,
+    answer,
+    changing,
+    find_masks,
+    guards,
+    reading,
+    version_table,
+)
 from service.schemas import CascadeInfo, Written
-from service.security import Caller, Changer, OwnName, OwnNameToChange, Reader
+from service.security import Changer, OwnName, OwnNameToChange, Reader
 from service.server import Server, TheServer
 from service.spaces import Facts
 from smn_core.cascade.cascade import Cascade
@@ -24,7 +32,6 @@ from smn_core.vectors import vectors_of_cascade
 
 router = APIRouter(prefix="/cascades", tags=["cascades"])
 add_common_routes(router, "cascades")
-NAMES_A_READ = 1000
 
 
 @router.put(
@@ -118,23 +125,10 @@ def _tie(server: Server, prefix: str, name: str, cascade: Cascade) -> dict[str, 
     Raises:
         MissingMasks: it lists what the caller does not have, in the registry or not.
     """
-    found = _find(server.registry, prefix, name, cascade.masks)
+    found = find_masks(server.registry, prefix, name, cascade.masks)
     if missing := [digest for digest in dict.fromkeys(cascade.masks) if digest not in found]:
         whose = "among yours" if prefix else "in the registry"
         raise MissingMasks(f"cascade {name} needs masks that are not {whose}: {', '.join(missing)}")
-    return found
-
-
-def _find(registry: Registry, prefix: str, name: str, digests: Sequence[str]) -> dict[str, tuple[str, Version]]:
-    """A name and its newest version for every digest that is there: a name that begins `<name>.`, else the first."""
-    wanted, found = set(digests), dict[str, tuple[str, Version]]()
-    for entry in _entries(registry, prefix):
-        for version in entry.versions:
-            if version.digest in wanted:
-                known = found.get(version.digest)
-                own = entry.name.startswith(f"{name}.")
-                if known is None or known[0] == entry.name or (own and not known[0].startswith(f"{name}.")):
-                    found[version.digest] = entry.name, version
     return found
 
 
@@ -145,16 +139,6 @@ def _places(registry: Registry, prefix: str, entry: Entry, cascade: Cascade) -> 
     """
     found = {hold.digest: (hold.name, hold.version) for hold in entry.current.holds if hold.name.startswith(prefix)}
     if not entry.current.holds:
-        found = {d: (n, v.version) for d, (n, v) in _find(registry, prefix, entry.name, cascade.masks).items()}
+        found = {d: (n, v.version) for d, (n, v) in find_masks(registry, prefix, entry.name, cascade.masks).items()}
     places = [(digest, *found.get(digest, (None, None))) for digest in cascade.masks]
     return [{"digest": digest, "name": name, "version": version} for digest, name, version in places]
-
-
-def _entries(registry: Registry, prefix: str) -> Iterator[Entry]:
-    after = Caller(admin=False, prefix=prefix).after("")
-    while page := registry.names("masks", NAMES_A_READ, after):
-        for entry in page:
-            if not entry.name.startswith(prefix):
-                return
-            yield entry
-        after = page[-1].name

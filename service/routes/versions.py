@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
@@ -17,8 +17,10 @@ from service.jsonbody import read_json
 from service.record import Record
 from service.registry.base import (
     DIGEST,
+    Entry,
     Kind,
     Published,
+    Registry,
     StillNeeded,
     Version,
     blob_of_version,
@@ -26,7 +28,7 @@ from service.registry.base import (
 )
 from service.registry.within import within
 from service.schemas import AliasSet, MaskList, SetCurrent, Written
-from service.security import Changer, OwnName, OwnNameToChange, Reader
+from service.security import Caller, Changer, OwnName, OwnNameToChange, Reader
 from service.server import Server, TheServer
 
 VersionNumber = Annotated[int | None, Query(ge=1, description="Default: the current one.")]
@@ -38,6 +40,7 @@ FILE_BODY = {
 }
 """How OpenAPI describes an uploaded file: its page then has a button to choose one."""
 T = TypeVar("T")
+NAMES_A_READ = 1000
 
 
 def add_common_routes(router: APIRouter, kind: Kind) -> None:
@@ -163,10 +166,18 @@ def guards(if_match: str | None, if_none_match: str | None) -> tuple[str | None,
     return digest, if_none_match is not None
 
 
-def version_table(version: Version) -> dict[str, Any]:
-    """One version, as the answer about its name lists it."""
+def version_table(version: Version, prefix: str = "") -> dict[str, Any]:
+    """One version, as the answer about its name lists it; its parent without a name where a key may not see that."""
     shown = ("version", "digest", "bytes", "uploaded", "vectors")
-    return {key: getattr(version, key) for key in shown}
+    found = {key: getattr(version, key) for key in shown} | {"parent": None}
+    if version.parent is not None:
+        held = next((hold for hold in version.holds if hold.name.startswith(prefix)), None)
+        found["parent"] = {
+            "digest": version.parent,
+            "name": held.name if held is not None else None,
+            "version": held.version if held is not None else None,
+        }
+    return found
 
 
 def notes_of(version: Version) -> dict[str, Any]:
@@ -197,3 +208,26 @@ async def _in_thread(server: Server, request: Request, threads: ThreadPoolExecut
             return call()
 
     return await in_time(server, request, lambda: asyncio.get_running_loop().run_in_executor(threads, in_thread))
+
+
+def find_masks(registry: Registry, prefix: str, name: str, digests: Sequence[str]) -> dict[str, tuple[str, Version]]:
+    """A name and its newest version for every digest that is there: a name that begins `<name>.`, else the first."""
+    wanted, found = set(digests), dict[str, tuple[str, Version]]()
+    for entry in _entries(registry, prefix):
+        for version in entry.versions:
+            if version.digest in wanted:
+                known = found.get(version.digest)
+                own = entry.name.startswith(f"{name}.")
+                if known is None or known[0] == entry.name or (own and not known[0].startswith(f"{name}.")):
+                    found[version.digest] = entry.name, version
+    return found
+
+
+def _entries(registry: Registry, prefix: str) -> Iterator[Entry]:
+    after = Caller(admin=False, prefix=prefix).after("")
+    while page := registry.names("masks", NAMES_A_READ, after):
+        for entry in page:
+            if not entry.name.startswith(prefix):
+                return
+            yield entry
+        after = page[-1].name

@@ -35,8 +35,9 @@ SIGN = 0x80
 CODE, RANGE, PLACE, CACHE, PENDING = range(5)
 OFF = "i8[:,::1]"
 SIGNATURES = {
-    "code_tensor": f"void(b1, u1[::1], i8, i8, u1[::1], {', '.join([OFF] * 7)}, i8[::1], i8[::1], i8[::1], i4[::1], "
-    "i8[::1], u1[::1])",
+    "code_tensor": f"void(b1, u1[::1], i8, i8, u1[::1], i8[::1], {', '.join([OFF] * 7)}, i8[::1], i8[::1], i8[::1], "
+    "i4[::1], i8[::1], u1[::1])",
+    "code_kept": "void(b1, u1[::1], i8[::1], i8[::1], i8[::1], u1[::1])",
     "code_evenly": "void(b1, u1[::1], i8, i8[::1], u1[::1])",
     "finish": "void(i8[::1], u1[::1])",
     "class_weights": "void(u4[::1], i8, i8, u1[::1])",
@@ -47,12 +48,18 @@ SIGNATURES = {
 def compile_loop(name: str) -> Callable[..., None]:
     """Compile one of SIGNATURES, once: the result is cached on disk, where that can be."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    function = {f.__name__: f for f in (code_tensor, code_evenly, finish, class_weights)}[name]
+    function = {f.__name__: f for f in (code_tensor, code_kept, code_evenly, finish, class_weights)}[name]
     try:
         loop = numba.njit(SIGNATURES[name], cache=True, **options)(function)
     except RuntimeError:  # no folder to keep the compiled code in
         loop = numba.njit(SIGNATURES[name], **options)(function)
     return cast("Callable[..., None]", loop)
+
+
+def compile_all() -> None:
+    """Compile all of SIGNATURES, or read them from the cache: the first mask then waits for neither."""
+    for name in SIGNATURES:
+        compile_loop(name)
 
 
 @intrinsic
@@ -137,7 +144,7 @@ def _shift(decodes, coder, stream):
 
 
 def code_tensor(
-    decodes, off, n_rows, n_columns, classes, rate, row, column, row_sign, column_sign, above, size, strengths,
+    decodes, off, n_rows, n_columns, classes, known, rate, row, column, row_sign, column_sign, above, size, strengths,
     powers, logarithms, chances, coder, stream,
 ):  # fmt: skip
     """Code one tensor as a matrix: encode `off`, or decode into it.
@@ -146,6 +153,7 @@ def code_tensor(
         decodes: decode, else encode.
         off: [n_rows * n_columns], 1 where a weight is OFF.
         classes: of every weight, as `class_weights` makes them.
+        known: places, in order, that are left out: neither coded nor counted. A last place behind all ends them.
         rate, row, column, row_sign, column_sign, above, size: [2, n] evidence of each factor, what was seen and what
             was expected; changed.
         strengths: of row and column, of their signs, and of the classes; the rate's is 0.
@@ -156,7 +164,7 @@ def code_tensor(
     logs_above, logs_size = np.zeros(N_ABOVE, np.int64), np.zeros(N_SIZE, np.int64)
     logs_class, sums_class = np.zeros(2 * SIGN, np.int32), np.zeros(2 * SIGN, np.int64)
     here, in_run = np.zeros(3, np.int64), np.zeros(2, np.int64)
-    log_rate, sum_rate = 0, 0
+    log_rate, sum_rate, n_known, left_out = 0, 0, 1, known[0]
     for i in range(n_rows):
         if i % BLOCK_ROWS == 0:
             for j in range(n_columns):
@@ -172,6 +180,10 @@ def code_tensor(
             begin, stop = i * n_columns + first, i * n_columns + min(first + RUN, n_columns)
             code, width, sum_all, sum_minus = coder[CODE], coder[RANGE], 0, 0
             for t in range(begin, stop):
+                if t == left_out:
+                    left_out = known[n_known]
+                    n_known += 1
+                    continue
                 kind = np.int64(classes[t])
                 negative = kind >> 7
                 k = 2 * (t - i * n_columns) + negative
@@ -262,6 +274,24 @@ def _settle_classes(sums_class, above, size, logs_above, logs_size, powers):
             sums_class[16 * q + a] = 0
             sums_class[SIGN + 16 * q + a] = 0
         _expect(size, q, total, logs_size[q], powers)
+
+
+def code_kept(decodes, off, places, counts, coder, stream):
+    """Code the bits at some places, with chances that those before tell: `counts` are those OFF, and all; changed."""
+    for t in places:
+        chance = min(max((ONE * (2 * counts[0] + 1)) // (2 * counts[1] + 2), 1), ONE - 1)
+        bound = (coder[RANGE] * chance) >> 24
+        if decodes:
+            off[t] = coder[CODE] < bound
+        if off[t]:
+            coder[RANGE] = bound
+            counts[0] += 1
+        else:
+            coder[RANGE] -= bound
+            coder[CODE] += -bound if decodes else bound
+        counts[1] += 1
+        if coder[RANGE] < TOP:
+            _shift(decodes, coder, stream)
 
 
 def code_evenly(decodes, off, n_weights, coder, stream):

@@ -2,6 +2,9 @@
 
 A stream is one byte, the number of a row of STRENGTHS, and the bytes of a range coder. The encoder tries every row and
 keeps the shortest stream.
+
+Where a mask has a parent, the weights that are OFF there have a chance of their own. For the others the parent's tensor
+is run through the same model first: half of the evidence that it leaves goes into what the mask's tensor begins with.
 """
 
 from __future__ import annotations
@@ -39,18 +42,28 @@ MAX_EXTRA_BYTES = SPARE_BYTES + 1
 MASK_32 = (1 << 32) - 1
 
 
-def encode_bits(packed: UInt8[ndarray, "n_bytes"], layout: Layout, classes: Classes) -> UInt8[ndarray, "n"]:
-    """The shortest stream of a mask's bits. Equal bits give equal bytes."""
-    streams = [_encode(packed, layout, classes, number) for number in range(EVENLY + 1)]
+def encode_bits(
+    packed: UInt8[ndarray, "n_bytes"],
+    layout: Layout,
+    classes: Classes,
+    parent: UInt8[ndarray, "n_bytes"] | None = None,
+) -> UInt8[ndarray, "n"]:
+    """The shortest stream of a mask's bits, against those of a parent. Equal bits give equal bytes."""
+    streams = [_encode(packed, layout, classes, number, parent) for number in range(EVENLY + 1)]
     return min((stream for stream in streams if stream is not None), key=len)
 
 
-def decode_bits(stream: UInt8[ndarray, "n"], layout: Layout, classes: Classes) -> UInt8[ndarray, "n_bytes"]:
+def decode_bits(
+    stream: UInt8[ndarray, "n"],
+    layout: Layout,
+    classes: Classes,
+    parent: UInt8[ndarray, "n_bytes"] | None = None,
+) -> UInt8[ndarray, "n_bytes"]:
     """The bits of a whole mask, in time and memory that the layout bounds, whatever the stream holds.
 
     Raises:
         InvalidMask: not exactly the stream of such a mask: truncated, with more behind it, damaged, or coded with
-            other weights.
+            other weights or another parent.
     """
     if not stream.size or stream[0] > EVENLY:
         raise InvalidMask("the coded bits do not begin with a number of strengths that is known")
@@ -59,35 +72,45 @@ def decode_bits(stream: UInt8[ndarray, "n"], layout: Layout, classes: Classes) -
     coder[0] = int.from_bytes(data[:4].tobytes().ljust(4, b"\0"), "big")
     coder[1], coder[2] = MASK_32, 4
     packed = np.empty(layout.n_bytes, np.uint8)
-    memory = _Memory()
+    one = _Stream(True, int(stream[0]), classes, coder, data, parent)
     for tensor in layout:
         off = np.zeros(tensor.n_weights, np.uint8)
-        _code(True, off, tensor, classes, int(stream[0]), memory, coder, data)
+        one.code(tensor, off)
         packed[tensor.bytes] = bits.pack(off == 0)
         if coder[2] > data.size:
             raise InvalidMask(f"the coded bits end within {tensor.name}: the file is damaged or truncated")
     if coder[0] or coder[2] != data.size:
-        raise InvalidMask("the coded bits leave something over: they are damaged, or coded with other weights")
+        raise InvalidMask(
+            "the coded bits leave something over: they are damaged, or coded with other weights or another parent"
+        )
     return packed
 
 
 def _encode(
-    packed: UInt8[ndarray, "n_bytes"], layout: Layout, classes: Classes, number: int
+    packed: UInt8[ndarray, "n_bytes"],
+    layout: Layout,
+    classes: Classes,
+    number: int,
+    parent: UInt8[ndarray, "n_bytes"] | None = None,
 ) -> UInt8[ndarray, "n"] | None:
     """The stream with one row of strengths; None where it is longer than the raw bits."""
     room = np.empty(1 + packed.size + SPARE_BYTES, np.uint8)
     room[0] = number
     # The coder's first byte is always 0 and is not kept: its place is the byte before `room[1:]`.
     coder = np.array([0, MASK_32, -1, 0, 1], np.int64)
-    memory = _Memory()
+    one = _Stream(False, number, classes, coder, room[1:], parent)
     for tensor in layout:
-        off = (~bits.unpack(packed[tensor.bytes], tensor.n_weights)).view(np.uint8)
-        _code(False, off, tensor, classes, number, memory, coder, room[1:])
+        one.code(tensor, _off(packed, tensor))
         if coder[2] > packed.size + SPARE_BYTES:
             return None
     compile_loop("finish")(coder, room[1:])
     # A carry is given out with the next byte, so one is always pending: the last is no part of the number.
     return room[: 1 + int(coder[2])] if coder[2] <= packed.size + SPARE_BYTES else None
+
+
+def _off(packed: UInt8[ndarray, "n_bytes"], tensor: MaskableTensor) -> UInt8[ndarray, "n"]:
+    """1 where a weight of a tensor is OFF."""
+    return (~bits.unpack(packed[tensor.bytes], tensor.n_weights)).view(np.uint8)
 
 
 @dataclass
@@ -115,6 +138,16 @@ class _Evidence:
     def arrays(self) -> tuple[ndarray, ...]:
         return self.row, self.column, self.row_sign, self.column_sign, self.above, self.size
 
+    def copy(self) -> _Evidence:
+        return _Evidence.of([array.copy() for array in self.arrays])
+
+    def since(self, begun: _Evidence) -> _Evidence:
+        """What was gained."""
+        return _Evidence.of([after - before for before, after in zip(begun.arrays, self.arrays, strict=True)])
+
+    def with_half_of(self, told: _Evidence) -> _Evidence:
+        return _Evidence.of([own + (other >> 1) for own, other in zip(self.arrays, told.arrays, strict=True)])
+
 
 @dataclass
 class _Memory:
@@ -137,16 +170,15 @@ class _Memory:
         expected = min(max(RATE_STRENGTH * ONE * on // off, 1), MAX_RATE_EXPECTED)
         return _Evidence.of([*rows, above, size]), np.array([[RATE_STRENGTH * ONE], [expected]], np.int64)
 
-    def learn(self, tensor: MaskableTensor, before: _Evidence, after: _Evidence, n_off: int) -> None:
+    def learn(self, tensor: MaskableTensor, gained: _Evidence, n_off: int, n_on: int) -> None:
+        """Of a tensor: what its factors gained, and how many weights were OFF and ON."""
         kind, shape = kind_of(tensor), as_matrix(tensor.shape)
         known = self.of_kind.get((kind, shape)) or _Evidence.none(*shape)
-        new = _Evidence.of([b - a for a, b in zip(before.arrays, after.arrays, strict=True)])
-        rows = [(a >> 1) + b for a, b in zip(known.arrays[:4], new.arrays[:4], strict=True)]
-        self.of_kind[kind, shape] = _Evidence.of([*rows, known.above + new.above, known.size + new.size])
-        self.of_all.above += new.above
-        self.of_all.size += new.size
-        # In steps of 1/256 of a weight.
-        off, on = 256 * n_off, 256 * (tensor.n_weights - n_off)
+        rows = [(a >> 1) + b for a, b in zip(known.arrays[:4], gained.arrays[:4], strict=True)]
+        self.of_kind[kind, shape] = _Evidence.of([*rows, known.above + gained.above, known.size + gained.size])
+        self.of_all.above += gained.above
+        self.of_all.size += gained.size
+        off, on = 256 * n_off, 256 * n_on  # in steps of 1/256 of a weight
         before_off, before_on = self.counts_of_kind.get((kind, shape), (0, 0))
         self.counts_of_kind[kind, shape] = (before_off >> 1) + off, (before_on >> 1) + on
         self.counts = self.counts[0] * 4 // 5 + off, self.counts[1] * 4 // 5 + on
@@ -157,26 +189,73 @@ def kind_of(tensor: MaskableTensor) -> str:
     return "".join(letter for letter in tensor.name if letter not in "0123456789")
 
 
-def _code(
-    decodes: bool,
-    off: UInt8[ndarray, "n"],
-    tensor: MaskableTensor,
-    classes: Classes,
-    number: int,
-    memory: _Memory,
-    coder: Int64[ndarray, "5"],
-    stream: UInt8[ndarray, "n_coded"],
-) -> None:
-    """Code one tensor, and learn from it."""
-    if number == EVENLY:
-        compile_loop("code_evenly")(decodes, off, tensor.n_weights, coder, stream)
-        return
-    tables = make_tables()
-    evidence, rate = memory.start(tensor)
-    before = _Evidence.of([array.copy() for array in evidence.arrays])
-    strengths = np.array(STRENGTHS[number], np.int64)
-    compile_loop("code_tensor")(
-        decodes, off, *as_matrix(tensor.shape), classes(tensor), rate, *evidence.arrays, strengths,
-        tables.powers, tables.logarithms, tables.chances, coder, stream,
-    )  # fmt: skip
-    memory.learn(tensor, before, evidence, int(np.count_nonzero(off)))
+@dataclass
+class _Stream:
+    """A stream while it is written or read, with what its tensors so far have taught.
+
+    Attributes:
+        parent: the bits that the mask is coded against.
+        of_parent: what the parent's tensors have taught.
+        kept: how many weights that are OFF in the parent are OFF in the mask too, and how many there were.
+    """
+
+    decodes: bool
+    number: int
+    classes: Classes
+    coder: Int64[ndarray, "5"]
+    data: UInt8[ndarray, "n_coded"]
+    parent: UInt8[ndarray, "n_bytes"] | None
+    memory: _Memory = field(default_factory=_Memory)
+    of_parent: _Memory = field(default_factory=_Memory)
+    kept: Int64[ndarray, "2"] = field(default_factory=lambda: np.zeros(2, np.int64))
+
+    def code(self, tensor: MaskableTensor, off: UInt8[ndarray, "n"]) -> None:
+        """Code one tensor, and learn from it."""
+        if self.number == EVENLY:
+            compile_loop("code_evenly")(self.decodes, off, tensor.n_weights, self.coder, self.data)
+            return
+        classes, end = self.classes(tensor), np.array([tensor.n_weights])
+        begun, rate = self.memory.start(tensor)
+        places = end[:0]
+        if self.parent is not None:
+            off_there = _off(self.parent, tensor)
+            places = np.flatnonzero(off_there)
+            compile_loop("code_kept")(self.decodes, off, places, self.kept, self.coder, self.data)
+            begun = begun.with_half_of(self._learn_from_parent(tensor, off_there, classes))
+        known = np.concatenate([places, end])
+        evidence = begun.copy()
+        self._run(self.decodes, tensor, off, classes, known, rate, evidence, self.coder, self.data)
+        n_known = len(places)
+        n_off = int(np.count_nonzero(off)) - int(np.count_nonzero(off[places]))
+        self.memory.learn(tensor, evidence.since(begun), n_off, tensor.n_weights - n_known - n_off)
+
+    def _learn_from_parent(
+        self, tensor: MaskableTensor, off: UInt8[ndarray, "n"], classes: UInt8[ndarray, "n"]
+    ) -> _Evidence:
+        """What the factors gain in a tensor of the parent, which is coded into nothing."""
+        begun, rate = self.of_parent.start(tensor)
+        evidence, nowhere = begun.copy(), np.array([0, MASK_32, 0, 0, 1], np.int64)
+        self._run(
+            False, tensor, off, classes, np.array([tensor.n_weights]), rate, evidence, nowhere, np.empty(0, np.uint8)
+        )
+        gained, n_off = evidence.since(begun), int(np.count_nonzero(off))
+        self.of_parent.learn(tensor, gained, n_off, tensor.n_weights - n_off)
+        return gained
+
+    def _run(
+        self,
+        decodes: bool,
+        tensor: MaskableTensor,
+        off: UInt8[ndarray, "n"],
+        classes: UInt8[ndarray, "n"],
+        known: Int64[ndarray, "k"],
+        rate: Int64[ndarray, "2 1"],
+        evidence: _Evidence,
+        coder: Int64[ndarray, "5"],
+        data: UInt8[ndarray, "n_coded"],
+    ) -> None:
+        tables, strengths = make_tables(), np.array(STRENGTHS[self.number], np.int64)
+        compile_loop("code_tensor")(
+            decodes, off, *as_matrix(tensor.shape), classes, known, rate, *evidence.arrays, strengths,
+            tables.powers, tables.logarithms, tables.chances, coder, data,
+        )  # fmt: skip

@@ -46,14 +46,14 @@ class Way:
         }
 
 
-def way_through_mask(spec: BackboneSpec, mask: Path | None, dimensions: int | None) -> Way:
-    """Through a mask, or the untouched backbone.
+def way_through_mask(spec: BackboneSpec, mask: Path | None, dimensions: int | None, parent: Path | None = None) -> Way:
+    """Through a mask, or the untouched backbone. `parent` may be the file that the mask is coded against.
 
     Raises:
         InvalidMask, WrongBackbone: the mask cannot be read or does not fit.
         InvalidArgument: more dimensions than there are.
     """
-    backbone, task = backbone_and_mask(spec, mask)
+    backbone, task = backbone_and_mask(spec, mask, parent)
     engine = Engine(backbone, slots=1)
     if task is not None:
         for warning in engine.prepare(task):
@@ -93,9 +93,11 @@ def cut_of(width: int, whole: int) -> int | None:
     return width if width < whole else None
 
 
-def backbone_and_mask(spec: BackboneSpec, mask: Path | None) -> tuple[Backbone, TaskMask | None]:
+def backbone_and_mask(
+    spec: BackboneSpec, mask: Path | None, parent: Path | None = None
+) -> tuple[Backbone, TaskMask | None]:
     """The backbone a user named, or else the one that the mask names; and the mask, read for it."""
-    task = read_mask(mask) if mask is not None else None
+    task = read_mask(mask, parent=parent) if mask is not None else None
     backbone = load_backbone(as_trained(spec, task, mask))
     if backbone.ignored:
         note(

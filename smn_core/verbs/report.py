@@ -9,25 +9,42 @@ from typing import Any
 from smn_core import bits, tensorfile
 from smn_core.backbone import load_backbone
 from smn_core.cascade import file as cascadefile
+from smn_core.contextual.classes import Classes
 from smn_core.errors import InvalidMask
 from smn_core.mask import CodedMask, TaskMask
-from smn_core.maskfile import read_file, with_bits
+from smn_core.maskfile import check_fits, read_file, with_bits
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained
 
 
-def open_mask(path: Path, spec: BackboneSpec) -> tuple[bytes, TaskMask]:
+def open_mask(path: Path, spec: BackboneSpec, parent: Path | None = None) -> tuple[bytes, TaskMask]:
     """A file's bytes and its mask; bits of codec `context` are decoded where `spec`, or the mask's run, names weights.
+
+    Its parent, if it has one, is `parent` or a mask file beside it.
 
     Raises:
         InvalidMask, WrongBackbone, UnknownModel: as `read_mask` and `with_bits`.
     """
-    data, mask = read_file(path)
+    data, mask = read_file(path, parent=parent)
     if isinstance(mask, CodedMask):
         trained = as_trained(spec, mask, path)
         if trained.weights is not None:
             mask = with_bits(mask, load_backbone(trained))
     return data, mask
+
+
+def classes_of_mask(path: Path, mask: TaskMask, spec: BackboneSpec) -> Classes | None:
+    """What codec `context` knows of the weights, where `spec`, or the mask's run, names them.
+
+    Raises:
+        WrongBackbone: they are not the mask's.
+    """
+    trained = as_trained(spec, mask, path)
+    if trained.weights is None:
+        return None
+    backbone = load_backbone(trained)
+    check_fits(mask, backbone)
+    return backbone.theta
 
 
 def describe(path: Path, opened: tuple[bytes, TaskMask] | None = None) -> dict[str, Any]:
@@ -46,6 +63,7 @@ def describe(path: Path, opened: tuple[bytes, TaskMask] | None = None) -> dict[s
         "args": model["args"],
         "fingerprint": mask.fingerprint,
         "layout": mask.layout.digest,
+        "parent": mask.parent,
         "weights": mask.layout.n_weights,
         "off": None if coded else mask.n_off,
         "density": None if coded else mask.density,
@@ -84,16 +102,22 @@ def stages(mask: TaskMask) -> list[dict[str, Any]]:
 def sizes(data: bytes, mask: TaskMask) -> dict[str, Any]:
     """Every byte of a mask's file, and what it replaces: a copy of the maskable weights."""
     file = tensorfile.parse_tensors(data)
-    in_parts = {"bits": 0, "state": 0, "affine": 0, "head": 0}
+    in_parts = {"bits": 0, "state": 0, "affine": 0, "head": 0, "rest": 0}
     for name, values in file.tensors.items():
         part = name.split(".")[0]
         in_parts[part if part in in_parts else "bits"] += values.nbytes
+    numbers = {
+        "state": sum(values.nbytes for values in mask.state.values()),
+        "affine": mask.affine.nbytes if mask.affine else 0,
+        "head": mask.head.weight.nbytes + mask.head.bias.nbytes if mask.head else 0,
+    }
     n_weights = mask.layout.n_weights
     return {
         "codec": file.metadata["codec"],
         "file_bytes": len(data),
         **{f"{part}_bytes": n for part, n in in_parts.items()},
         "header_bytes": len(data) - sum(in_parts.values()),
+        "uncoded_bytes": numbers,
         "raw_bits_bytes": mask.layout.n_bytes,
         "bits_per_weight": 8 * len(data) / n_weights,
         "smaller_than_32_bit": 4 * n_weights / len(data),

@@ -107,7 +107,7 @@ def mask(found: dict[str, Any]) -> None:
             {
                 "file": f"{sizes['file_bytes']:,} ({sizes['codec']}): bits {sizes['bits_bytes']:,}, "
                 f"state {sizes['state_bytes']:,}, map {sizes['affine_bytes']:,}, head {sizes['head_bytes']:,}, "
-                f"header {sizes['header_bytes']:,}",
+                f"{_rest(sizes)}header {sizes['header_bytes']:,}",
                 "bits per weight": f"{sizes['bits_per_weight']:.5f} (whole file; 1 uncoded)",
                 "compression": f"{sizes['smaller_than_32_bit']:,.0f}x against 32-bit weights, "
                 f"{sizes['smaller_than_16_bit']:,.0f}x against 16-bit",
@@ -117,6 +117,8 @@ def mask(found: dict[str, Any]) -> None:
     if found["density"] is not None:
         console.print(_densities("stage", found["stages"]))
         console.print(_densities("tensor", found["tensors"]))
+    if "codings" in found:
+        _codings(console, found["codings"], sizes["raw_bits_bytes"])
     if "difference" in found:
         _difference(console, found["difference"])
 
@@ -144,6 +146,7 @@ def _identity(found: dict[str, Any]) -> dict[str, str]:
         "architecture": found["architecture"] + (f" {json.dumps(found['args'])}" if found["args"] else ""),
         "fingerprint": found["fingerprint"],
         "layout": found["layout"],
+        **({"parent": found["parent"]} if found["parent"] else {}),
         "density": "in the coded bits, which --weights FILE decodes"
         if found["density"] is None
         else f"{found['density']:.6f} ({found['off']:,} of {found['weights']:,} OFF)",
@@ -172,6 +175,29 @@ def _densities(title: str, rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(row["name"], f"{row['weights']:,}", f"{row['off']:,}", f"{row['density']:.6f}")
     return table
+
+
+def _rest(sizes: dict[str, Any]) -> str:
+    """State, map and head where they are coded together."""
+    if not sizes["rest_bytes"]:
+        return ""
+    names = {"state": "state", "affine": "map", "head": "head"}
+    within = ", ".join(f"{names[part]} {n:,}" for part, n in sizes["uncoded_bytes"].items() if n)
+    return f"together {sizes['rest_bytes']:,} ({within} uncoded), "
+
+
+def _codings(console: Console, found: dict[str, Any], raw: int) -> None:
+    rows = {f"as {name}": f"{n:,} bytes ({n / raw:.5f} bits a weight)" for name, n in found["coded"].items()}
+    rows |= {f"entropy by {context}": f"{n:,.0f} bytes" for context, n in found["entropy"].items()}
+    console.print(_pairs("the bits in other codes", rows))
+    contexts = list(found["entropy"])
+    table = Table(title="entropy by stage, bytes", title_justify="left", box=None, pad_edge=False)
+    table.add_column("stage", overflow="fold")
+    for context in contexts:
+        table.add_column(f"by {context}", justify="right")
+    for stage in found["stages"]:
+        table.add_row(stage["name"], *(f"{stage['entropy'][context]:,.0f}" for context in contexts))
+    console.print(table)
 
 
 def _difference(console: Console, found: dict[str, Any]) -> None:

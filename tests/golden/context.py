@@ -85,25 +85,46 @@ Code = Callable[[int, bool], bool]
 """Codes one bit: from its chance, and from whether it is OFF where that is known, whether it is OFF."""
 
 
-def code_mask(weights: Mapping[str, np.ndarray], number: int, code: Code, off: Mapping[str, np.ndarray] | None) -> dict:
-    """OFF bits, flat, by tensor."""
+def code_mask(
+    weights: Mapping[str, np.ndarray],
+    number: int,
+    code: Code,
+    off: Mapping[str, np.ndarray] | None,
+    parent: Mapping[str, np.ndarray] | None = None,
+    gains: list | None = None,
+) -> dict:
+    """OFF bits, flat, by tensor. `parent` are the OFF bits of the parent; what each tensor gains goes into `gains`."""
     found, known, counts = {}, {}, {}
     above_of_all, size_of_all = [(0, 0)] * 16, [(0, 0)] * 8
     all_off, all_on = 2**10, 2**19
-    for name, values in weights.items():
+    told: list = []
+    kept = [0, 0]
+    if parent is not None and number != EVEN:
+        code_mask(weights, number, lambda _, bit: bit, parent, None, told)
+    for index_of_tensor, (name, values) in enumerate(weights.items()):
         given = off[name].reshape(-1).tolist() if off is not None else [False] * values.size
         if number == EVEN:
             found[name] = np.array([code(ONE // 2, bit) for bit in given])
             continue
+        out = {}
+        if parent is not None:
+            for t in np.flatnonzero(parent[name]).tolist():
+                out[t] = code(clip(ONE * (2 * kept[0] + 1) // (2 * kept[1] + 2), 1, ONE - 1), given[t])
+                kept = [kept[0] + out[t], kept[1] + 1]
         rows, columns, kinds = classes(values)
         key = ("".join(letter for letter in name if letter not in "0123456789"), rows, columns)
         lengths = (rows, columns, 2 * rows, 2 * columns, 16, 8)
-        kept = known.get(key, [[(0, 0)] * length for length in lengths])
-        begun = [[(n >> 2, e >> 2) for n, e in group] for group in kept[:4]]
+        before = known.get(key, [[(0, 0)] * length for length in lengths])
+        begun = [[(n >> 2, e >> 2) for n, e in group] for group in before[:4]]
         begun += [
             [((n >> 1) + (a >> 2), (e >> 1) + (b >> 2)) for (n, e), (a, b) in zip(group, of_all, strict=True)]
-            for group, of_all in zip(kept[4:], (above_of_all, size_of_all), strict=True)
+            for group, of_all in zip(before[4:], (above_of_all, size_of_all), strict=True)
         ]
+        if parent is not None:
+            begun = [
+                [(n + (a >> 1), e + (b >> 1)) for (n, e), (a, b) in zip(*pair, strict=True)]
+                for pair in zip(begun, told[index_of_tensor], strict=True)
+            ]
         f, o = counts.get(key, (0, 0))
         rate = Factor(2 * ONE, clip(2 * ONE * (8 * o + all_on + 4) // (8 * f + all_off + 4), 1, 2**45))
         plain, signed, classed = STRENGTHS[number]
@@ -111,30 +132,36 @@ def code_mask(weights: Mapping[str, np.ndarray], number: int, code: Code, off: M
             [Factor(n, e, strength) for n, e in group]
             for group, strength in zip(begun, (plain, plain, signed, signed, classed, classed), strict=True)
         ]
-        bits = code_tensor(rows, columns, kinds, rate, groups, given, code)
+        bits = code_tensor(rows, columns, kinds, rate, groups, given, code, out)
         gained = [
             [(factor.n - n, factor.expected - e) for factor, (n, e) in zip(group, start, strict=True)]
             for group, start in zip(groups, begun, strict=True)
         ]
+        if gains is not None:
+            gains.append(gained)
         known[key] = [
             [
                 ((n >> 1) + a, (e >> 1) + b) if index < 4 else (n + a, e + b)
                 for (n, e), (a, b) in zip(*pair, strict=True)
             ]
-            for index, pair in enumerate(zip(kept, gained, strict=True))
+            for index, pair in enumerate(zip(before, gained, strict=True))
         ]
         above_of_all, size_of_all = (
             [(n + a, e + b) for (n, e), (a, b) in zip(of_all, new, strict=True)]
             for of_all, new in zip((above_of_all, size_of_all), gained[4:], strict=True)
         )
-        u, v = sum(bits), len(bits) - sum(bits)
+        u = sum(bits) - sum(out.values())
+        v = len(bits) - len(out) - u
         counts[key] = ((f >> 1) + 256 * u, (o >> 1) + 256 * v)
         all_off, all_on = all_off * 4 // 5 + 256 * u, all_on * 4 // 5 + 256 * v
         found[name] = np.array(bits)
     return found
 
 
-def code_tensor(rows: int, columns: int, kinds: list, rate: Factor, groups: list, given: list, code: Code) -> list:
+def code_tensor(
+    rows: int, columns: int, kinds: list, rate: Factor, groups: list, given: list, code: Code, out: Mapping[int, bool]
+) -> list:
+    """`out` are the bits that are known already: they are left out."""
     row, column, row_sign, column_sign, above, size = groups
     bits = []
     for i in range(rows):
@@ -144,6 +171,9 @@ def code_tensor(rows: int, columns: int, kinds: list, rate: Factor, groups: list
         for j in range(columns):
             if j % 64 == 0:
                 renew(of_row)
+            if i * columns + j in out:
+                bits.append(out[i * columns + j])
+                continue
             sign, a, q = kinds[i][j]
             its = [rate, row[i], column[j], row_sign[2 * i + sign], column_sign[2 * j + sign], above[a], size[q]]
             chance = CHANCE[clip(sum(factor.log for factor in its), -1536, 1536)]
@@ -172,8 +202,10 @@ def renew(factors: list[Factor]) -> None:
         factor.take()
 
 
-def decode(stream: bytes, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The ON bits of every tensor, in its shape. `weights` are the backbone's, in layout order."""
+def decode(
+    stream: bytes, weights: Mapping[str, np.ndarray], parent: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """The ON bits of every tensor, in its shape. `weights` are the backbone's, in layout order, as a parent's bits."""
     state = {"width": 2**32 - 1, "code": int.from_bytes(stream[1:5], "big"), "place": 5}
 
     def code(chance: int, _: bool) -> bool:
@@ -188,12 +220,21 @@ def decode(stream: bytes, weights: Mapping[str, np.ndarray]) -> dict[str, np.nda
             state["place"] += 1
         return off
 
-    found = code_mask(weights, stream[0], code, None)
+    found = code_mask(weights, stream[0], code, None, _off(parent))
     assert state["code"] == 0 and state["place"] == len(stream)
     return {name: ~found[name].reshape(values.shape) for name, values in weights.items()}
 
 
-def encode(bits: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray], number: int) -> bytes:
+def _off(on: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
+    return {name: ~values.reshape(-1) for name, values in on.items()} if on is not None else None
+
+
+def encode(
+    bits: Mapping[str, np.ndarray],
+    weights: Mapping[str, np.ndarray],
+    number: int,
+    parent: Mapping[str, np.ndarray] | None = None,
+) -> bytes:
     """The stream of these ON bits: the lower bound of the range that is left, as one long number."""
     state = {"width": 2**32 - 1, "low": 0, "bytes": 4}
 
@@ -208,5 +249,5 @@ def encode(bits: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray], nu
             state["bytes"] += 1
         return off
 
-    code_mask(weights, number, code, {name: ~bits[name] for name in weights})
+    code_mask(weights, number, code, {name: ~bits[name] for name in weights}, _off(parent))
     return bytes([number]) + state["low"].to_bytes(state["bytes"], "big")

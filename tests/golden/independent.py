@@ -4,6 +4,7 @@ Tests hold it against smn_core bit for bit, so neither can drift from the writte
 """
 
 import hashlib
+import itertools
 import json
 import math
 import struct
@@ -115,6 +116,7 @@ def write(
     *,
     codec: str = "raw",
     strengths: int = 0,
+    parent_bits: Tensors | None = None,
     state: Tensors | None = None,
     affine: Tensors | None = None,
     head: tuple[np.ndarray, np.ndarray] | None = None,
@@ -123,7 +125,7 @@ def write(
     """The smn-mask/1 file of these boolean arrays."""
     shapes = layout(model)
     if codec == "context":
-        stream = context.encode(bits, weights_of(model), strengths)
+        stream = context.encode(bits, weights_of(model), strengths, parent_bits)
         tensors = {"bits": np.frombuffer(stream, np.uint8)}
     else:
         tensors = bit_tensors(((name, pack(bits[name])) for name in shapes), codec)
@@ -153,16 +155,39 @@ def parse(data: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     return metadata, tensors
 
 
-def read(data: bytes, model: torch.nn.Module) -> dict[str, dict]:
+def unpack_rest(frame: bytes) -> dict[str, np.ndarray]:
+    data = zstandard.ZstdDecompressor().decompress(frame)
+    (length,) = struct.unpack("<I", data[:4])
+    listed, data, tensors = json.loads(data[4 : 4 + length]), data[4 + length :], {}
+    for kind, group in itertools.groupby(listed, lambda one: one[1]):
+        run, width = list(group), np.dtype(DTYPES[kind]).itemsize
+        size = sum(math.prod(shape) for _, _, shape in run)
+        numbers = b"".join(bytes(data[plane * size + i] for plane in range(width)) for i in range(size))
+        data, place = data[size * width :], 0
+        for name, _, shape in run:
+            end = place + math.prod(shape) * width
+            tensors[name] = np.frombuffer(numbers[place:end], DTYPES[kind]).reshape(shape)
+            place = end
+    assert not data
+    return tensors
+
+
+def read(data: bytes, model: torch.nn.Module, parent: bytes | None = None) -> dict[str, dict]:
     """{"metadata": texts, "bits": booleans in the shapes of the weights, "affine": ..., "state", "head" likewise}."""
     metadata, tensors = parse(data)
     assert metadata["format"] == "smn-mask/1" and metadata["content"] == content(metadata, tensors)
+    if "rest" in tensors:
+        tensors |= unpack_rest(tensors.pop("rest").tobytes())
     shapes = layout(model)
     assert metadata["layout"] == layout_digest(shapes)
     assert metadata["fingerprint"] == fingerprint(model, metadata["model"])
     sizes = [-(-math.prod(shape) // 8) for shape in shapes.values()]
     if metadata["codec"] == "context":
-        decoded = context.decode(tensors["bits"].tobytes(), weights_of(model))
+        there = None
+        if "parent" in metadata:
+            assert metadata["parent"] == f"sha256:{hashlib.sha256(parent).hexdigest()}"
+            there = read(parent, model)["bits"]
+        decoded = context.decode(tensors["bits"].tobytes(), weights_of(model), there)
         packed = [pack(decoded[name]) for name in shapes]
     elif metadata["codec"] == "raw":
         packed = [tensors[f"mask.{name}"] for name in shapes]

@@ -64,12 +64,18 @@ class Theta:
         return wrap(self._model(self.weights, SIZE_PX, resized=False), self.name, self.spec)
 
     def mask(
-        self, seed=1, density=0.9, codec="zstd", with_state=False, with_affine=None, affine=None, head=None, **texts
-    ):
+        self, seed=1, density=0.9, codec="zstd", with_state=False, with_affine=None, affine=None, head=None,
+        parent=None, **texts,
+    ):  # fmt: skip
         """A random mask; with other running statistics; with a map: `diagonal`, or the precision of its matrix.
 
         `affine` are the tensors of a map, sound or not, in its place; `head` a classifier's weight, bias and classes.
+        `parent` is the mask that its bits are coded against.
         """
+        there = None
+        if parent is not None:
+            codec, texts = "context", {**texts, "parent": parent.digest}
+            there = independent.read(parent.data, self.plain)["bits"]
         weights, texts = (head[:2], {**texts, "classes": json.dumps(head[2])}) if head else (None, texts)
         rng = np.random.default_rng(seed)
         shapes = independent.layout(self.plain)
@@ -85,8 +91,9 @@ class Theta:
             }
         affine = self._affine(rng, with_affine) if with_affine else affine or {}
         data = independent.write(
-            self.plain, self.model_json, bits, codec=codec, state=state, affine=affine, head=weights, **texts
-        )
+            self.plain, self.model_json, bits, codec=codec, state=state, affine=affine, head=weights, parent_bits=there,
+            **texts,
+        )  # fmt: skip
         return MaskFile(data, independent.hand_masked_state_dict(self.plain, bits, state), affine)
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ import torch
 from numpy.testing import assert_array_equal
 from safetensors import safe_open
 
-from smn_core import maskfile
+from smn_core import maskfile, tensorfile
 from smn_core.tensorfile import canonical_json, content_of
 from smn_core.verbs.export import masked_weights
 
@@ -136,6 +136,28 @@ def test_smn_core_decodes_context_as_the_independent_writer_codes_it(tiny, make_
     mask = make_mask(tiny, 0.98)
     written = independent.write(tiny.model, tiny.model_json, booleans(mask), codec="context", strengths=strengths)
     found = maskfile.with_bits(maskfile.parse_mask(written, tiny.layout), tiny)
+    assert_array_equal(found.packed, mask.packed, strict=True)
+
+
+@pytest.mark.parametrize("codec", ["raw", "context"])
+def test_the_independent_reader_decodes_a_mask_against_its_parent(tiny, make_mask, codec):
+    mask, parent = make_mask(tiny, 0.97, 1), make_mask(tiny, 0.95, 2)
+    file = maskfile.serialise_mask(parent, codec, tiny)
+    written = maskfile.serialise_mask(mask, "context", tiny, maskfile.parse_mask(file, tiny.layout))
+    found = independent.read(written, tiny.model, file)
+    assert_same_arrays(found["bits"], booleans(mask))
+    assert found["metadata"]["parent"] == tensorfile.digest_of(file)
+
+
+@pytest.mark.parametrize("strengths", range(5))
+def test_smn_core_decodes_a_mask_against_its_parent_as_the_independent_writer_codes_it(tiny, make_mask, strengths):
+    mask, parent = make_mask(tiny, 0.97, 1), make_mask(tiny, 0.95, 2)
+    file = maskfile.serialise_mask(parent, "raw")
+    written = independent.write(
+        tiny.model, tiny.model_json, booleans(mask), codec="context", strengths=strengths,
+        parent_bits=booleans(parent), parent=tensorfile.digest_of(file),
+    )  # fmt: skip
+    found = maskfile.with_bits(maskfile.parse_mask(written, tiny.layout, lambda _: file), tiny)
     assert_array_equal(found.packed, mask.packed, strict=True)
 
 

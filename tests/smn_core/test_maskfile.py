@@ -24,8 +24,17 @@ from numpy.testing import assert_array_equal
 
 from smn_core import bits, maskfile, tensorfile
 from smn_core import codec as codecs
-from smn_core.errors import InvalidMask, SMNError, UnknownModel, WeightsNeeded, WrongBackbone
+from smn_core.errors import (
+    InvalidArgument,
+    InvalidMask,
+    MissingParent,
+    SMNError,
+    UnknownModel,
+    WeightsNeeded,
+    WrongBackbone,
+)
 from smn_core.mask import CodedMask
+from smn_core.vectors import vectors_of_mask
 
 MIB = 2**20
 FIRST = "conv1.0.weight"
@@ -780,3 +789,81 @@ def test_a_context_stream_of_a_tensor_that_is_all_off_is_refused(tiny_resnet, ma
     found = maskfile.parse_mask(independent.container(metadata, tensors), tiny_resnet.layout)
     with pytest.raises(InvalidMask, match="every weight of"):
         maskfile.with_bits(found, tiny_resnet)
+
+
+@pytest.fixture
+def family(tiny_resnet, make_mask, tmp_path):
+    """A mask, the files of its parent and of itself coded against that, in one folder."""
+    parent = maskfile.write_mask(make_mask(tiny_resnet, 0.9, 1), tmp_path / "root.smn")
+    mask = make_mask(tiny_resnet, 0.95, 2, with_state=True)
+    (tmp_path / "child.smn").write_bytes(maskfile.serialise_mask(mask, "context", tiny_resnet, parent))
+    return mask, tmp_path / "root.smn", tmp_path / "child.smn"
+
+
+def test_a_mask_is_read_with_the_parent_beside_it(family, tiny_resnet):
+    mask, root, child = family
+    found = maskfile.with_bits(maskfile.read_mask(child, tiny_resnet.layout), tiny_resnet)
+    assert_array_equal(found.packed, mask.packed, strict=True)
+    assert found.parent == tensorfile.digest_of(root.read_bytes()) and "parent" not in found.metadata
+    assert vectors_of_mask(found) == vectors_of_mask(mask)
+    assert maskfile.serialise_mask(found, "raw") == maskfile.serialise_mask(mask, "raw")
+
+
+def test_a_mask_is_read_with_a_parent_that_is_named(family, tiny_resnet, tmp_path):
+    mask, root, child = family
+    elsewhere = root.rename(tmp_path / "root.elsewhere")
+    with pytest.raises(MissingParent, match="--parent FILE"):
+        maskfile.with_bits(maskfile.read_mask(child), tiny_resnet)
+    found = maskfile.with_bits(maskfile.read_mask(child, parent=elsewhere), tiny_resnet)
+    assert_array_equal(found.packed, mask.packed, strict=True)
+    assert maskfile.serialise_mask(maskfile.read_mask(child)) == child.read_bytes()
+
+
+def test_a_parent_has_no_parent(family, tiny_resnet, make_mask):
+    mask, _, child = family
+    with pytest.raises(InvalidMask, match="coded against a parent itself"):
+        maskfile.serialise_mask(mask, "context", tiny_resnet, maskfile.read_mask(child))
+    metadata, tensors = independent.parse(child.read_bytes())
+    metadata["parent"] = tensorfile.digest_of(child.read_bytes())
+    metadata["content"] = independent.content(metadata, tensors)
+    with pytest.raises(InvalidMask, match="which no parent may be"):
+        maskfile.parse_mask(independent.container(metadata, tensors), tiny_resnet.layout, lambda _: child.read_bytes())
+
+
+def test_a_parent_must_be_for_the_same_weights_and_the_file_of_its_digest(family, make_backbone, make_mask):
+    mask, _, child = family
+    theirs = maskfile.serialise_mask(make_mask(make_backbone("test_resnet", seed=1)))
+    for other in (theirs, maskfile.serialise_mask(mask)):
+        with pytest.raises(InvalidMask, match="parent"):
+            maskfile.parse_mask(child.read_bytes(), mask.layout, lambda _, other=other: other)
+
+
+@pytest.mark.parametrize(("parent", "codec"), [("sha256:abc", "context"), (f"sha256:{'0' * 64}", "zstd")])
+def test_a_parent_that_is_no_digest_or_of_another_codec_is_refused(family, tiny_resnet, parent, codec):
+    metadata, tensors = independent.parse(maskfile.serialise_mask(family[0], codec, tiny_resnet))
+    metadata["parent"] = parent
+    metadata["content"] = independent.content(metadata, tensors)
+    with pytest.raises(InvalidMask, match="'parent'"):
+        maskfile.parse_mask(independent.container(metadata, tensors), tiny_resnet.layout)
+    with pytest.raises(InvalidArgument, match="a parent is for codec context"):
+        maskfile.serialise_mask(family[0], "zstd", tiny_resnet, family[0])
+
+
+@pytest.mark.parametrize("precision", ["diagonal", "float32", "float16", "int8"])
+def test_statistics_map_and_head_come_back_from_one_tensor_to_the_bit(tiny_resnet, make_mask, precision):
+    mask = make_mask(tiny_resnet, with_state=True, with_head=True, with_affine=precision)
+    data = maskfile.serialise_mask(mask, "context", tiny_resnet)
+    assert set(independent.parse(data)[1]) == {"bits", "rest"}
+    found = maskfile.with_bits(maskfile.parse_mask(data, tiny_resnet.layout), tiny_resnet)
+    assert maskfile.serialise_mask(found, "raw") == maskfile.serialise_mask(mask, "raw")
+    assert independent.read(data, tiny_resnet.model)["state"].keys() == mask.state.keys()
+
+
+def test_a_file_with_its_statistics_and_map_as_tensors_of_their_own_is_read_for_ever(tiny_resnet, make_mask):
+    mask = make_mask(tiny_resnet, with_state=True)
+    _, tensors = independent.parse(maskfile.serialise_mask(mask, "zstd"))
+    metadata, coded = independent.parse(maskfile.serialise_mask(mask, "context", tiny_resnet))
+    tensors["bits"] = coded["bits"]
+    metadata["content"] = independent.content(metadata, tensors)
+    found = maskfile.with_bits(maskfile.parse_mask(independent.container(metadata, tensors)), tiny_resnet)
+    assert maskfile.serialise_mask(found, "raw") == maskfile.serialise_mask(mask, "raw")

@@ -29,6 +29,7 @@ from smn_core.files import write_bytes
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
+from smn_core.parents import beside, parent_of, parent_path
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.recorded import run_folder
 from smn_core.verbs.show import count_others, name_unreadable
@@ -116,6 +117,9 @@ def build(request: CascadeRequest, bar: Bar, say: Callable[[str], None]) -> Casc
     clusters = _cluster(request, found) if request.experts else None
     if request.root.resolve() != (request.out / "root.smn").resolve():
         shutil.copyfile(request.root, request.out / "root.smn")
+        data = request.root.read_bytes()
+        if (digest := parent_of(data)) is not None and (parent := beside(request.root)(digest)) is not None:
+            write_bytes(parent_path(request.out / "root.smn"), parent)
     if clusters is not None:
         _train_experts(request, clusters, found, bar)
     experts = [read_mask(_expert(request, j), engine.backbone.layout) for j in range(request.experts)]

@@ -21,6 +21,10 @@ def evaluate(
     data: Annotated[str, typer.Option(metavar="DATA", help="Image folder, .npz, or torchvision:NAME.")],
     spec: BackboneSpec,
     mask: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A mask; may be repeated.")] = None,
+    parent: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The mask that a --mask is coded against, where it is not beside it."),
+    ] = None,
     cascade: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="A cascade, with its controls; may be repeated.")
     ] = None,
@@ -83,7 +87,7 @@ def evaluate(
     fusions = [parse_fusion(text) for text in fusion or []]
     if fusions and not cascade:
         raise InvalidArgument("--fusion is for a --cascade")
-    masks = [(path.stem, read_mask(path)) for path in mask or []]
+    masks = [(path.stem, read_mask(path, parent=parent)) for path in mask or []]
     folders = [(path.name, open_folder(path)) for path in cascade or []]
     file = mask[0] if mask else folders[0][1].files[0] if folders else None
     first = masks[0][1] if masks else read_mask(file) if file is not None else None

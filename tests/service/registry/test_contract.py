@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from registry_helpers import FINGERPRINT, eventually
 
-from service.registry.base import Published, Registry, Resolved
+from service.registry.base import Hold, Published, Registry, Resolved
 from smn_core.errors import Conflict, InvalidArgument, MissingMasks, NotFound, PreconditionFailed, SMNError, Unavailable
 from smn_core.tensorfile import digest_of
 
@@ -711,3 +711,31 @@ def test_notes_of_no_version_are_refused(registry):
     for name, version in (("n", 1), ("m", 2)):
         with pytest.raises(NotFound):
             registry.set_notes("masks", name, version, "{}")
+
+
+def test_a_parent_stays_while_a_mask_that_is_coded_against_it_is_there(registry):
+    parent = registry.publish("masks", "root", b"parent").version
+    hold = Hold(parent.digest, "root", parent.version)
+    child = registry.publish("masks", "child", b"child", holds=[hold], parent=parent.digest).version
+    assert (child.parent, child.holds) == (parent.digest, (hold,))
+    registry.publish("masks", "root", b"newer")
+    registry.publish("masks", "copy", b"parent")
+    for version in (1, None):
+        with pytest.raises(Conflict, match="is needed by: child"):
+            registry.delete("masks", "root", version)
+    registry.delete("masks", "copy")
+    registry.delete("masks", "child")
+    registry.delete("masks", "root", 1)
+
+
+def test_a_name_with_a_parent_and_its_child_goes_as_a_whole(registry):
+    parent = registry.publish("masks", "m", b"parent").version
+    registry.publish("masks", "m", b"child", holds=[Hold(parent.digest, "m", 1)], parent=parent.digest)
+    with pytest.raises(Conflict, match="is needed by: m"):
+        registry.delete("masks", "m", 1)
+    registry.delete("masks", "m")
+
+
+def test_a_child_whose_parent_is_gone_is_not_published(registry):
+    with pytest.raises(MissingMasks, match="sha256"):
+        registry.publish("masks", "child", b"child", holds=[Hold(digest_of(b"parent"), "root", 1)])

@@ -143,3 +143,40 @@ def test_a_hostile_stream_decodes_in_the_memory_of_the_mask(small_backbones):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 * backbone.layout.n_weights
+
+
+@given(seed=st.integers(0, 2**32 - 1), density=st.floats(0.0, 1.0), of_parent=st.floats(0.0, 1.0))
+@settings(max_examples=40, deadline=None)
+def test_a_mask_decodes_to_itself_against_any_parent(tiny_vit, make_mask, seed, density, of_parent):
+    mask, parent = make_mask(tiny_vit, density, seed), make_mask(tiny_vit, of_parent, seed + 1)
+    for number in range(stream.EVENLY + 1):
+        data = stream._encode(mask.packed, tiny_vit.layout, tiny_vit.theta, number, parent.packed)
+        if data is not None:
+            found = stream.decode_bits(data, tiny_vit.layout, tiny_vit.theta, parent.packed)
+            assert_array_equal(found, mask.packed, strict=True)
+
+
+def test_a_child_that_is_its_parent_takes_next_to_nothing(small_backbones, make_mask):
+    backbone = small_backbones["test_vit"]
+    parent = make_mask(backbone, 0.99).packed
+    alone = stream.encode_bits(parent, backbone.layout, backbone.theta)
+    against = stream.encode_bits(parent, backbone.layout, backbone.theta, parent)
+    assert against.size < 0.15 * alone.size
+
+
+def test_a_stream_of_another_parent_is_refused(tiny_resnet, make_mask):
+    mask, parent, other = (make_mask(tiny_resnet, 0.9, seed).packed for seed in range(3))
+    data = stream._encode(mask, tiny_resnet.layout, tiny_resnet.theta, 0, parent)
+    for wrong in (other, None):
+        with pytest.raises(InvalidMask):
+            stream.decode_bits(data, tiny_resnet.layout, tiny_resnet.theta, wrong)
+
+
+def test_every_flipped_bit_of_a_child_is_noticed(tiny_vit, make_mask):
+    mask, parent = make_mask(tiny_vit, 0.9, 1).packed, make_mask(tiny_vit, 0.9, 2).packed
+    data = stream._encode(mask, tiny_vit.layout, tiny_vit.theta, 0, parent)
+    for place in range(8 * data.size):
+        flipped = data.copy()
+        flipped[place // 8] ^= 1 << (place % 8)
+        with pytest.raises(InvalidMask):
+            stream.decode_bits(flipped, tiny_vit.layout, tiny_vit.theta, parent)

@@ -277,6 +277,85 @@ def test_repack_refuses_an_unknown_codec_and_other_weights(world, run, tmp_path)
     assert not (tmp_path / "x.smn").exists()
 
 
+@pytest.fixture
+def child(world, run, tmp_path):
+    """world.mask_2 against world.mask, whose file is elsewhere."""
+    (tmp_path / "children").mkdir()
+    file = tmp_path / "children" / "child.smn"
+    ran = run("repack", world.mask_2, "--parent", world.mask, "--out", file, "--weights", world.weights)
+    assert ran.code == 0, ran.err
+    return file
+
+
+def test_repack_against_a_parent_and_back_gives_the_same_file(world, run, child, tmp_path):
+    """With the parent named, or beside the file."""
+    assert read_mask(child).parent == read_mask(world.mask).digest
+    back = ("repack", child, "--codec", "zstd", "--weights", world.weights)
+    assert run(*back, "--out", tmp_path / "named.smn", "--parent", world.mask).code == 0
+    (child.parent / "root.smn").write_bytes(world.mask.read_bytes())
+    assert run(*back, "--out", tmp_path / "beside.smn").code == 0
+    for name in ("named", "beside"):
+        assert (tmp_path / f"{name}.smn").read_bytes() == world.mask_2.read_bytes()
+
+
+def test_a_child_is_shown_embedded_and_exported_with_its_parent(world, run, child, out):
+    shared = ("--weights", world.weights, "--image-size", "32")
+    ran = run("embed", world.images, "--mask", child, "--out", out, *shared)
+    assert ran.code == 2 and "is not there" in ran.err and "--parent" in ran.err
+    assert run("inspect", child).code == 0
+    found = json.loads(run("inspect", child, "--parent", world.mask, "--json", "--weights", world.weights).out)
+    assert found["off"] == read_mask(world.mask_2).n_off and found["parent"] == read_mask(world.mask).digest
+    parent = ("--parent", world.mask)
+    assert run("embed", world.images, "--mask", child, "--out", out, *shared, *parent).code == 0
+    coded = np.load(out)
+    assert run("embed", world.images, "--mask", world.mask_2, "--out", out, *shared).code == 0
+    assert_array_equal(np.load(out), coded)
+    file = out.with_suffix(".safetensors")
+    assert run("export", child, "--out", file, "--weights", world.weights, *parent).code == 0
+
+
+def test_repack_codes_a_cascade_against_its_root(world, run, tmp_path):
+    folder = tmp_path / "cascade"
+    folder.mkdir()
+    for name, file in (("root", world.mask), ("expert-1", world.mask_2)):
+        (folder / f"{name}.smn").write_bytes(file.read_bytes())
+    first, second = (read_mask(file) for file in (world.mask, world.mask_2))
+    write_cascade(
+        Cascade(first.fingerprint, first.digest, (second.digest,), Fusion("concat", {}), "unconditional"),
+        folder / "cascade.safetensors",
+    )
+    ran = run("repack", folder, "--parent", folder / "root.smn", "--out", tmp_path / "out", "--weights", world.weights)
+    assert ran.code == 0, ran.err
+    root, expert = open_folder(tmp_path / "out").masks()
+    assert root.parent is None and expert.parent == root.digest
+    ran = run("repack", folder, "--parent", world.mask, "--out", tmp_path / "x", "--weights", world.weights)
+    assert ran.code == 2 and "no mask of the cascade" in ran.err
+
+
+def test_rounded_statistics_are_another_mask_and_repack_says_so(world, run, tmp_path):
+    out = tmp_path / "rounded.smn"
+    ran = run("repack", world.mask, "--state", "float16", "--out", out, "--weights", world.weights)
+    assert ran.code == 0 and "another mask in another space" in ran.err
+    found, mask = read_mask(out), read_mask(world.mask)
+    for name, values in mask.state.items():
+        assert not (found.state[name].view(np.uint32) & 0x1FFF).any()
+        assert (np.abs(found.state[name] - values) <= 2**-11 * np.abs(values)).all()
+    assert (out.stat().st_size, found.digest) != (world.mask.stat().st_size, mask.digest)
+    assert run("repack", world.mask, "--state", "int8", "--out", tmp_path / "x.smn").code == 2
+
+
+def test_inspect_compares_codes_and_contexts(world, run):
+    found = json.loads(run("inspect", world.mask, "--codings", "--json", "--weights", world.weights).out)["codings"]
+    assert set(found["coded"]) == {"raw", "zstd", "context", "lzma"}
+    assert set(found["entropy"]) == {"tensor", "row", "column", "sign", "size", "above row and column"}
+    for context, n in found["entropy"].items():
+        assert n <= found["entropy"]["tensor"] * (1 + 1e-9)
+        assert n == pytest.approx(sum(stage["entropy"][context] for stage in found["stages"]))
+    without = json.loads(run("inspect", world.mask, "--codings", "--json").out)["codings"]
+    assert set(without["entropy"]) == {"tensor", "row", "column"} and "context" not in without["coded"]
+    assert run("inspect", world.mask, "--codings").code == 0
+
+
 def test_inspect_shows_the_bits_of_a_context_mask_where_it_has_the_weights(world, run, coded):
     """Without them: everything but what is counted among the bits."""
     task = read_mask(world.mask)

@@ -37,12 +37,14 @@ def test_tensors_and_stages_add_up_to_the_mask(file):
 def test_every_byte_of_the_file_is_counted(file):
     """Bits, state, map, head and header are the file, and the ratios are of the whole file."""
     sizes = describe(file)["sizes"]
-    parts = ("bits_bytes", "state_bytes", "affine_bytes", "head_bytes", "header_bytes")
+    parts = ("bits_bytes", "state_bytes", "affine_bytes", "head_bytes", "rest_bytes", "header_bytes")
     assert sum(sizes[part] for part in parts) == sizes["file_bytes"] == file.stat().st_size
     mask = read_mask(file)
     assert sizes["state_bytes"] == 4 * sum(values.size for values in mask.state.values())
     assert sizes["head_bytes"] == mask.head.weight.nbytes + mask.head.bias.nbytes
     assert sizes["affine_bytes"] == mask.affine.nbytes == describe(file)["affine"]["bytes"]
+    held = (sizes["state_bytes"], sizes["affine_bytes"], sizes["head_bytes"])
+    assert tuple(sizes["uncoded_bytes"].values()) == held and sizes["rest_bytes"] == 0
     assert sizes["smaller_than_32_bit"] == pytest.approx(32 / sizes["bits_per_weight"])
     assert sizes["codec"] == "zstd" or sizes["bits_bytes"] == sizes["raw_bits_bytes"] == mask.layout.n_bytes
 

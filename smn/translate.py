@@ -79,7 +79,7 @@ def translate(
 
 
 def pair_on_server(client: Client, before: str, after: str) -> Pair:
-    """The spaces of two masks of a server, or of `root`, embedded there. Where a name is pushed over meanwhile, it ends.
+    """The spaces of two masks of a server, or of `root`, embedded there. A name that is pushed over ends it.
 
     Raises:
         ServerError, ServerAway: as the client.

@@ -74,7 +74,7 @@ def measure(model: str, trees: dict[str, Path], commit: str, quick: bool, out: P
             clients[which] = stack.enter_context(httpx2.Client(base_url=servers[which].url, timeout=WAIT_S))
             clients[which].put(f"/masks/{NAME}", content=mask).raise_for_status()
         small = model != MODELS[-1]
-        rounds, requests = (3, 40) if quick else (20, 400 if small else 60)
+        rounds, requests = (3, 40) if quick else (12, 150 if small else 40)
         x = io.BytesIO()
         np.save(x, pixels(backbone, 1))
         forms = {"npy": (NPY, x.getvalue()), "jpeg": ("image/jpeg", photo(224, 224))}

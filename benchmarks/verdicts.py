@@ -6,7 +6,7 @@ Every mask is judged on every set, so most pairs are foreign ones. A pair has th
 file, its flips alone, and its flips under a map fitted on the set. The judgement sees images of the train split,
 without labels. The truth is the change of kNN on the test split against the frozen backbone, image by image, with its
 standard error: a change beyond two of them helps or harms, and inside them any answer is right. The probe stands
-beside, and five labels a class: the mean of 40 draws of them, with its standard error over the draws. One JSON line a pair.
+beside, and five labels a class: the mean of 40 draws, with its standard error over the draws. One JSON line a pair.
 """
 
 from __future__ import annotations
@@ -130,10 +130,7 @@ def _row(
     )
     draws = [pick_labels(known, FEW_LABELS, seed) for seed in range(DRAWS)]
     few = compare(
-        *(
-            np.array([(probes.linear(a[drawn], known[drawn], b) == asked).mean() for drawn in draws])
-            for a, b in pairs
-        )
+        *(np.array([(probes.linear(a[drawn], known[drawn], b) == asked).mean() for drawn in draws]) for a, b in pairs)
     )
     truth = "helps" if knn.z > 2 else "harms" if knn.z < -2 else "neither"
     return {

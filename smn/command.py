@@ -18,6 +18,7 @@ from smn.bench import app as bench_verbs
 from smn.demo import app as demo_verb
 from smn.embed import app as embed_verb
 from smn.search.verbs import app as search_verbs
+from smn.translate import app as translate_verb
 from smn_core.__main__ import app as core_verbs
 from smn_core.errors import SMNError
 from smn_core.verbs.heap import keep_freed_memory
@@ -57,6 +58,7 @@ app.add_typer(core_verbs)
 app.add_typer(embed_verb)
 app.add_typer(search_verbs)
 app.add_typer(training_verbs)
+app.add_typer(translate_verb)
 app.add_typer(service_verbs)
 app.add_typer(bench_verbs, name="bench")
 app.add_typer(demo_verb)

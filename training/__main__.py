@@ -14,7 +14,6 @@ from smn_core.verbs.options import DEFAULT_BACKBONE, as_trained, for_learning, m
 from training.adapt.verb import app as adapt_verb
 from training.evaluation.verb import app as evaluation_verbs
 from training.probe.verb import app as probe_verb
-from training.translate.verb import app as translate_verb
 
 if TYPE_CHECKING:
     from training.request import Request
@@ -23,7 +22,6 @@ app = typer.Typer()
 app.add_typer(adapt_verb)
 app.add_typer(evaluation_verbs)
 app.add_typer(probe_verb)
-app.add_typer(translate_verb)
 MAX_SEED, MAX_EXPERTS, MAX_THREADS = 2**32 - 1, 64, 1024  # numpy's seeds have 32 bits
 # click's UsageError: typer's versions keep it in different places.
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")

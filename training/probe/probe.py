@@ -13,6 +13,7 @@ from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask, with_bits, write_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained
+from smn_core.verbs.show import note
 from training.data import TRAIN, open_split
 from training.evaluation.controls import make_all_on
 from training.export import copy_pixels
@@ -71,7 +72,8 @@ def probe_mask(
     )
     engine = Engine(backbone, slots=1)
     if given is not None:
-        engine.prepare(given)
+        for warning in engine.prepare(given):
+            note(f"warning: {mask_file}: {warning}")
     with bar("embedding", len(images.names)) as on_batch:
         found = embed(engine, given.digest if given is not None else None, images, batch_size, on_batch)
     assert found.labels is not None

@@ -2,9 +2,10 @@
 
     z_to ~ (z_from - mean_from) @ matrix.T + mean_to
     matrix = argmin  sum over rows |(z_to - mean_to) - matrix (z_from - mean_from)|^2
-                     + strength * trace / d * |matrix - I|^2
+                     + strength * trace / d * |matrix - unit I|^2
 
-The penalty draws the matrix to the identity: with few images an old vector stays what it is.
+The penalty draws the matrix to the identity, in the new space's unit of length: with few images an old vector keeps its
+direction. A mask with a map may have vectors of length 1 where the backbone's have length 45.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy import ndarray
 from smn_core.errors import InvalidData
 from training.evaluation.signs import normalise
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+STRENGTHS = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """In units of the mean variance of the old vectors."""
 FEWEST_ROWS = 20
 NEIGHBOURS = 10
@@ -38,7 +39,9 @@ class LinearMap:
 
 
 def fit_ridge(old: Float32[ndarray, "n d"], new: Float32[ndarray, "n d"], strength: float) -> LinearMap:
-    """The map that fits rows of `old` to those of `new`, drawn to the identity by `strength`.
+    """The map that fits rows of `old` to those of `new`, drawn to a multiple of the identity by `strength`.
+
+    The multiple is how much farther the new rows are from their mean.
 
     Raises:
         InvalidData: fewer than two rows.
@@ -49,8 +52,9 @@ def fit_ridge(old: Float32[ndarray, "n d"], new: Float32[ndarray, "n d"], streng
     x, y = old - mean_from, new - mean_to
     gram, d = x.T @ x, x.shape[1]
     penalty = strength * max(float(np.trace(gram)) / d, 1e-12)
-    # y - x is what the identity leaves; the ridge of it is drawn to 0.
-    matrix = np.eye(d) + np.linalg.solve(gram + penalty * np.eye(d), x.T @ (y - x)).T
+    unit = float(np.sqrt((y * y).sum() / max(float(np.trace(gram)), 1e-12)))
+    # y - unit x is what the multiple of the identity leaves; the ridge of it is drawn to 0.
+    matrix = unit * np.eye(d) + np.linalg.solve(gram + penalty * np.eye(d), x.T @ (y - unit * x)).T
     return LinearMap(matrix.astype(np.float32), mean_from.astype(np.float32), mean_to.astype(np.float32))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
@@ -16,8 +18,9 @@ from smn_core.files import replacing
 from smn_core.maskfile import read_mask
 from smn_core.spaces import space_of_mask
 from smn_core.spec import BackboneSpec
+from smn_core.verbs.offline import OnBatch
 from smn_core.verbs.options import as_trained
-from smn_core.verbs.show import count_others
+from smn_core.verbs.show import count_others, note
 from training.data import TRAIN, Subset, has_split, open_split, others_among
 from training.features import embed_each
 from training.progress import Bar, count_silently
@@ -53,50 +56,63 @@ class Translated:
         }
 
 
-def run(
-    spec: BackboneSpec,
-    before: str,
-    after: str,
-    data: str,
-    out: Path,
-    *,
-    batch_size: int = 32,
-    bar: Bar = count_silently,
-) -> Translated:
-    """Fit the map on a sample and write it to `out`.
+@dataclass(frozen=True)
+class Pair:
+    """Two spaces by their ids, and a function that embeds images in both.
 
-    Recall is measured on the test split, or without one on 30 % of the images; the map is not fitted on them.
+    `look(images, on_batch)` gives a row in each space for every image that can be read, and why the others cannot.
+    """
 
-    Args:
-        before, after: a mask file each, or `root`.
+    before: str
+    after: str
+    look: Callable[[Subset, OnBatch], tuple[ndarray, ndarray, Sequence[str]]]
+
+
+def pair_of_files(spec: BackboneSpec, before: str, after: str, batch_size: int = 32) -> Pair:
+    """The spaces of two mask files, or of `root`, embedded in this process.
 
     Raises:
-        InvalidArgument: both are the same space.
-        InvalidData: too few images.
         InvalidMask, WrongBackbone: a mask cannot be read or does not fit.
     """
     masks = [None if name == ROOT else read_mask(Path(name)) for name in (before, after)]
     file, first = next(((Path(n), m) for n, m in zip((before, after), masks, strict=True) if m), (None, None))
     backbone = load_backbone(as_trained(spec, first, file))
     space_before, space_after = (space_of_mask(backbone, mask) for mask in masks)
-    if space_before == space_after:
-        raise InvalidArgument(f"--from {before} and --to {after} are one space, {space_before}: nothing needs moving")
     engine = Engine(backbone, slots=2)
-    for mask in masks:
-        if mask is not None:
-            engine.prepare(mask)
-    fitted, held = _cut(data)
-    others = dict(
-        Counter(others_among(fitted)) + Counter(others_among(held) if held.source is not fitted.source else {})
-    )
-    count_others(others)
+    for name, mask in zip((before, after), masks, strict=True):
+        for warning in engine.prepare(mask) if mask is not None else ():
+            note(f"warning: {name}: {warning}")
     digests = [mask.digest if mask is not None else None for mask in masks]
-    with bar("embeddings", len(masks) * (len(fitted.names) + len(held.names))) as on_batch:
-        old, new = embed_each(engine, digests, fitted, batch_size, on_batch)
-        held_old, held_new = embed_each(engine, digests, held, batch_size, on_batch)
-    found = translate(old.z, new.z, held_old.z, held_new.z)
-    write_map(out, found.map, space_before, space_after)
-    return Translated(found, space_before, space_after, (*old.skipped, *held_old.skipped), others)
+
+    def look(images: Subset, on_batch: OnBatch) -> tuple[ndarray, ndarray, Sequence[str]]:
+        old, new = embed_each(engine, digests, images, batch_size, on_batch)
+        return old.z, new.z, old.skipped
+
+    return Pair(space_before, space_after, look)
+
+
+def run(pair: Pair, data: str, out: Path, *, bar: Bar = count_silently) -> Translated:
+    """Fit the map on a sample and write it to `out`.
+
+    Recall is measured on the test split, or without one on 30 % of the images; the map is not fitted on them.
+
+    Raises:
+        InvalidArgument: both are the same space.
+        InvalidData: too few images.
+    """
+    if pair.before == pair.after:
+        raise InvalidArgument(f"--from and --to are one space, {pair.before}: nothing needs moving")
+    fitted, held = _cut(data)
+    others = Counter(others_among(fitted))
+    if held.source is not fitted.source:
+        others += Counter(others_among(held))
+    count_others(others)
+    with bar("embeddings", 2 * (len(fitted.names) + len(held.names))) as on_batch:
+        old, new, unread = pair.look(fitted, on_batch)
+        held_old, held_new, unread_held = pair.look(held, on_batch)
+    found = translate(old, new, held_old, held_new)
+    write_map(out, found.map, pair.before, pair.after)
+    return Translated(found, pair.before, pair.after, (*unread, *unread_held), dict(others))
 
 
 def _cut(data: str) -> tuple[Subset, Subset]:

@@ -24,11 +24,22 @@ def test_a_linear_change_of_space_is_found():
     assert (found.n_fitted, found.n_held_out) == (300, 100)
 
 
-def test_a_strong_penalty_leaves_vectors_as_they_are_but_for_the_mean():
-    old, new = draw(50), draw(50, seed=1)
+@pytest.mark.parametrize("unit", [1.0, 0.02, 50.0])
+def test_a_strong_penalty_leaves_directions_as_they_are_but_for_the_mean(unit):
+    old, new = draw(50), unit * draw(50, seed=1)
+    spread = [float(np.linalg.norm(z - z.mean(0))) for z in (old, new)]
     found = fit_ridge(old, new, 1e9)
-    np.testing.assert_allclose(found.matrix, np.eye(12), atol=1e-5)
-    np.testing.assert_allclose(found.apply(old).mean(0), new.mean(0), atol=1e-5)
+    np.testing.assert_allclose(found.matrix / unit, np.eye(12) * spread[1] / spread[0] / unit, atol=1e-5)
+    np.testing.assert_allclose(found.apply(old).mean(0), new.mean(0), rtol=1e-4)
+
+
+def test_the_unit_of_a_space_changes_neither_the_strength_nor_what_is_found():
+    old = draw(300)
+    turn = np.linalg.qr(draw(12, 12, 1))[0].astype(np.float32)
+    new = (old @ turn.T + draw(300, seed=2)).astype(np.float32)
+    found = [translate(old[:200], u * new[:200], old[200:], u * new[200:]) for u in (1.0, 1 / 64)]
+    assert found[0].strength == found[1].strength
+    assert found[0].recall == found[1].recall > found[0].recall_untouched
 
 
 def test_spaces_without_relation_are_not_mistaken_for_related():

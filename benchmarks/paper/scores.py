@@ -135,7 +135,8 @@ class Scorer:
                 yield FLIPS, flipped, file.stat().st_size
         if (foreign := self._wanted.foreign) is not None:
             # Its own map was fitted on other images, and a map of these takes its place.
-            if (bare := strip(with_bits(read_mask(foreign), self._engine.backbone))) is not None:
+            bare = strip(with_bits(read_mask(foreign), self._engine.backbone))
+            if bare is not None:
                 yield FOREIGN, bare, foreign.stat().st_size
 
     def _score_with_labels(self) -> None:

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -142,7 +143,8 @@ class Given:
                 if key is None:
                     time.sleep(0.01)
                     continue
-                for _, changes in self._client.xread({key: position}, block=1000) or []:
+                found: Any = self._client.xread({key: position}, block=1000)
+                for _, changes in found or []:
                     now = time.monotonic()
                     self._times += [now] * len(changes)
                     position = changes[-1][0]

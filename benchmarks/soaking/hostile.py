@@ -135,7 +135,7 @@ class Hostile:
         await self._raw("upgrade", head.encode() + self._array, (200,))
 
     async def _ask(
-        self, kind: str, method: str, path: str, body: bytes, allowed: tuple[int, ...], key: str = KEY, **headers: str
+        self, kind: str, method: str, path: str, body: bytes, allowed: tuple[int, ...], key: str = KEY, **headers: Any
     ) -> None:
         await self.client.ask(f"hostile: {kind}", method, path, body, allowed=allowed, key=key, **headers)
 

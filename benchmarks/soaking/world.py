@@ -33,7 +33,7 @@ from smn_core.maskfile import serialise_mask
 from smn_core.spec import BackboneSpec
 
 MODEL, SIZE_PX, WIDTH = "test_vit", 32, 16
-ARGS = {"depth": 1, "embed_dim": WIDTH, "num_heads": 2}
+ARGS: dict[str, Any] = {"depth": 1, "embed_dim": WIDTH, "num_heads": 2}
 DENSITY = 0.8
 EXPERTS, COMPONENTS = 2, 6
 WITHIN = 1e-4
@@ -148,7 +148,8 @@ class World:
             map_ = Affine(rng.standard_normal(WIDTH, np.float32), scale=rng.random(WIDTH, np.float32) + 0.5)
             assert map_.scale is not None
             z = (z - map_.mean) * map_.scale
-        classifier, classes, probabilities = None, (), None
+        classifier, probabilities = None, None
+        classes: tuple[str, ...] = ()
         if head:
             classes = tuple(f"class-{i}" for i in range(4))
             weight = rng.standard_normal((4, WIDTH), np.float32)

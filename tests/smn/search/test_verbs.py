@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import lancedb
@@ -44,7 +45,9 @@ def photos(tmp_path):
 
 def read(path):
     """What a collection holds: a vector by path."""
-    return {name: vector for names, z in open_made(path)[0].blocks() for name, vector in zip(names, z, strict=True)}
+    store, _ = open_made(path)
+    with closing(store):
+        return {name: vector for names, z in store.blocks() for name, vector in zip(names, z, strict=True)}
 
 
 def same(first, second):

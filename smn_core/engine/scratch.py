@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -71,11 +72,12 @@ class Scratch:
 def _starts(theta: Theta, tensors: Sequence[int], line: int) -> list[int]:
     """Where each tensor begins, at the begin of a line of the cache; and where the last one's lines end."""
     lengths = [-(-theta.layout.tensors[t].n_weights // line) * line for t in tensors]
-    return np.cumsum([0, *lengths]).tolist()
+    return list(accumulate(lengths, initial=0))
 
 
 def _place(theta: Theta, tensors: Sequence[int], starts: Sequence[int], array: Tensor) -> _Place:
-    chunks, views = [np.zeros((0, 5), np.int64)], {}
+    chunks: list[ndarray] = [np.zeros((0, 5), np.int64)]
+    views: dict[str, Tensor] = {}
     for index, start in sorted(zip(tensors, starts, strict=False)):
         tensor = theta.layout.tensors[index]
         chunks.append(cut(index, tensor, start))

@@ -4,18 +4,18 @@
         [--mask living=A.smn --mask still=B.smn] [--share .5] [--test] [--out FILE]
 
 Statistics are those of whole training images, without a mask: AdaBN. A mask is taken with the backbone's statistics,
-with those of whole training images under the mask, and with those that its run left in the file; each of these with a
-map and without. Scores: kNN by folds of the training split, to choose by; with --test kNN, linear probe, and the probe
-with five labels a class (five draws) on the test split. The controls are the frozen backbone, statistics, map, and
-statistics with a map: what needs no mask. The best of them by kNN on the folds is the control of every mask. Changes
-are paired image by image, with their standard errors over images. Every space is written to --work as the file that a
-server would take, and its bytes are counted; a file that is there already is taken as it is.
+with those of whole training images under the mask, and with --as-run with those that its run left in the file; each of
+these with a map and without. Scores: kNN by folds of the training split, to choose by; with --test kNN, linear probe,
+and the probe with five labels a class (five draws) on the test split. The controls are the frozen backbone, statistics,
+map, and statistics with a map: what needs no mask. The best of them by kNN on the folds is the control of every mask.
+Changes are paired image by image, with their standard errors over images. Every space is written to --work as the file
+that a server would take, and its bytes are counted; a file that is there already is taken as it is.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +70,7 @@ def main(
     bank: Annotated[int, typer.Option(help="images of the training split, for kNN and probe")] = 1000,
     queries: Annotated[int, typer.Option(help="images of the test split")] = 1000,
     mapped: Annotated[int, typer.Option(help="images that maps are fitted on")] = 200,
+    as_run: Annotated[bool, typer.Option("--as-run", help="also with the statistics of a mask's file")] = False,
     test: Annotated[bool, typer.Option("--test", help="open the test split")] = False,
     out: Annotated[Path | None, typer.Option(help="append the rows to this file")] = None,
 ) -> None:
@@ -80,11 +81,12 @@ def main(
     train = open_split(data, "train")
     known = _some(train, bank)
     asked = _some(renumber_classes(train, open_split(data, "test")), queries) if test else None
-    spaces = make_spaces(spec, train, sample(train, mapped), files, share or [1.0], work)
-    rows = score(Engine(load_backbone(spec), slots=1, forms=FOLDED), spaces, known, asked, work)
+    spaces = make_spaces(spec, train, sample(train, mapped), files, share or [1.0], work, as_run)
     facts = {"data": Path(data).name, "backbone": spec.name, "bank": len(known.names)}
     facts |= {"queries": len(asked.names)} if asked is not None else {}
-    for row in rows:
+    rows = []
+    for row in score(Engine(load_backbone(spec), slots=1, forms=FOLDED), spaces, known, asked, work):
+        rows.append(row)
         line = json.dumps(facts | row)
         print(line, flush=True)
         if out is not None:
@@ -101,6 +103,7 @@ def make_spaces(
     files: Mapping[str, Path],
     shares: Sequence[float],
     work: Path,
+    as_run: bool,
 ) -> dict[str, Space]:
     """Every space by its name, fitted on training images alone and written to `work`; those without a mask first."""
     backbone, engine = load_backbone(spec), Engine(load_backbone(spec), slots=1, forms=FOLDED)
@@ -126,7 +129,7 @@ def make_spaces(
         add(f"mask {name}", lambda mask=mask: replace(mask, state={}, digest=None))  # type: ignore[misc]
         for share in shares:
             add(f"mask {name} + {_named(STATISTICS, share)}", lambda m=mask, s=share: measured(m, s))  # type: ignore[misc]
-        if mask.state:
+        if mask.state and as_run:
             add(f"mask {name} + its run's statistics", lambda mask=mask: replace(mask, digest=None))  # type: ignore[misc]
     return spaces
 
@@ -162,8 +165,11 @@ def _some(images: ImageSet, n: int) -> Subset:
 
 def score(
     engine: Engine, spaces: Mapping[str, Space], bank: Subset, tested: Subset | None, work: Path
-) -> list[dict[str, Any]]:
-    """The rows: scores of every space, and its paired changes against the frozen backbone and the best control."""
+) -> Iterator[dict[str, Any]]:
+    """The rows: scores of every space, and its paired changes against the frozen backbone and the best control.
+
+    Spaces without a mask come first, since the control is chosen among them.
+    """
     cache = Cache([work / "embeddings"])
     known, asked = _labels(bank), _labels(tested) if tested is not None else None
 
@@ -178,24 +184,34 @@ def score(
     folds: dict[str, Right] = {}
     test: dict[str, Right] = {}
     few: dict[str, list[float]] = {}
-    for name, space in spaces.items():
-        z = embed(space, bank)
+
+    def measure(name: str) -> None:
+        z = embed(spaces[name], bank)
         folds[name] = score_folds(z, known)
-        if tested is not None and asked is not None:
-            queries = embed(space, tested)
-            test[name] = {probe: _right(find(z, known, queries), asked) for probe, find in probes.PROBES.items()}
-            drawn = [pick_labels(known, FEW_LABELS, seed) for seed in range(DRAWS)]
-            few[name] = [float(_right(probes.linear(z[i], known[i], queries), asked).mean()) for i in drawn]
-    controls = [name for name in spaces if not name.startswith("mask")]
-    best = max(controls, key=lambda name: folds[name][KNN].mean())
-    rows = []
-    for name, space in spaces.items():
-        row: dict[str, Any] = {"space": name, "off": space.mask.n_off if space.mask else 0, "bytes": space.bytes}
+        if tested is None or asked is None:
+            return
+        queries = embed(spaces[name], tested)
+        test[name] = {probe: _right(find(z, known, queries), asked) for probe, find in probes.PROBES.items()}
+        drawn = [pick_labels(known, FEW_LABELS, seed) for seed in range(DRAWS)]
+        few[name] = [float(_right(probes.linear(z[i], known[i], queries), asked).mean()) for i in drawn]
+
+    def make_row(name: str) -> dict[str, Any]:
+        mask = spaces[name].mask
+        row: dict[str, Any] = {"space": name, "off": mask.n_off if mask else 0, "bytes": spaces[name].bytes}
         row |= {"control": best, "folds": _changes(folds, name, best)}
         if test:
             row |= {"test": _changes(test, name, best), "five_labels": [round(value, 4) for value in few[name]]}
-        rows.append(row)
-    return rows
+        return row
+
+    controls = [name for name in spaces if not name.startswith("mask")]
+    for name in controls:
+        measure(name)
+    best = max(controls, key=lambda name: folds[name][KNN].mean())
+    yield from map(make_row, controls)
+    for name in spaces:
+        if name not in controls:
+            measure(name)
+            yield make_row(name)
 
 
 def score_folds(z: ndarray, labels: ndarray) -> Right:

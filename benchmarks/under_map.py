@@ -71,7 +71,7 @@ class UnderMap(SwavObjective):
         whitening = torch.from_numpy(affine.full)
         # The same mean length as standardised embeddings have, so that the head's rate means as much.
         centred = z - z.mean(0)
-        length = (centred / head.head.spread).norm(dim=1).mean() / (centred @ whitening.T).norm(dim=1).mean()
+        length = (centred / z.std(0).clamp_min(1e-6)).norm(dim=1).mean() / (centred @ whitening.T).norm(dim=1).mean()
         head.head.whitening.copy_(whitening * length)  # type: ignore[operator]
 
 
@@ -94,7 +94,7 @@ def main(
     spec = as_trained(for_learning(spec), None)
     result = train(Request(spec, data, config, out, seed=seed, workers=0, resume=resume))
     assert result.mask is not None
-    print(f"{out}: {result.mask.n_off:,} OFF, last loss {result.loss:.3f}, {result.seconds:.0f} s")
+    print(f"{out}: {result.mask.n_off:,} OFF, last loss {result.final_loss:.3f}, {result.seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -77,9 +77,7 @@ def fit_statistics(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
         if mask is not None:
-            model.load_state_dict(
-                {name: torch.from_numpy(value) for name, value in masked_weights(backbone, mask).items()}
-            )
+            model.load_state_dict({name: torch.tensor(value) for name, value in masked_weights(backbone, mask).items()})
         with _measuring(model, norms):
             n_read = 0
             for x in _read(backbone, images):

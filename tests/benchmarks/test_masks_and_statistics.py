@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -18,7 +17,7 @@ from benchmarks.under_map import UnderMap, WhitenedHead
 from smn_core import bits
 from smn_core.maskfile import read_mask, write_mask
 from smn_core.verbs.options import model_options
-from tests.training.builders import CROPS, SWAV, World, build_world, config
+from tests.training.builders import CROPS, SWAV, World, build_world, config, enliven
 from training.evaluation.controls import make_all_on
 from training.within import scatter_within
 
@@ -27,13 +26,7 @@ from training.within import scatter_within
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Digits, and a small ResNet whose norms have statistics that are not 0 and 1."""
     built = build_world(tmp_path_factory.mktemp("world"))
-    path, generator = built.folder / "test_resnet.safetensors", torch.Generator().manual_seed(0)
-    weights = load_file(path)
-    for name, value in weights.items():
-        if name.endswith("running_mean"):
-            weights[name] = torch.randn(value.shape, generator=generator) / 4
-    save_file(weights, path)
-    return built
+    return enliven(built, tmp_path_factory.mktemp("living"))
 
 
 def run(world: World, *more: object) -> tuple[list[dict[str, object]], list[str]]:

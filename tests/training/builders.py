@@ -12,7 +12,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
 import smn
@@ -80,6 +80,17 @@ def build_world(folder: Path) -> World:
             model = timm.create_model(name, pretrained=False, num_classes=0, **args)
         save_file(model.state_dict(), folder / f"{name}.safetensors")
     return World(data, folder)
+
+
+def enliven(world: World, folder: Path) -> World:
+    """The same with a ResNet whose BatchNorm has statistics of its own: those of a new model are 0 and 1."""
+    path, generator = world.folder / "test_resnet.safetensors", torch.Generator().manual_seed(2)
+    weights = load_file(path)
+    for name, value in weights.items():
+        if name.endswith("running_mean"):
+            weights[name] = torch.randn(value.shape, generator=generator) / 4
+    save_file(weights, folder / path.name)
+    return World(world.data, folder)
 
 
 def config(objective: str = "swav", **changes: Any) -> Config:

@@ -41,8 +41,8 @@ def decide(facts: Facts, alarm: str, changes: Changes, labelled: Change | None, 
     1. *leave it* if a space has collapsed (`alarm`), or the mask changes nothing.
     2. The signs: *adopt* if the evidence is beyond z = 2 over all images, and against it on neither the seen nor the
        unseen ones. *leave it* if it is beyond -2 over all, seen or unseen images. Otherwise *cannot tell*. A map raises
-       the margin of any space, good or bad, so flips under a map are judged against frozen + map (`over_map`), and
-       flips without one against the frozen backbone. A map alone is judged against the frozen backbone too.
+       the margin of any space, good or bad, so flips or statistics under a map are judged against frozen + map
+       (`over_map`), and without one against the frozen backbone. A map alone is judged against the frozen backbone too.
     3. Labels, where given, override the signs beyond 2 standard errors. Where the signs cannot tell, they adopt above
        1, leave it below 0, and between these nobody can tell.
     4. A mask of 0 OFF without a map is never adopted: *cannot tell* in place of it.

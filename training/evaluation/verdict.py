@@ -83,7 +83,7 @@ class Verdict:
 
     @property
     def over_map(self) -> Changes | None:
-        """What flips under a map have over frozen + map; None of a mask without flips, without a map, or collapsed."""
+        """What flips or statistics under a map have over frozen + map; None without them, a map, or if collapsed."""
         plain = next((control for control in self.controls if control.name == FROZEN_AND_MAP), None)
         return (plain.beaten_by or None) if plain is not None and self.facts.has_map else None
 
@@ -190,7 +190,7 @@ def _judge_one(
     alarm = find_collapse(frozen, mine)
     changes = spaces.compare(frozen, mine)
     controls = []
-    if mask.n_off > 0:
+    if mask.n_off > 0 or mask.state:
         # Under a map margins rise in any space, so a mask without one is compared with frozen + map by neighbours.
         sign = {FROZEN_AND_MAP: EVIDENCE if facts.has_map else NEIGHBOURS}
         controls = [
@@ -252,7 +252,7 @@ def explain(verdict: Verdict) -> str:
     for control in verdict.controls:
         text += f"; {_compare_with(control)}"
     if facts.n_off == 0 and facts.has_map:
-        text += "; it is a map alone, without flips"
+        text += f"; it is {'statistics and a map' if facts.has_state else 'a map alone'}, without flips"
     return f"{text}."
 
 

@@ -19,12 +19,12 @@ from smn_core.imageset import ArraySet, open_images
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask, write_mask
 from smn_core.verdict import ADOPT, CANNOT_TELL, LEAVE_IT, read_verdict
-from tests.training.builders import World, digits
+from tests.training.builders import World, digits, enliven
 from training.data import Subset, open_split
 from training.evaluation.command import open_seen_and_unseen
 from training.evaluation.controls import flip_at_random, make_all_on, strip
 from training.evaluation.labelled import BOTH
-from training.evaluation.paired import AGREEMENT, NEIGHBOURS, SIGNS
+from training.evaluation.paired import AGREEMENT, EVIDENCE, NEIGHBOURS, SIGNS
 from training.evaluation.rule import ALL, SEEN, UNSEEN
 from training.evaluation.verdict import (
     FOREIGN,
@@ -36,6 +36,7 @@ from training.evaluation.verdict import (
     store_verdict,
 )
 from training.maps import fit_map
+from training.statistics import fit_statistics
 from training.unseen import write_unseen
 
 N_SEEN, N_UNSEEN, N_LABELLED = 200, 100, 120
@@ -95,6 +96,18 @@ def test_a_mask_that_changes_nothing_is_left_with_no_change_at_all(judged):
     assert verdict.answer == LEAVE_IT
     assert "frozen backbone itself" in verdict.reason
     assert {change.change for by in verdict.changes.values() for change in by.values()} == {0.0}
+
+
+def test_statistics_under_a_map_are_held_against_frozen_and_map(sets, world: World, tmp_path: Path):
+    living = enliven(world, tmp_path)
+    backbone, engine = living.backbone("test_resnet"), Engine(living.backbone("test_resnet"), slots=1)
+    affine = fit_map(engine, None, sets[0])
+    state = fit_statistics(backbone, sets[0])
+    (good,) = judge(engine, [("a", replace(make_all_on(backbone, affine), state=state))], *sets, batch_size=50)
+    assert [control.name for control in good.controls] == [FROZEN_AND_MAP]
+    assert good.reason.endswith("it is statistics and a map, without flips.")
+    assert good.over_map is not None
+    assert good.over_map[EVIDENCE][ALL].change == pytest.approx(good.controls[0].beaten_by[EVIDENCE][ALL].change)
 
 
 def test_images_are_counted_by_part(judged):

@@ -54,9 +54,7 @@ class Local:
         return self.engine.backbone
 
     async def start(self) -> None:
-        """Warm up, and load what is to be resident."""
-        # numba compiles what decodes codec context, or reads it from its cache: nobody waits for that but such a mask.
-        self._compiling = asyncio.get_running_loop().run_in_executor(None, compile_all)
+        """Warm up, load what is to be resident, and begin to compile what masks of codec context will need."""
         await self._warm_up()
         for reference in self._settings.preload:
             async with self.library.hold(*await self.library.masks_of(reference)):
@@ -64,6 +62,8 @@ class Local:
         await self.library.pin(self._settings.pin)
         if self._settings.pin:
             self._following = asyncio.create_task(self._follow_pins())
+        # numba compiles what decodes codec context, or reads it from its cache: nobody waits for that but such a mask.
+        self._compiling = asyncio.get_running_loop().run_in_executor(None, compile_all)
 
     async def _warm_up(self) -> None:
         """Run one forward on the engine's own thread.

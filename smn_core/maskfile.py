@@ -30,6 +30,8 @@ FORMAT = "smn-mask/1"
 REQUIRED = ("format", "model", "fingerprint", "layout", "codec", "content")
 TEXTS = ("objective", "dataset", "recipe", "metrics", "created")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+ENTRY_BYTES = 60
+"""About what a tensor takes in a file's header, beside its name."""
 MAX_TOLD_CHARS = 80
 """How much of a value a warning repeats: warnings come with every embedding."""
 MAX_HEAD_CLASSES = 100_000
@@ -80,7 +82,8 @@ def serialise_mask(
         metadata["classes"] = canonical_json(list(mask.head.classes))
     if tensors and codec_name == codec.CONTEXT:
         rest = pack_rest(tensors)
-        tensors = {REST: rest} if rest.nbytes < sum(array.nbytes for array in tensors.values()) else tensors
+        apart = sum(array.nbytes + len(name) + ENTRY_BYTES for name, array in tensors.items())
+        tensors = {REST: rest} if rest.nbytes + len(REST) + ENTRY_BYTES < apart else tensors
     return tensorfile.serialise_with_content({**coded, **tensors}, metadata)
 
 

@@ -85,7 +85,9 @@ def test_one_mask_reads_its_versions_metadata_and_density(client, theta):
         "warnings",
     }
     assert body["current"] == {"version": 2, "digest": mask.digest}
-    assert [set(version) for version in body["versions"]] == [{"version", "digest", "bytes", "uploaded", "vectors"}] * 2
+    assert [set(version) for version in body["versions"]] == [
+        {"version", "digest", "bytes", "uploaded", "vectors", "parent"}
+    ] * 2
     assert body["metadata"]["objective"] == "supervised" and body["metadata"]["dataset"] == "digits"
     bits = independent.read(mask.data, theta.plain)["bits"]
     assert body["density"] == pytest.approx({name: on.mean() for name, on in bits.items()})

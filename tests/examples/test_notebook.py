@@ -54,13 +54,13 @@ def test_the_mask_is_one_and_the_server_gives_its_vectors(fresh, which):
         r"in the same space: (\w+); the largest difference of a component: (\S+)", said
     ).groups()
     assert same == "True" and float(difference) < 1e-4
-    found = re.findall(r"^ *\d  +(\d\.\d+)  +(\S+\.png)$", said, re.MULTILINE)
+    found = re.findall(r"^ *\d  +(\d\.\d+)  +(\S+\.png) *$", said, re.MULTILINE)
     assert len(found) == 5 and found[0][0] == "1.0000"  # the photo itself
     assert "the server ended with code 0" in said
 
 
 def test_what_is_kept_is_small_and_was_run_in_order():
-    assert NOTEBOOK.stat().st_size < 60_000
+    assert NOTEBOOK.stat().st_size < 100_000
     assert [cell.execution_count for cell in code(KEPT)] == list(range(1, len(code(KEPT)) + 1))
     streams = [output for cell in code(KEPT) for output in cell.outputs if output.output_type == "stream"]
     assert {stream.name for stream in streams} == {"stdout"}

@@ -20,7 +20,7 @@ CELL_S = 600
 def run(path: Path) -> Any:
     """The notebook with fresh outputs; an error in a cell is raised. Its kernel is this Python."""
     found = nbformat.read(path, as_version=4)
-    client = NotebookClient(found, timeout=CELL_S, kernel_name="python3", record_timing=False)
+    client = NotebookClient(found, timeout=CELL_S, kernel_name="python3", record_timing=False, coalesce_streams=True)
     # The commands that lie beside this Python, as in an activated environment.
     words = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     plain = {key: value for key, value in os.environ.items() if not key.startswith("SMN_")}

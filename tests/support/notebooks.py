@@ -1,6 +1,6 @@
 """Runs a notebook as its reader would, from top to bottom, and writes what it showed into it.
 
-python tests/examples/notebook.py examples/NAME.ipynb      # after a change of its cells
+python tests/support/notebooks.py examples/NAME.ipynb [OUT.ipynb]      # after a change of its cells
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ CELL_S = 600
 def run(path: Path) -> Any:
     """The notebook with fresh outputs; an error in a cell is raised. Its kernel is this Python."""
     found = nbformat.read(path, as_version=4)
-    client = NotebookClient(found, timeout=CELL_S, kernel_name="python3", record_timing=False)
+    client = NotebookClient(found, timeout=CELL_S, kernel_name="python3", record_timing=False, coalesce_streams=True)
     # The commands that lie beside this Python, as in an activated environment.
     words = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     plain = {key: value for key, value in os.environ.items() if not key.startswith("SMN_")}
     client.execute(env={**plain, "PATH": words, "OMP_NUM_THREADS": "1"}, cwd=str(path.parent))
     for cell in found.cells:
         cell.metadata.clear()
+        for output in cell.get("outputs", ()):
+            output.get("data", {}).pop("image/jpeg", None)  # the same picture as image/png
     found.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -35,4 +37,4 @@ def run(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    nbformat.write(run(Path(sys.argv[1])), sys.argv[1])
+    nbformat.write(run(Path(sys.argv[1])), sys.argv[-1])

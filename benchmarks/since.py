@@ -29,7 +29,7 @@ from benchmarks.server import Process, mask_file, pixels, process, random_weight
 from smn_core.backbone import load_backbone
 
 MODELS = ("test_vit", "vit_tiny_patch16_224")
-NAME, NPY, WAIT_S = "asked", "application/x-npy", 60.0
+NAME, NPY, WAIT_S = "asked", "application/x-npy", 600.0
 BEFORE, NOW = "before", "now"
 COMMIT = "a6bc5ea"
 """The last one whose answers named no space and had no labels."""

@@ -200,8 +200,8 @@ async def _vectors_of(server: Server, record: Record, kind: Kind, of: Resolved) 
 def _say_no_head(server: Server, target: Target) -> str:
     if target.cascade is not None:
         return (
-            f"cascade {target.cascade.name} has no classifier for the {target.mode} mode: its file needs "
-            f"head.{target.mode}.weight and .bias, fitted on its embeddings; of a mask, smn probe writes one"
+            f"cascade {target.cascade.name} has no classifier for the {target.mode} mode: smn probe --data LABELLED "
+            "--cascade DIR --out DIR writes one for each mode into its file; push that"
         )
     whose = f"mask {target.mask.name}" if target.mask is not None else server.backbone.architecture
     into = "--mask FILE " if target.mask is not None else ""

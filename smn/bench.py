@@ -88,6 +88,9 @@ def paper(
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the few labels.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of the runs, the random flips and the clusters.")] = 0,
     experts: Annotated[int, typer.Option(min=1, help="Of a cascade.")] = 5,
+    fusion: Annotated[
+        str, typer.Option(metavar="KIND[:COMPONENTS[:PRECISION[:RANK]]]", help="Of the cascades, as for smn cascade.")
+    ] = "pca",
     foreign: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A mask learned on other images, as one more control.")
     ] = None,
@@ -111,6 +114,7 @@ def paper(
     with _naming_what_is_missing():
         from benchmarks.paper.command import name_set, run
         from benchmarks.paper.wanted import Wanted, choose_recipes, parse_settings, parse_skip
+    from training.cascade.fusion import parse_fusion
     from training.labels import parse_amount
     from training.threads import limit_threads
 
@@ -120,7 +124,8 @@ def paper(
     wanted = Wanted(
         spec, data, out or Path(f"paper-{name_set(data)}"),
         choose_recipes(spec.name or DEFAULT_BACKBONE, recipe, supervised, finetune), parse_settings(setting or ()),
-        tuple(map(parse_amount, labels or ())), seeds=seeds, seed=seed, experts=experts, foreign=foreign,
+        tuple(map(parse_amount, labels or ())), seeds=seeds, seed=seed, experts=experts,
+        fusion=parse_fusion(fusion, seed), foreign=foreign,
         skip=parse_skip(skip), workers=workers, batch_size=batch_size, command=("smn", *sys.argv[1:]),
     )  # fmt: skip
     try:

@@ -22,7 +22,7 @@ import torch
 import typer
 
 from benchmarks.adapters.compare import MAPS, Right, open_engine, score_folds, score_test, some
-from benchmarks.adapters.learn import MASK, Learned, Setting, learn
+from benchmarks.adapters.learn import MASK, Learned, Setting, learn, weights_file
 from benchmarks.rows import command, commit, machine
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, for_learning, model_options
@@ -128,21 +128,32 @@ class Comparison:
         ends = [end for end in ends if self._find(adapter=name + end, taken=taken) is None]
         if not ends:
             return
-        folder = self._folder
-        frozen_file = folder / "frozen.npz"
-        weights = folder / f"{taken}.weights.safetensors" if best is not None else None
-        found = score_test(open_engine(self.spec, weights), train, bank, test, ends)
-        if best is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            np.savez(frozen_file, **found[""][0].of)  # type: ignore[arg-type]
-        with np.load(frozen_file) as kept:
-            frozen = Right(dict(kept))
+        frozen = self._answer_frozen(bank, test)
+        engine = open_engine(self.spec, self._weights_of(taken) if best is not None else None)
+        found = score_test(engine, train, bank, test, ends)
         for end, (right, map_bytes) in found.items():
             changes = {probe: change.as_json() for probe, change in right.beside(frozen).items()}
             n_bytes = (best["bytes"] if best is not None else 0) + map_bytes
             seconds = best["seconds"] if best is not None else 0.0
             facts = {"bytes": n_bytes, "map_bytes": map_bytes, "seconds": seconds}
             yield self._keep({"adapter": name + end, "taken": taken, **facts, "test": changes})
+
+    def _answer_frozen(self, bank: Any, test: Any) -> Right:
+        """What the untouched backbone gets right; kept, as everything is paired with it."""
+        file = self._folder / "frozen.npz"
+        if not file.exists():
+            right, _ = score_test(open_engine(self.spec, None), bank, bank, test, [""])[""]
+            self._folder.mkdir(parents=True, exist_ok=True)
+            np.savez(file, **right.of)  # type: ignore[arg-type]
+        with np.load(file) as kept:
+            return Right(dict(kept))
+
+    def _weights_of(self, taken: str) -> Path:
+        """The weights that a setting means; it is learned again where another folder has them."""
+        if not weights_file(self._folder, taken).exists():
+            setting = next(setting for setting in self.settings if setting.name == taken)
+            learn(self.spec, self.data, self.config, setting, self._folder, self.seed)
+        return weights_file(self._folder, taken)
 
     @property
     def _folder(self) -> Path:

@@ -128,9 +128,14 @@ def learn(spec: BackboneSpec, data: str, config: Config, setting: Setting, folde
         stored = kind.read(learner.model)
         write_bytes(out, serialise(stored))
         weights, changed = kind.merge(theta, stored), sum(values.size for values in stored.values())
-    meant = folder / f"{setting.name}.weights.safetensors"
+    meant = weights_file(folder, setting.name)
     save_file({name: value.contiguous() for name, value in weights.items()}, meant)
     return Learned(meant, out.stat().st_size, changed, learner.total_steps, seconds, sum(losses) / len(losses))
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """Where the weights lie that the setting of this name means, once it is learned."""
+    return folder / f"{name}.weights.safetensors"
 
 
 def _build(prepared: Prepared, setting: Setting) -> Learner:

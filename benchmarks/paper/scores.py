@@ -133,11 +133,11 @@ class Scorer:
             yield MASK, root, file.stat().st_size
             if (flipped := strip(flip_at_random(root, self._wanted.seed))) is not None:
                 yield FLIPS, flipped, file.stat().st_size
-        if (foreign := self._wanted.foreign) is not None:
-            # Its own map was fitted on other images, and a map of these takes its place.
-            bare = strip(with_bits(read_mask(foreign), self._engine.backbone))
-            if bare is not None:
-                yield FOREIGN, bare, foreign.stat().st_size
+        foreign = self._wanted.foreign
+        # Its own map was fitted on other images, and a map of these takes its place.
+        bare = strip(with_bits(read_mask(foreign), self._engine.backbone)) if foreign is not None else None
+        if foreign is not None and bare is not None:
+            yield FOREIGN, bare, foreign.stat().st_size
 
     def _score_with_labels(self) -> None:
         for request in self._wanted.with_all_labels():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained
 from training.cascade.build import CascadeRequest
+from training.cascade.fusion import FusionChoice
 from training.config import Config, override
 from training.recipes import find_recipe
 from training.request import Request, make_request
@@ -57,6 +58,7 @@ class Wanted:
     seeds: int = 5
     seed: int = 0
     experts: int = 5
+    fusion: FusionChoice = field(default_factory=FusionChoice)
     foreign: Path | None = None
     skip: frozenset[str] = frozenset()
     workers: int = 1
@@ -101,7 +103,8 @@ class Wanted:
         root = self.out / "root.smn"
         return CascadeRequest(
             as_trained(self.spec, read_mask(root), root), self.data, root, self.expert_config(read_config(root)),
-            self.cascade_folder(clusters), experts=self.experts, clusters=clusters, seed=self.seed, resume=True,
+            self.cascade_folder(clusters), experts=self.experts, clusters=clusters,
+            fusion=self.fusion, seed=self.seed, resume=True,
             workers=self.workers, batch_size=self.batch_size, command=self.command,
         )  # fmt: skip
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import urllib.request
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
@@ -79,7 +78,6 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "BACKBONE", replace(demo.BACKBONE, steps=4))
         patch.setattr(demo, "MASKS", replace(demo.MASKS, steps=3, head_steps=1, lr=0.05))
-        patch.setattr(demo, "Request", partial(demo.Request, workers=0))  # to start one takes longer than so few steps
         said = []
         made = demo.prepare(folder, said.append)
         again = demo.prepare(folder, pytest.fail)

@@ -106,7 +106,12 @@ def _of_arrays(turns: int) -> tuple[float, float, float]:
     near, chunks = torch.empty(layer.n_weights), cut(0, layer, 0)
     few = make_compact(random_mask(Layout((layer,), {}, 1), 0.93, rng), theta.device)
     if isinstance(applier, LoopApplier):
-        runs["scratch"] = lambda: [applier.write_near(few, chunks, near) for _ in range(N_SEGMENTS)]
+
+        def write_segments(loop: LoopApplier = applier) -> None:
+            for _ in range(N_SEGMENTS):
+                loop.write_near(few, chunks, near)
+
+        runs["scratch"] = write_segments
     taken = _ns(runs, turns)
     scratch = taken.get("scratch", np.inf) / N_SEGMENTS / layer.n_weights
     write = float(np.median([taken[f"write {d}"] for d in masks])) / N_WEIGHTS

@@ -107,4 +107,4 @@ def pair_on_server(client: Client, before: str, after: str) -> Pair:
         old, new = (np.array([pair[place] for pair in good], np.float32) for place in (0, 1))
         return old, new, list(reasons.values())
 
-    return Pair(*spaces, look)
+    return Pair(spaces[0], spaces[1], look)

@@ -118,11 +118,13 @@ def _not_good(rows: Sequence[Row]) -> str:
     devices = sorted({row["device"].removeprefix("cpu: ") for row in rows_shown})
     absent = [asked for asked in ASKED if not answers[asked.title]]
     needs = sorted({asked.needs for asked in absent if asked.needs})
+    wanting = sum(bool(asked.needs) for asked in absent)
+    some = ", " if wanting == len(absent) else f", {wanting} of them "
     parts = [f"{len(missed)} of {len(held)} aims are missed in at least one case"]
     parts[0] += f", the furthest: {told}" if told else ""
     if absent:
         parts.append(
-            f"{len(absent)} questions are not measured" + (f", for want of {' and '.join(needs)}" if needs else "")
+            f"{len(absent)} questions are not measured" + (f"{some}for want of {' and '.join(needs)}" if needs else "")
         )
     if devices:
         parts.append(f"every figure is of {' or '.join(devices)}")

@@ -35,8 +35,8 @@ ARRAY = re.compile(r"\b(Bool|Shaped|U?Int\d*|Float\d*)\[")
 
 # Of a list beartype checks a random item. Its draws must not move the generator whose state augmentation depends on.
 codemain.getrandbits = random.Random(0).getrandbits
-# As the language has it (PEP 484): a whole number is also a float.
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+# As the language has it (PEP 484): a whole number is also a float. A wrong type is a TypeError, as jaxtyping makes it.
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeError))
 
 
 def modules() -> list[str]:

@@ -137,8 +137,9 @@ def _worst(asked: Asked, rows: Sequence[Row]) -> float:
 
 
 def _distance(asked: Asked, worst: float) -> float:
-    """How many times its aim a figure is, or the other way round: above 1 where it misses."""
-    return worst / asked.most if asked.most is not None else (asked.least or 0.0) / worst
+    """How many times its aim a figure is, or the other way round: above 1 where it misses. An aim of 0 has no times."""
+    over, under = (worst, asked.most) if asked.most is not None else (asked.least or 0.0, worst)
+    return over / under if under else float("inf")
 
 
 def _models(rows: Sequence[Row]) -> list[str]:

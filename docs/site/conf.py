@@ -13,9 +13,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PARTS = {
-    "Use it": ["docs/console", "docs/search", "docs/sharing", "docs/dialects"],
+    "Use it": ["docs/console", "docs/spaces", "docs/search", "docs/sharing", "docs/dialects"],
     "Run it": ["docs/operations", "docs/configuration", "docs/scale", "docs/performance", "SECURITY"],
-    "Know it": ["docs/method", "docs/results", "docs/formats"],
+    "Know it": ["docs/method", "docs/results", "docs/experiments", "docs/formats"],
     "Work on it": ["CONTRIBUTING", "docs/architecture", "docs/decisions", "CHANGELOG"],
 }
 """The pages by part, in the order of the navigation. A page that is in none is a warning of Sphinx, and so an error."""

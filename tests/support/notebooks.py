@@ -27,6 +27,8 @@ def run(path: Path) -> Any:
     client.execute(env={**plain, "PATH": words, "OMP_NUM_THREADS": "1"}, cwd=str(path.parent))
     for cell in found.cells:
         cell.metadata.clear()
+        if "outputs" in cell:
+            cell.outputs = join_streams(cell.outputs)
         for output in cell.get("outputs", ()):
             output.get("data", {}).pop("image/jpeg", None)  # the same picture as image/png
     found.metadata = {
@@ -34,6 +36,17 @@ def run(path: Path) -> Any:
         "language_info": {"name": "python"},
     }
     return found
+
+
+def join_streams(outputs: list[Any]) -> list[Any]:
+    """Join what a cell printed in several parts: how many there are is a matter of time."""
+    joined: list[Any] = []
+    for output in outputs:
+        if output.output_type == "stream" and joined and joined[-1].get("name") == output.name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 if __name__ == "__main__":

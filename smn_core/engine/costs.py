@@ -2,7 +2,7 @@
 
 Every way gives the same embeddings; only time depends on the choice. `python -m benchmarks.engine --fit` measures the
 constants on one thread, along the code that the engine itself runs, and prints them anew. Those below are means of
-two fits, which agree within a factor of one and a half (docs/decisions.md).
+four fits, which agree within a tenth but for `correction_out` (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class Costs:
 
 
 CPU = Costs(
-    write=0.31,
-    scratch=0.22,
-    flip=17.4,
-    rescale=0.082,
-    segment=0.0,
-    segment_weight=0.56,
-    correction=3300.0,
-    correction_row=1.1,
-    correction_out=0.33,
+    write=0.154,
+    scratch=0.131,
+    flip=9.2,
+    rescale=0.064,
+    segment=10000.0,
+    segment_weight=0.238,
+    correction=2480.0,
+    correction_row=1.0,
+    correction_out=0.15,
 )
 
 # A mask is a patch where that costs at most this part of writing a slot. A slot is written once and then runs a plain

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars
 
-from smn_core.cascade.file import FILE_NAME, parse_cascade
+from smn_core.cascade.file import FILE_NAME, mask_names, parse_cascade
 from smn_core.errors import InvalidArgument, InvalidCascade, InvalidMask, NotFound, SMNError, Unavailable
 from smn_core.mask import TaskMask
 from smn_core.maskfile import parse_mask
@@ -181,11 +181,6 @@ def pull_cascade(address: HubAddress, held: Held, *, token: str | None = None) -
     except (InvalidMask, InvalidCascade) as error:
         raise type(error)(f"{address}: {error}") from error
     return {**files, CASCADE: data}
-
-
-def mask_names(n_masks: int) -> list[str]:
-    """What the masks of a cascade are called in a repository, root first."""
-    return ["root.smn", *(f"expert-{number}.smn" for number in range(1, n_masks))]
 
 
 def _fetch(address: HubAddress, held: Held, name: str, token: str | None) -> bytes:

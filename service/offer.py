@@ -57,10 +57,7 @@ def read_offers(files: Sequence[Path], addresses: Sequence[str] = ()) -> list[Of
     for path in files:
         if path.is_dir():
             raise InvalidArgument(f"{path} is a folder: serve takes mask files; a cascade goes in with smn push")
-        try:
-            check_name(path.stem)
-        except InvalidArgument as error:
-            raise InvalidArgument(f"{path}: its mask would be called as the file is, but {error}: rename it") from error
+        _check_name(path.stem, path)
         _require_new(path.stem, path, offers)
         data, mask = read_file(path)
         _add(Offer(path.stem, str(path), data, mask, path), offers)
@@ -102,13 +99,15 @@ def _files_in(url: str) -> Iterator[tuple[str, str, bytes]]:
         raise NotFound(f"{url} has no file *{SUFFIX}: smn mirror brings the masks of a whole registry")
     for name in files:
         where = f"{store.url}/{name}"
-        try:
-            check_name(name.removesuffix(SUFFIX))
-        except InvalidArgument as error:
-            raise InvalidArgument(
-                f"{where}: its mask would be called as the file is, but {error}: rename it"
-            ) from error
+        _check_name(name.removesuffix(SUFFIX), where)
         yield name.removesuffix(SUFFIX), where, store.read(name)
+
+
+def _check_name(name: str, place: object) -> None:
+    try:
+        check_name(name)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{place}: its mask would be called as the file is, but {error}: rename it") from error
 
 
 def _require_new(name: str, place: object, offers: Mapping[str, Offer]) -> None:

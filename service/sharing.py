@@ -11,14 +11,13 @@ from service.hub import (
     HubAddress,
     is_hub,
     look,
-    mask_names,
     parse_address,
     pull_cascade,
     pull_mask,
     push_files,
 )
 from service.settings import secret
-from smn_core.cascade.file import open_folder
+from smn_core.cascade.file import mask_names, open_folder
 from smn_core.errors import InvalidArgument
 from smn_core.files import write_bytes
 from smn_core.maskfile import read_file

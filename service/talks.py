@@ -136,7 +136,7 @@ def pull_cascade(name: str, folder: Path, *, overwrite: bool = False) -> Talk[No
         InvalidArgument: a mask that the key may not see; a folder that exists already, unless `overwrite`, or that
             cannot be written.
     """
-    from smn_core.cascade.file import FILE_NAME
+    from smn_core.cascade.file import FILE_NAME, mask_names
 
     if not overwrite and folder.exists():
         raise InvalidArgument(f"{folder} exists already")
@@ -149,8 +149,8 @@ def pull_cascade(name: str, folder: Path, *, overwrite: bool = False) -> Talk[No
     except OSError as error:
         raise InvalidArgument(f"cannot make {folder}: {error.strerror}") from error
     there = {place["digest"] for place in places}
-    for number, place in enumerate(places):
-        file = folder / (f"expert-{number}.smn" if number else "root.smn")
+    for called, place in zip(mask_names(len(places)), places, strict=True):
+        file = folder / called
         data = yield from pull(place["name"], place["version"])
         write_bytes(file, data)
         if parent_of(data) not in there and (parent := (yield from pull_parent(place["name"], data))) is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,13 +22,12 @@ from smn_core.mask import CodedMask, TaskMask
 from smn_core.parents import Find, beside
 from smn_core.parts import float32_of, head_of, preprocess_of
 from smn_core.rest import REST, pack_rest, unpack_rest
-from smn_core.tensorfile import InvalidTensorFile, TensorFile, canonical_json
+from smn_core.tensorfile import DIGEST, InvalidTensorFile, TensorFile, canonical_json
 from smn_core.verdict import warn_of_verdict
 
 FORMAT = "smn-mask/1"
 REQUIRED = ("format", "model", "fingerprint", "layout", "codec", "content")
 TEXTS = ("objective", "dataset", "recipe", "metrics", "created")
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 ENTRY_BYTES = 60
 """About what a tensor takes in a file's header, beside its name."""
 MAX_TOLD_CHARS = 80

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ MAX_DEPTH = 16
 MAX_INTEGER = 2**63 - 1
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1"}
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+"""What `digest_of` gives."""
 
 
 class InvalidTensorFile(SMNError):

@@ -7,20 +7,19 @@ the record that names it. One mirror writes at a time: a store has no lock to ho
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
-from service.mirror.side import Extra, Fetch, checked, differs, files_of, merged, too_much
+from service.mirror.side import Extra, Fetch, Numbered, checked, files_of, merged
 from service.objects import Objects
 from service.registry.base import KINDS, Kind, Version
 from service.registry.record import Record, parse_record
-from smn_core.errors import Conflict, Unavailable
+from smn_core.errors import Unavailable
 from smn_core.names import NAME
 
 BACKBONE = re.compile(r"[0-9a-f]{16}")
 MOST_RECORD_BYTES = 64 * 2**20
 
 
-class ObjectSide:
+class ObjectSide(Numbered):
     """A store that a mirror wrote, or writes."""
 
     def __init__(self, url: str) -> None:
@@ -47,16 +46,6 @@ class ObjectSide:
     def file(self, backbone: str, kind: Kind, name: str, version: Version, digest: str) -> bytes:
         return checked(self.objects.read(_blob(backbone, digest)), digest, f"{kind[:-1]} {name}@{version.version}")
 
-    def lacks(self, before: Record | None, wanted: Record) -> Sequence[Version]:
-        known = {version.version for version in before.versions} if before is not None else set()
-        return [version for version in wanted.versions if version.version not in known]
-
-    def is_behind(self, before: Record | None, wanted: Record) -> bool:
-        try:
-            return differs(before, merged("masks", "", before, wanted))
-        except Conflict:
-            return True
-
     def take(self, backbone: str, kind: Kind, name: str, before: Record | None, wanted: Record, fetch: Fetch) -> None:
         after = merged(kind, name, before, wanted)
         for version in self.lacks(before, wanted):
@@ -65,9 +54,6 @@ class ObjectSide:
             for digest, data in fetch(version).items():
                 self.objects.write(_blob(backbone, digest), data)
         self._write(backbone, kind, name, after)
-
-    def extra(self, before: Record, wanted: Record | None) -> Extra:
-        return too_much(before, wanted)
 
     def remove(self, backbone: str, kind: Kind, name: str, extra: Extra | None) -> None:
         before = self.records(backbone, kind)[name]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from service.mirror.side import Extra, Fetch, checked, differs, files_of, merged, too_much
+from service.mirror.side import Extra, Fetch, Numbered, checked, files_of, merged
 from service.registry.base import Kind, Version
 from service.registry.open import backbones_in, hide_user, open_registry
 from service.registry.record import Record
 from service.registry.whole import WholeRegistry
-from smn_core.errors import Conflict, NotFound, Unavailable
+from smn_core.errors import NotFound, Unavailable
 
 
-class RegistrySide:
+class RegistrySide(Numbered):
     """All backbones of a registry; each is opened when it is asked for."""
 
     def __init__(self, url_or_path: str) -> None:
@@ -31,16 +29,6 @@ class RegistrySide:
     def file(self, backbone: str, kind: Kind, name: str, version: Version, digest: str) -> bytes:
         return checked(self._at(backbone).blob(digest), digest, f"{kind[:-1]} {name}@{version.version}")
 
-    def lacks(self, before: Record | None, wanted: Record) -> Sequence[Version]:
-        known = {version.version for version in before.versions} if before is not None else set()
-        return [version for version in wanted.versions if version.version not in known]
-
-    def is_behind(self, before: Record | None, wanted: Record) -> bool:
-        try:
-            return differs(before, merged("masks", "", before, wanted))
-        except Conflict:
-            return True
-
     def take(self, backbone: str, kind: Kind, name: str, before: Record | None, wanted: Record, fetch: Fetch) -> None:
         after = merged(kind, name, before, wanted)
         registry = self._at(backbone)
@@ -52,9 +40,6 @@ class RegistrySide:
             registry.put_back(kind, name, after)
         else:
             registry.put_over(kind, name, before, after)
-
-    def extra(self, before: Record, wanted: Record | None) -> Extra:
-        return too_much(before, wanted)
 
     def remove(self, backbone: str, kind: Kind, name: str, extra: Extra | None) -> None:
         registry = self._at(backbone)

@@ -105,20 +105,32 @@ def merged(kind: Kind, name: str, before: Record | None, wanted: Record) -> Reco
     )
 
 
-def differs(before: Record | None, after: Record) -> bool:
+class Numbered:
+    """The part of a side that keeps version numbers: how what it has of a name stands to what is wanted."""
+
+    def lacks(self, before: Record | None, wanted: Record) -> Sequence[Version]:
+        known = {version.version for version in before.versions} if before is not None else set()
+        return [version for version in wanted.versions if version.version not in known]
+
+    def is_behind(self, before: Record | None, wanted: Record) -> bool:
+        try:
+            return _differs(before, merged("masks", "", before, wanted))
+        except Conflict:
+            return True
+
+    def extra(self, before: Record, wanted: Record | None) -> Extra:
+        kept = {version.version for version in wanted.versions} if wanted is not None else set()
+        aliases = wanted.aliases if wanted is not None else {}
+        return Extra(
+            [version.version for version in before.versions if version.version not in kept],
+            [alias for alias in before.aliases if alias not in aliases],
+        )
+
+
+def _differs(before: Record | None, after: Record) -> bool:
     """Whether a record has to be written; format and epoch are the place's own."""
     if before is None:
         return True
     notes = [[version.notes for version in record.versions] for record in (before, after)]
     facts = [(r.last, r.current, r.versions, dict(r.aliases)) for r in (before, after)]
     return facts[0] != facts[1] or notes[0] != notes[1]
-
-
-def too_much(before: Record, wanted: Record | None) -> Extra:
-    """What `before` has and `wanted` does not, by numbers."""
-    kept = {version.version for version in wanted.versions} if wanted is not None else set()
-    aliases = wanted.aliases if wanted is not None else {}
-    return Extra(
-        [version.version for version in before.versions if version.version not in kept],
-        [alias for alias in before.aliases if alias not in aliases],
-    )

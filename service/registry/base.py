@@ -17,12 +17,12 @@ from typing import Literal, Protocol, runtime_checkable
 from service.registry.watch import Health
 from smn_core.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from smn_core.names import check_name
+from smn_core.tensorfile import DIGEST
 
 Kind = Literal["masks", "cascades"]
 KINDS: tuple[Kind, ...] = ("masks", "cascades")
 CASCADE = "cascade:"
 """The start of a reference to a cascade, where a reference may be to a mask or a cascade."""
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 ALIAS = re.compile(r"(?!v[0-9]+$)(?!sha256$)[a-z][a-z0-9-]{0,31}")
 GRACE_S = 3600.0
 """How old an unreferenced blob must be before `collect` deletes it: an upload writes its blob before its name."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from time import gmtime, strftime, strptime
 from typing import Any
 
-from service.registry.base import ALIAS, DIGEST, Entry, Hold, Version
+from service.registry.base import ALIAS, Entry, Hold, Version
 from smn_core.names import NAME
+from smn_core.tensorfile import DIGEST
 
 FORMAT = 2
 """The newest format that this server reads and writes."""

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Request, Response
 from service.embedding import in_time
 from service.errors import Rejected
 from service.reading import read_body
-from service.registry.base import DIGEST, Hold, Published, blob_of_version
+from service.registry.base import Hold, Published, blob_of_version
 from service.routes.versions import (
     FILE_BODY,
     add_common_routes,
@@ -29,6 +29,7 @@ from smn_core.errors import MissingMasks
 from smn_core.mask import TaskMask
 from smn_core.maskfile import check_fits, max_file_bytes, parse_mask
 from smn_core.parents import parent_of
+from smn_core.tensorfile import DIGEST
 from smn_core.vectors import vectors_of_mask
 
 router = APIRouter(prefix="/masks", tags=["masks"])

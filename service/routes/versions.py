@@ -16,7 +16,6 @@ from service.errors import Rejected
 from service.jsonbody import read_json
 from service.record import Record
 from service.registry.base import (
-    DIGEST,
     Entry,
     Kind,
     Published,
@@ -30,6 +29,7 @@ from service.registry.within import within
 from service.schemas import AliasSet, MaskList, SetCurrent, Written
 from service.security import Caller, Changer, OwnName, OwnNameToChange, Reader
 from service.server import Server, TheServer
+from smn_core.tensorfile import DIGEST
 
 VersionNumber = Annotated[int | None, Query(ge=1, description="Default: the current one.")]
 Alias = Annotated[str, Path(description="[a-z][a-z0-9-]*, at most 32 characters; not sha256, nor v with digits")]

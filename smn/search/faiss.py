@@ -7,7 +7,7 @@ names the digest of the index that it belongs to, and new rows wait in `photos.f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 from numpy import ndarray
 
-from smn.search.about import About, read_about
+from smn.search.about import read_about
 from smn.search.near import lengths_of, unit
-from smn.search.parts import ROWS_AT_ONCE, Parts, Source, settle
-from smn.search.store import Found, Rows, Stamp, reading, vectors_of, writing
+from smn.search.parts import ROWS_AT_ONCE, PartedStore, Source, settle
+from smn.search.store import Found, reading, vectors_of, writing
 from smn_core.errors import InvalidData
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ WHOLE, WHOLE_ROWS = "whole", "whole.rows"
 """The new files in the making, in the folder of parts."""
 
 
-class FaissStore:
+class FaissStore(PartedStore):
     """An index, its sidecar and the parts of a run that was stopped. The index is held in memory.
 
     Raises:
@@ -42,9 +42,8 @@ class FaissStore:
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self._path, self._rows_path = path, path.with_name(f"{path.name}.rows.parquet")
-        self._parts = Parts(path)
-        self.about: About | None = self._parts.about
         self._index: Any = None
         self._rows = pa.table({name: pa.array([], kind) for name, kind in COLUMNS})
         self._paths: list[str] = []
@@ -52,19 +51,6 @@ class FaissStore:
             self._open()
         elif self._rows_path.exists():
             raise InvalidData(f"{self._rows_path} is there without {path}: delete it, and run smn index again")
-
-    def begin(self, about: About) -> None:
-        self.about = about
-
-    def stamps(self) -> Mapping[str, Stamp]:
-        return self._parts.stamps(self._whole())
-
-    def put(self, rows: Rows, known: Collection[str]) -> None:  # noqa: ARG002 (the later part counts)
-        assert self.about is not None
-        self._parts.put(rows, self.about)
-
-    def remove(self, paths: Sequence[str]) -> None:
-        self._parts.remove(paths)
 
     def finish(self) -> None:
         """Write index and sidecar anew where there are parts or removals."""

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 from numpy import ndarray
 
-from smn.search.about import About
 from smn.search.near import nearest_of
-from smn.search.parts import Parts, Source, about_of, settle, source_of
-from smn.search.store import Found, Rows, Stamp, schema_of, vectors_of, writing
+from smn.search.parts import PartedStore, Source, about_of, settle, source_of
+from smn.search.store import Found, schema_of, vectors_of, writing
 from smn_core.errors import InvalidData
 
 WHOLE = "whole"
 """The new file in the making: in the folder of parts, so that nothing of a stopped run outlives the next one."""
 
 
-class ParquetStore:
+class ParquetStore(PartedStore):
     """A Parquet file and its parts.
 
     Raises:
@@ -27,23 +26,10 @@ class ParquetStore:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._parts = path, Parts(path)
-        self.about: About | None = self._parts.about
+        super().__init__(path)
+        self._path = path
         if path.exists():
             self.about = self._parts.check(about_of(path), self.about)
-
-    def begin(self, about: About) -> None:
-        self.about = about
-
-    def stamps(self) -> Mapping[str, Stamp]:
-        return self._parts.stamps(self._whole())
-
-    def put(self, rows: Rows, known: Collection[str]) -> None:  # noqa: ARG002 (the later part counts)
-        assert self.about is not None
-        self._parts.put(rows, self.about)
-
-    def remove(self, paths: Sequence[str]) -> None:
-        self._parts.remove(paths)
 
     def finish(self) -> None:
         """Write the file anew where there are parts or removals, a few thousand rows at a time."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,35 @@ class Parts:
 
     def _sources(self) -> list[Source]:
         return [source_of(file) for file in self._files()]
+
+
+class PartedStore(ABC):
+    """What collections of one file share: rows that come or go wait as parts until `finish` writes the file anew.
+
+    Args:
+        path: the collection's file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._parts = Parts(path)
+        self.about: About | None = self._parts.about
+
+    def begin(self, about: About) -> None:
+        self.about = about
+
+    def stamps(self) -> Mapping[str, Stamp]:
+        return self._parts.stamps(self._whole())
+
+    def put(self, rows: Rows, known: Collection[str]) -> None:  # noqa: ARG002 (the later part counts)
+        assert self.about is not None
+        self._parts.put(rows, self.about)
+
+    def remove(self, paths: Sequence[str]) -> None:
+        self._parts.remove(paths)
+
+    @abstractmethod
+    def _whole(self) -> Sequence[Source]:
+        """The rows of the file, where there is one."""
 
 
 def source_of(file: Path) -> Source:

@@ -171,12 +171,8 @@ def _told(where: str) -> Iterator[None]:
         yield
     except SMNError:
         raise
-    except (
-        psycopg.errors.InsufficientPrivilege,
-        psycopg.errors.FeatureNotSupported,
-        psycopg.errors.UndefinedFile,
-    ) as e:
-        raise InvalidArgument(f"{where}: the server refuses: {first_line(e)}") from e
+    except REFUSALS as error:
+        raise InvalidArgument(f"{where}: the server refuses: {first_line(error)}") from error
     except psycopg.OperationalError as error:
         raise Unavailable(f"{where}: PostgreSQL cannot be reached: {first_line(error)}") from error
     except psycopg.ProgrammingError as error:

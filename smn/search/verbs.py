@@ -73,7 +73,7 @@ def index(
     from smn.search.places import place_of
     from smn.search.sync import sync
     from smn.search.through import ROOT, Chosen, open_through
-    from smn_core.imageset import FolderSet, open_images, say_others
+    from smn_core.imageset import FolderSet, open_images
     from smn_core.verbs import show
 
     chosen = Chosen(None if mask == ROOT else mask, cascade, mode, server)
@@ -85,8 +85,7 @@ def index(
     images = open_images(data)
     if not isinstance(images, FolderSet):
         raise InvalidData(f"{data} is no folder: a collection shows a folder of photos")
-    if images.others:
-        show.note(f"{sum(images.others.values()):,} files of other kinds are not read: {say_others(images.others)}")
+    show.count_others(images.others)
     making = open_through(spec, chosen, key=key, batch_size=batch_size, workers=workers, in_flight=in_flight)
     with (
         alone(place),

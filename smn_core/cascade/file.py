@@ -20,16 +20,20 @@ from smn_core.errors import InvalidCascade, WrongBackbone
 from smn_core.files import write_bytes
 from smn_core.layout import Layout
 from smn_core.mask import Head, TaskMask
-from smn_core.tensorfile import InvalidTensorFile, TensorFile, canonical_json
+from smn_core.tensorfile import DIGEST, InvalidTensorFile, TensorFile, canonical_json
 
 FORMAT = "smn-cascade/1"
 REQUIRED = ("format", "root", "experts", "fingerprint", "content", "fusion", "mode")
 FILE_NAME = "cascade.safetensors"
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 SEED = re.compile(r"0|[1-9][0-9]{0,18}")
 HEAD = ("weight", "bias")
 ROUTER = tuple(field.name for field in fields(Router))
+
+
+def mask_names(n_masks: int) -> list[str]:
+    """What the files of a cascade's masks are called in its folder, root first."""
+    return ["root.smn", *(f"expert-{number}.smn" for number in range(1, n_masks))]
 
 
 def serialise_cascade(cascade: Cascade) -> bytes:

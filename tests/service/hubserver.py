@@ -5,66 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from base64 import b64decode
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
+
+from standin import StandIn
 
 TOKEN = "hf_right"
 
 
-class StandInHub:
+class StandInHub(StandIn):
     """`repos[repo][revision]` is a commit's id, `commits[id]` its files.
 
     `failing` are (method, part of the path, status) that answer so; `cut` serves half of a file, with the whole's size.
     """
 
     def __init__(self):
+        super().__init__()
         self.repos, self.commits, self.private, self.objects = {}, {}, set(), {}
         self.failing, self.cut, self.seen = [], False, []
-        hub = self
+        self.url = f"http://{self.address}"
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def answer(self, status, body=b"", headers=()):
-                data = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(status)
-                sent = dict(headers)
-                for name, value in {"Content-Length": len(data), **sent}.items():
-                    self.send_header(name, str(value))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(data)
-
-            def handle_any(self):
-                length = int(self.headers.get("Content-Length") or 0)
-                body = self.rfile.read(length)
-                path = unquote(self.path.split("?")[0])
-                hub.seen.append((self.command, path, self.headers.get("Authorization")))
-                for method, part, status in hub.failing:
-                    if method == self.command and part in path:
-                        return self.answer(status, {"error": "no"})
-                return self.answer(*hub.answer(self.command, path, body, self.headers))
-
-            do_GET = do_HEAD = do_POST = do_PUT = handle_any
-
-            def log_message(self, *_):
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+    def reply(self, method, path, body, headers):
+        path = unquote(path.split("?")[0])
+        self.seen.append((method, path, headers.get("Authorization")))
+        for failing, part, status in self.failing:
+            if failing == method and part in path:
+                return status, {"error": "no"}
+        return self.answer(method, path, body, headers)
 
     def file(self, repo, path="mask.smn", revision="main"):
         return self.commits[self.repos[repo][revision]][path]

@@ -13,12 +13,12 @@ from service.hub import (
     explain,
     is_hub,
     look,
-    mask_names,
     parse_address,
     pull_cascade,
     pull_mask,
     push_files,
 )
+from smn_core.cascade.file import mask_names
 from smn_core.errors import InvalidArgument, InvalidCascade, InvalidMask, NotFound, Unavailable
 from smn_core.maskfile import serialise_mask
 

@@ -20,7 +20,7 @@ from numpy import ndarray
 
 from smn_core.backbone import load_backbone
 from smn_core.cascade.cascade import Cascade
-from smn_core.cascade.file import FILE_NAME, write_cascade
+from smn_core.cascade.file import FILE_NAME, mask_names, write_cascade
 from smn_core.cascade.fusion import CONDITIONAL, MODES, UNCONDITIONAL
 from smn_core.cascade.router import reduce, route
 from smn_core.engine import Engine
@@ -29,7 +29,7 @@ from smn_core.files import write_bytes
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
-from smn_core.parents import beside, parent_of, parent_path
+from smn_core.parents import beside, parent_path
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.recorded import run_folder
 from smn_core.verbs.show import count_others, name_unreadable
@@ -117,8 +117,7 @@ def build(request: CascadeRequest, bar: Bar, say: Callable[[str], None]) -> Casc
     clusters = _cluster(request, found) if request.experts else None
     if request.root.resolve() != (request.out / "root.smn").resolve():
         shutil.copyfile(request.root, request.out / "root.smn")
-        data = request.root.read_bytes()
-        if (digest := parent_of(data)) is not None and (parent := beside(request.root)(digest)) is not None:
+        if root.parent is not None and (parent := beside(request.root)(root.parent)) is not None:
             write_bytes(parent_path(request.out / "root.smn"), parent)
     if clusters is not None:
         _train_experts(request, clusters, found, bar)
@@ -264,7 +263,7 @@ def _finish(request: CascadeRequest, cascade: Cascade, clusters: Clusters | None
         title = f"{Path(request.data).name}: {request.clusters} split"
         u = reduce(clusters.router, found.z)
         draw_clusters(u, clusters.of_each, request.experts, request.out / "clusters.png", title)
-    files = ["root.smn", *(f"expert-{j + 1}.smn" for j in range(request.experts)), FILE_NAME]
+    files = [*mask_names(1 + request.experts), FILE_NAME]
     sizes = {name: (request.out / name).stat().st_size for name in files}
     result = CascadeResult(cascade, clusters.sizes if clusters is not None else [], pure, sizes, tuple(found.skipped))
     write_bytes(request.out / "README.md", _format_readme(request, result).encode())

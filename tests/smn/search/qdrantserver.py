@@ -5,52 +5,27 @@ from __future__ import annotations
 import json
 import re
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from qdrant_client import QdrantClient, models
+from standin import StandIn
 
 
-class StandInQdrant:
+class StandInQdrant(StandIn):
     """`key` is what it asks for, `failing` the status of every answer, `keeps_metadata` as servers from 1.16 do."""
 
     def __init__(self):
+        super().__init__()
         self.local = QdrantClient(":memory:", force_disable_check_same_thread=True)
         self.key, self.failing, self.keeps_metadata = None, None, True
         self.one = threading.Lock()
-        stand_in = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def handle_any(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status, found = stand_in.answer(self.command, self.path, body, self.headers.get("api-key"))
-                data = found if isinstance(found, bytes) else json.dumps(found).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_PUT = do_POST = do_DELETE = handle_any
-
-            def log_message(self, *_):
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"qdrant://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
-
-    def __enter__(self):
-        self.thread.start()
-        return self
+        self.url = f"qdrant://{self.address}"
 
     def __exit__(self, *_):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
+        super().__exit__()
         self.local.close()
+
+    def reply(self, method, path, body, headers):
+        return *self.answer(method, path, body, headers.get("api-key")), {"Content-Type": "application/json"}
 
     def answer(self, method, path, body, key):
         if self.key is not None and key != self.key:

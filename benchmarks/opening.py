@@ -43,9 +43,8 @@ def _in_place(found: Found) -> str:
     batches = [row["params"]["batch"] for row in found["hot"]]
     models = _models(found["hot"])
     return (
-        f"makes a forward take {_p50(found['hot'])} times as long as plain timm's, over {len(models)} "
-        f"model{'' if len(models) == 1 else 's'} and "
-        f"batches of {min(batches)} to {max(batches)}."
+        f"gives {_p50(found['hot'])} times the images a second of plain timm, over {len(models)} "
+        f"model{'' if len(models) == 1 else 's'} and batches of {min(batches)} to {max(batches)}."
     )
 
 
@@ -177,7 +176,7 @@ def as_bytes(value: float) -> str:
 COPIES = ("fastapi", "litserve", "ray serve", "onnx runtime", "openvino")
 FURTHEST = 3
 SENTENCES = (
-    Sentence("A mask in place", {"hot": _asked("hot", "ratio to plain timm")}, _in_place),
+    Sentence("A mask in place", {"hot": _asked("hot", "images/s, ratio to plain timm")}, _in_place),
     Sentence(
         "A swap",
         {

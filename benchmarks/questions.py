@@ -14,9 +14,11 @@ F32, BF16 = {"dtype": "float32"}, {"dtype": "bfloat16"}
 TABLES = (
     Table(
         "A mask that is in place",
-        "Time of a forward, over that of plain timm on the same images",
+        "Images a second through a hot mask, over those of plain timm",
         ("batch",),
-        (Asked("Hot mask against a plain timm forward", "hot", "hot", "ratio to plain timm", most=1.02),),
+        (
+            Asked("Hot mask against plain timm: images/s", "hot", "hot", "images/s, ratio to plain timm", least=1.9),
+        ),
     ),
     Table(
         "A swap",
@@ -53,7 +55,7 @@ TABLES = (
         (
             Asked(
                 "100 masks, zipf:1.5, 16 slots, against one mask",
-                "traffic", "traffic", RATIO, least=0.95, variants=("zipf:1.5",), params=MASKS_100, short="zipf:1.5",
+                "traffic", "traffic", RATIO, least=0.97, variants=("zipf:1.5",), params=MASKS_100, short="zipf:1.5",
             ),
             Asked(
                 "100 masks, distinct, 16 slots, against one mask: ViT-Tiny",
@@ -62,17 +64,17 @@ TABLES = (
             ),
             Asked(
                 "100 masks, distinct, 16 slots, against one mask: ResNet-50",
-                "traffic", "traffic", RATIO, least=0.85, variants=("distinct",),
+                "traffic", "traffic", RATIO, least=0.9, variants=("distinct",),
                 params=MASKS_100 | {"model": "resnet50"}, short="on ResNet-50",
             ),
             Asked(
                 "100 masks, distinct, 16 slots, against one mask: ViT-B/32",
-                "traffic", "traffic", RATIO, least=0.85, variants=("distinct",),
+                "traffic", "traffic", RATIO, least=0.9, variants=("distinct",),
                 params=MASKS_100 | {"model": "vit_base_patch32_224"}, short="on ViT-B/32",
             ),
             Asked(
                 "Density .9995: 32 images with 32 masks in a batch against one mask",
-                "traffic", "traffic", RATIO, least=0.9, variants=("distinct",),
+                "traffic", "traffic", RATIO, least=0.95, variants=("distinct",),
                 params={"density": 0.9995, "batch": 32}, short="at density .9995",
             ),
         ),

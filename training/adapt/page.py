@@ -166,10 +166,13 @@ def _describe_images(page: Page) -> list[str]:
 
 def _list_runs(page: Page) -> list[str]:
     rows = [
-        (run.file, str(run.total_steps), f"{run.seconds:.0f} s", f"{run.n_off:,}", f"{run.score:+.2f}")
+        (
+            run.file, str(run.total_steps), f"{run.seconds:.0f} s", f"{run.n_off:,}", f"{run.neighbours:+.3f}",
+            f"{run.evidence:+.2f}",
+        )
         for run in page.record.runs
-    ]
-    headings = ("run", "steps", "time", "weights OFF", "evidence")
+    ]  # fmt: skip
+    headings = ("run", "steps", "time", "weights OFF", "neighbours kept", "evidence")
     return ["| " + " | ".join(row) + " |" for row in (headings, ["---"] * len(headings), *rows)]
 
 

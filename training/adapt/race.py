@@ -162,8 +162,12 @@ def _run(
         return
     step_s[candidate.name] = fit_s / max(1, taken)
     score = scorer.score(mask)
-    record.add(Run(candidate.name, name, taken, done + taken, clock() - began, score, mask.n_off))
-    course.tell(f"  {taken} steps in {clock() - began:.0f} s, {mask.n_off:,} weights OFF, evidence {score:+.2f}")
+    n_off, took_s = mask.n_off, clock() - began
+    record.add(Run(candidate.name, name, taken, done + taken, took_s, score.neighbours, score.evidence, n_off))
+    course.tell(
+        f"  {taken} steps in {took_s:.0f} s, {n_off:,} weights OFF, neighbours kept {score.neighbours:+.3f}, "
+        f"evidence {score.evidence:+.2f}"
+    )
 
 
 def _expect_measuring_s(candidate: Candidate, step_s: Mapping[str, float]) -> float:

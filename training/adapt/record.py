@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smn_core.files import write_bytes
+from training.adapt.score import Score
 
 RECORD = "race.json"
 
@@ -23,7 +24,7 @@ class Run:
         steps: that were taken.
         total_steps: of this run and of those that it went on from.
         seconds: of this run, start and end included.
-        score: the mean evidence for it against the frozen backbone, in deviations; higher is better.
+        neighbours, evidence: the two numbers of its `Score`.
         n_off: weights that are OFF.
     """
 
@@ -32,8 +33,14 @@ class Run:
     steps: int
     total_steps: int
     seconds: float
-    score: float
+    neighbours: float
+    evidence: float
     n_off: int
+
+    @property
+    def score(self) -> float:
+        """Higher is better."""
+        return Score(self.neighbours, self.evidence).value
 
 
 @dataclass

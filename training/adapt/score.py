@@ -1,9 +1,10 @@
-"""Rank candidates without labels, by the evidence that decides a verdict, on images that were learned from."""
+"""Rank candidates without labels, by the neighbours that images keep, on images that were learned from."""
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 
 from smn_core.engine import Engine
 from smn_core.imageset import ImageSet
@@ -17,6 +18,31 @@ VIEWS = ((11, GENTLE_SCALE), (12, GENTLE_SCALE), (13, VIEW_SCALE), (14, VIEW_SCA
 """Seeds and scales of the crops. The seeds are not those of the map, nor those of the verdict: what ranks candidates
 must not judge them too."""
 BATCH = 32
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a mask changes, in the mean over images.
+
+    Args:
+        neighbours: the change of the part of its neighbours that an image keeps between two strong views, -1 to 1.
+        evidence: for the mask against the frozen backbone, in deviations (`weigh`).
+    """
+
+    neighbours: float
+    evidence: float
+
+    @property
+    def value(self) -> float:
+        """Higher is better; below 0 where the neighbours or the evidence speak against the mask.
+
+        Evidence tells how surely a mask changes a space, not how much: thirty flips that move every image a little
+        have as much of it as a thousand that help more. So it only keeps a mask out, and the neighbours rank.
+        """
+        return self.neighbours if self.evidence >= 0 else min(self.neighbours, self.evidence)
+
+
+BROKEN = Score(-math.inf, -math.inf)
 
 
 class Scorer:
@@ -38,14 +64,15 @@ class Scorer:
         """The part of an image's neighbours in one strong view that are so in another, without a mask."""
         return float(self._frozen.signs[NEIGHBOURS].mean()) if not self._frozen.broken else 0.0
 
-    def score(self, mask: TaskMask) -> float:
-        """The mean evidence for the mask against the frozen backbone, in deviations; -inf of a space that is broken."""
+    def score(self, mask: TaskMask) -> Score:
+        """The mask's score against the frozen backbone; `BROKEN` for a space that is broken."""
         self.engine.prepare(mask)
         found = self._measure(mask.digest)
         self.engine.release(str(mask.digest))
         if found.broken or self._frozen.broken:
-            return -math.inf
-        return float(weigh(self._frozen, found).mean())
+            return BROKEN
+        kept = (found.signs[NEIGHBOURS] - self._frozen.signs[NEIGHBOURS]).mean()
+        return Score(float(kept), float(weigh(self._frozen, found).mean()))
 
     def _measure(self, digest: str | None) -> Measured:
         began, n = self._clock(), len(self._images.names)

@@ -19,7 +19,7 @@ from training.adapt.budget import ENDING, Budget
 from training.adapt.candidates import Candidate, list_candidates
 from training.adapt.race import Course, race, share_out
 from training.adapt.record import Record
-from training.adapt.score import Scorer
+from training.adapt.score import Score, Scorer
 from training.data import Subset
 from training.recipes import tiny
 
@@ -108,7 +108,7 @@ def test_with_little_time_only_the_first_candidate_runs_and_is_cut_short(world: 
 def test_where_nothing_promises_anything_the_next_candidate_has_the_rest_of_the_time(world: World, tmp_path: Path):
     """At first there is time for one alone; it comes out worse than nothing."""
     track = Track(world, tmp_path / "race.run", whole_s=26.0)
-    record = track.run(score=lambda _: -1.0)
+    record = track.run(score=lambda _: Score(-1.0, -1.0))
     assert [run.candidate for run in record.runs] == ["bold", "small-vit-gentle"]
     assert "going on" not in "".join(track.told)
 

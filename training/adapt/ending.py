@@ -91,14 +91,17 @@ def write_nothing(backbone: Backbone, answer: str, reason: str, out: Path) -> Ta
 def choose(verdicts: Sequence[Verdict]) -> Verdict:
     """What comes out: of those to adopt, else of those that nobody can tell, the one that keeps most neighbours.
 
-    Frozen + map needs no training: only a mask that beats it comes before it.
+    Frozen + map needs no training: only a mask that beats it comes before it. Without a map a mask can be compared with
+    it by neighbours alone, which a mask may win and lose margin for it; so the same flips under a map must beat it too.
     """
     ranked = sorted(verdicts, key=_rank, reverse=True)
+    flips_count = all(_beats_map(verdict) for verdict in verdicts if verdict.name == MASK_AND_MAP)
     for answer in (ADOPT, CANNOT_TELL):
         of_answer = [verdict for verdict in ranked if verdict.answer == answer]
         plain = any(verdict.name == FROZEN_AND_MAP for verdict in of_answer)
         if of_answer:
-            return next(v for v in of_answer if not plain or v.name == FROZEN_AND_MAP or _beats_map(v))
+            beating = [v for v in of_answer if not plain or v.name == FROZEN_AND_MAP or (flips_count and _beats_map(v))]
+            return beating[0]
     return ranked[0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from smn_core.verdict import ADOPT, CANNOT_TELL, LEAVE_IT
-from training.adapt.ending import choose, may_come_out
+from training.adapt.ending import MASK, MASK_AND_MAP, choose, may_come_out
 from training.evaluation.paired import AGREEMENT, EVIDENCE, MARGIN, NEIGHBOURS, Change
 from training.evaluation.rule import ALL, Facts
 from training.evaluation.verdict import FROZEN_AND_MAP, Control, Verdict
@@ -37,6 +37,13 @@ def judged(name: str, answer: str, neighbours: float, evidence: float = 0.05, ov
 )
 def test_the_best_answer_counts_first_then_shared_neighbours_and_a_mask_beats_frozen_and_map(verdicts, chosen):
     assert choose(verdicts).name == chosen
+
+
+@pytest.mark.parametrize(("under_map", "chosen"), [(0.05, MASK), (0.01, FROZEN_AND_MAP), (-0.05, FROZEN_AND_MAP)])
+def test_a_mask_without_a_map_beats_frozen_and_map_only_where_its_flips_do_under_a_map(under_map, chosen):
+    plain, mask = judged(FROZEN_AND_MAP, ADOPT, 0.1), judged(MASK, ADOPT, 0.2)
+    mapped = judged(MASK_AND_MAP, CANNOT_TELL, 0.15, over_map=under_map)
+    assert choose([plain, mask, mapped]).name == chosen
 
 
 @pytest.mark.parametrize(

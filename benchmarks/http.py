@@ -112,8 +112,9 @@ def overhead(server: Running, quick: bool, out: Path | None) -> None:
                 waited = 1e3 * (time.perf_counter() - began)
                 after = server.waits_ns()
                 # The engine's thread is the one that ran longest; its waits are forward's.
-                engine = max(before, key=lambda thread: after[thread][0] - before[thread][0])
-                ready = sum(after[thread][1] - before[thread][1] for thread in before if thread != engine)
+                threads = before.keys() & after.keys()  # one that is idle may end in between
+                engine = max(threads, key=lambda thread: after[thread][0] - before[thread][0])
+                ready = sum(after[thread][1] - before[thread][1] for thread in threads if thread != engine)
                 if turn >= 5:
                     found[form].append(stages(answer.server_timing) | {"client": waited, "no processor": 1e-6 * ready})
     for form, answers in found.items():

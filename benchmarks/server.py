@@ -72,8 +72,9 @@ class Running(Process):
         """Of every thread: nanoseconds on a processor, and nanoseconds that it was ready and had none."""
         found = {}
         for task in Path(f"/proc/{self.pid}/task").iterdir():
-            ran, waited, _ = (task / "schedstat").read_text(encoding="utf-8").split()
-            found[task.name] = int(ran), int(waited)
+            with contextlib.suppress(FileNotFoundError):  # the thread ended since
+                ran, waited, _ = (task / "schedstat").read_text(encoding="utf-8").split()
+                found[task.name] = int(ran), int(waited)
         return found
 
 

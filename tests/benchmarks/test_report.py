@@ -147,9 +147,10 @@ def test_every_figure_of_the_sentences_comes_from_the_rows():
 def test_a_sentence_tells_the_least_and_the_greatest():
     rows = [ROW | {"p50": p50, "params": {"model": "m", "batch": batch}} for batch, p50 in ((1, 1.25), (7, 1.5))]
     first, *_, last = sentences(rows)
-    assert first.endswith("makes a forward take 1.25 to 1.50 times as long as plain timm's, over 1 model and "
-                          "batches of 1 to 7.")  # fmt: skip
-    assert "1 of 1 aims are missed in at least one case, the furthest: *Hot mask against a plain timm forward*" in last
+    assert first.endswith(
+        "gives 1.25 to 1.50 times the images a second of plain timm, over 1 model and batches of 1 to 7."
+    )
+    assert "1 of 1 aims are missed in at least one case, the furthest: *Hot mask against plain timm: images/s*" in last
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from benchmarks.masks import random_mask
 from smn_core.maskfile import write_mask
 from smn_core.verbs.options import model_options
 from tests.training.builders import World, build_world
+from training.evaluation.controls import make_all_on
+from training.evaluation.paired import Pool, measure
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +41,37 @@ def test_labels_that_embeddings_tell_apart_are_all_found():
     assert ranking.score_knn(z, np.repeat(np.arange(3), 20)) == 1.0
 
 
-def test_a_mask_of_more_noise_loses_more_by_labels_and_by_signs(world: World, tmp_path: Path):
+def space(noise: float) -> ranking.Space:
+    """Labelled embeddings and four views of images of six kinds, each kind around a point of its own."""
+    rng, kinds = np.random.default_rng(0), np.repeat(np.eye(6, 12), 20, axis=0)
+
+    def draw() -> np.ndarray:
+        return (kinds + noise * rng.standard_normal(kinds.shape)).astype(np.float32)
+
+    a, b, c, d = (draw() for _ in range(4))
+    return ranking.Space(draw(), measure(Pool((a, b), (c, d))))
+
+
+def test_a_space_with_less_noise_gains_by_labels_and_by_every_sign_that_ranks():
+    labels = np.repeat(np.arange(6), 20)
+    row = ranking.row_of("digits", "a/mask", 7, labels, (space(0.6), space(0.6)), (space(0.6), space(0.3)))
+    assert (row["off"], row["knn"], row["neighbours"], row["evidence"]) == (7, 0, 0, 0)
+    for gain in ("knn", "neighbours", "margin", "evidence"):
+        assert row[f"{gain} under a map"] > 0
+
+
+def test_every_mask_that_switches_a_weight_off_has_a_line(world: World, tmp_path: Path):
     backbone, rng = world.backbone(), np.random.default_rng(0)
     words = ["--data", world.data, *world.flags(), "--judged", 40, "--most", 100, "--out", tmp_path / "rows.jsonl"]
-    for density in (0.999, 0.3):
-        path = tmp_path / f"{density}.smn"
-        write_mask(random_mask(backbone.layout, density, rng, backbone), path)
+    masks = {"few": 0.999, "many": 0.5, "none": 1.0}
+    for name, density in masks.items():
+        path = tmp_path / f"{name}.smn"
+        write_mask(random_mask(backbone.layout, density, rng, backbone) if density < 1 else make_all_on(backbone), path)
         words += ["--mask", path]
     app = Typer()
     app.command()(model_options(ranking.main))
     result = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
     few, many = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
-    assert few["off"] < many["off"]
-    assert few["neighbours"] > many["neighbours"]
-    assert few["knn"] > many["knn"]
-    assert "neighbours: knn +1.00" in result.stdout
+    assert 0 < few["off"] < many["off"]
+    assert [row["mask"].rpartition("/")[2] for row in (few, many)] == ["few", "many"]
+    assert "\nneighbours: knn " in result.stdout

@@ -85,6 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _framing_bytes = 0
     """Of a chunked body: sizes, extensions and trailers, in all and since its last byte."""
     _framing_since = 0
+    _n_messages = 0
     _muted = False
     _unsent: tuple[int, float] | None = None
 
@@ -120,7 +121,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._feed(data)
 
     def _feed(self, data: bytes) -> None:
-        began, body_bytes = self._phase, self._body_bytes
+        began, message, body_bytes = self._phase, self._n_messages, self._body_bytes
         if began is Phase.BETWEEN:
             self._begin_head()
         try:
@@ -136,7 +137,8 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 said = f"the request line and headers are larger than {MAX_HEAD_BYTES} bytes"
                 self.refuse(400, "head_too_large", said)
-        elif self._phase is began is Phase.BODY:
+        elif self._phase is began is Phase.BODY and self._n_messages == message:
+            # Else these are the end of one body and the beginning of another, of a client that was answered early.
             self._count_framing(len(data), self._body_bytes - body_bytes)
 
     def _count_framing(self, fed: int, of_body: int) -> None:
@@ -183,6 +185,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ValueError("too many requests wait for an answer")
         self._phase, self.since = Phase.BODY, self.loop.time()
         self._body_bytes = self._framing_bytes = self._framing_since = 0
+        self._n_messages += 1
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -182,6 +182,24 @@ def test_small_chunks_and_trailers_are_read(talk):
     talk(scenario)
 
 
+def test_the_end_of_one_body_and_the_beginning_of_the_next_may_come_together(talk):
+    """A client that was answered before its body was read sends its next request behind it at once."""
+
+    async def scenario(connect, bounds, app):
+        body = b"x" * 4 * MAX_HEAD_BYTES
+        first = post("/first", body=body)
+        reader, writer = await connect(first[:-1])
+        (one,) = bounds.open
+        await until(lambda: one._body_bytes == len(body) - 1)
+        second = post("/second", body=body)
+        one.data_received(first[-1:] + second[:-1])  # a socket may cut it elsewhere
+        writer.write(second[-1:])
+        assert await answer_of(reader) == (200, f"POST /first {len(body)};".encode())
+        assert await answer_of(reader) == (200, f"POST /second {len(body)};".encode())
+
+    talk(scenario)
+
+
 @pytest.mark.parametrize("size", [0, 5, 200_000])
 @pytest.mark.parametrize("apart", [True, False])
 @pytest.mark.parametrize("chunked", [True, False])

@@ -29,11 +29,11 @@ from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, model_options
 from training.adapt.score import BATCH, VIEWS
-from training.data import Subset, open_split
+from training.data import open_split
 from training.evaluation import probes
 from training.evaluation.controls import strip
 from training.evaluation.paired import MARGIN, NEIGHBOURS, SIGNS, Measured, Pool, measure, weigh
-from training.features import embed, embed_view
+from training.features import embed, embed_view, sample
 from training.maps import fit_map
 
 MAP_IMAGES, HALVES = 100, 4
@@ -60,7 +60,7 @@ def main(
     torch.set_num_threads(1)
     engine = Engine(load_backbone(as_trained(spec, read_mask(mask[0]), mask[0])), slots=1)
     train = open_split(data, "train")
-    images = Images(_some(train, most, 7), _some(train, judged, 3), _some(train, MAP_IMAGES, 5))
+    images = Images(sample(train, most, 7), sample(train, judged, 3), sample(train, MAP_IMAGES, 5))
     frozen, rows = images.look(engine, None), []
     for path in mask:
         bare = strip(read_mask(path))
@@ -127,9 +127,9 @@ def row_of(
 
 def score_knn(z: Float32[ndarray, "n d"], labels: Int64[ndarray, "n"]) -> float:
     """The mean part of images that the other half of them labels rightly, over several halves."""
-    right, n = [], len(labels)
-    for order in map(np.random.default_rng(0).permutation, [n] * HALVES):
-        a, b = order[: n // 2], order[n // 2 :]
+    right, rng = [], np.random.default_rng(0)
+    for _ in range(HALVES):
+        a, b = np.split(rng.permutation(len(labels)), [len(labels) // 2])
         right += [(probes.knn(z[x], labels[x], z[y]) == labels[y]).mean() for x, y in ((a, b), (b, a))]
     return float(np.mean(right))
 
@@ -145,10 +145,6 @@ def correlate(rows: list[dict[str, Any]]) -> list[str]:
         found = [spearmanr([row[sign] for row in rows], [row[gain] for row in rows]).statistic for gain in GAINS]
         lines.append(f"{sign}: " + ", ".join(f"{gain} {r:+.2f}" for gain, r in zip(GAINS, found, strict=True)))
     return lines
-
-
-def _some(images: ImageSet, n: int, seed: int) -> Subset:
-    return Subset(images, np.sort(np.random.default_rng(seed).permutation(len(images.names))[:n]))
 
 
 if __name__ == "__main__":

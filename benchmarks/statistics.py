@@ -45,6 +45,8 @@ from training.maps import fit_map
 from training.statistics import fit_statistics
 
 FOLDS, FEW_LABELS, DRAWS, BATCH = 5, 5, 5, 32
+SEED = 7
+"""Of the images that are scored."""
 FOLDED = Forms(convolution="folded, packed")
 """Which form is fastest is not measured: on a busy machine chance would choose."""
 FROZEN, STATISTICS, MAP, KNN = "frozen", "statistics", "map", "knn"
@@ -79,8 +81,8 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     files = {name: Path(file) for name, _, file in (text.partition("=") for text in mask or ())}
     train = open_split(data, "train")
-    known = _some(train, bank)
-    asked = _some(renumber_classes(train, open_split(data, "test")), queries) if test else None
+    known = sample(train, bank, SEED)
+    asked = sample(renumber_classes(train, open_split(data, "test")), queries, SEED) if test else None
     spaces = make_spaces(spec, train, sample(train, mapped), files, share or [1.0], work, as_run)
     facts = {"data": Path(data).name, "backbone": spec.name, "bank": len(known.names)}
     facts |= {"queries": len(asked.names)} if asked is not None else {}
@@ -157,10 +159,6 @@ def _map(engine: Engine, bare: TaskMask | None, images: ImageSet) -> TaskMask:
     mapped = replace(bare, affine=fit_map(engine, bare.digest, images, precision="int8"), digest=None)
     engine.release(str(bare.digest))
     return mapped
-
-
-def _some(images: ImageSet, n: int) -> Subset:
-    return Subset(images, np.sort(np.random.default_rng(7).permutation(len(images.names))[:n]))
 
 
 def score(

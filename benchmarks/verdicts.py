@@ -30,17 +30,19 @@ from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, model_options
 from smn_core.verdict import ADOPT, LEAVE_IT
-from training.data import Subset, open_split
+from training.data import open_split
 from training.evaluation import probes
 from training.evaluation.controls import make_all_on, strip
 from training.evaluation.paired import EVIDENCE, SIGNS, Change, compare
 from training.evaluation.rule import ALL
 from training.evaluation.verdict import Verdict, judge
-from training.features import Features, embed
+from training.features import Features, embed, sample
 from training.labels import pick_labels, renumber_classes
 from training.maps import fit_map
 
 FEW_LABELS, DRAWS = 5, 40
+SEED = 7
+"""Of the images that are taken."""
 BATCH = 32
 
 
@@ -79,8 +81,8 @@ def judge_on(
 ) -> Iterator[dict[str, Any]]:
     """The rows of one set: frozen + map, then each mask as it is, bare, and under a map of this set."""
     train = open_split(data, "train")
-    test = _some(renumber_classes(train, open_split(data, "test")), most)
-    bank, seen = _some(train, most), _some(train, n_judged)
+    test = sample(renumber_classes(train, open_split(data, "test")), most, SEED)
+    bank, seen = sample(train, most, SEED), sample(train, n_judged, SEED)
     spaces = {"frozen + map": make_all_on(engine.backbone, fit_map(engine, None, seen))}
     for name, mask in masks.items():
         bare = strip(mask)
@@ -103,10 +105,6 @@ def judge_on(
             made = {None: before, key: (_embed(engine, key, bank), _embed(engine, key, test))}
             engine.release(str(key))
         yield _row(Path(data).name, verdict, mask, before, made[key])
-
-
-def _some(images: ImageSet, n: int) -> Subset:
-    return Subset(images, np.sort(np.random.default_rng(7).permutation(len(images.names))[:n]))
 
 
 def _embed(engine: Engine, digest: str | None, images: ImageSet) -> Features:

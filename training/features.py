@@ -64,9 +64,9 @@ def embed_each(
     return _collect(engine, digests, images, inputs, skipped, on_batch)
 
 
-def sample(images: ImageSet, most_images: int) -> Subset:
-    """Up to so many of the images, in their order; always the same ones."""
-    picked = np.random.default_rng(0).permutation(len(images.names))[:most_images]
+def sample(images: ImageSet, most_images: int, seed: int = 0) -> Subset:
+    """Up to so many of the images, in their order; always the same ones of a seed."""
+    picked = np.random.default_rng(seed).permutation(len(images.names))[:most_images]
     return Subset(images, np.sort(picked))
 
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from smn_core import tensorfile
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.engine import Engine
@@ -35,6 +33,7 @@ from training.adapt.timing import choose_threads, time_step
 from training.checkpoints import README
 from training.data import Subset, identify
 from training.evaluation.labelled import require_labels
+from training.features import sample
 from training.forms import choose_form
 from training.plan import require_float32
 from training.progress import Clock, Tell
@@ -132,7 +131,7 @@ def _adapt(
         for c in candidates
     }
     scored = int(min(MOST_SCORED, max(FEWEST_SCORED, SCORED_A_MINUTE * request.minutes)))
-    scorer = Scorer(Engine(backbone, slots=1), _some(images, scored, request.seed), clock)
+    scorer = Scorer(Engine(backbone, slots=1), sample(images, scored, request.seed), clock)
     tell(f"learning for {budget.learning_left_s / 60:.1f} minutes; ctrl-C keeps what is finished")
     only = tuple(int(i) for i in images.indices)
     course = Course(spec, request.data, only, request.seed, request.workers, request.command, budget, tell)
@@ -142,11 +141,6 @@ def _adapt(
         request.codec,
     )  # fmt: skip
     return Ended(end(parts))
-
-
-def _some(images: Subset, n: int, seed: int) -> Subset:
-    picked = np.sort(np.random.default_rng(seed).permutation(len(images.indices))[:n])
-    return Subset(images.source, images.indices[picked])
 
 
 def _open_record(request: Request, found: Found, backbone: Backbone) -> Record:

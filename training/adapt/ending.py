@@ -100,8 +100,9 @@ def choose(verdicts: Sequence[Verdict]) -> Verdict:
         of_answer = [verdict for verdict in ranked if verdict.answer == answer]
         plain = any(verdict.name == FROZEN_AND_MAP for verdict in of_answer)
         if of_answer:
-            beating = [v for v in of_answer if not plain or v.name == FROZEN_AND_MAP or (flips_count and _beats_map(v))]
-            return beating[0]
+            return next(
+                v for v in of_answer if not plain or v.name == FROZEN_AND_MAP or (flips_count and _beats_map(v))
+            )
     return ranked[0]
 
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
+from smn_core import files
 from smn_core.errors import InvalidArgument, InvalidMask, NotFound, SMNError, Unavailable
 
 OURS = ("http", "https", "file", "redis", "rediss", "unix", "hf")
@@ -79,10 +81,17 @@ class Objects:
                 return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a file in the place of what is there."""
+        """Put a file in the place of what is there, in one step where the store has such a step.
+
+        Stores of objects have, and so has a folder; sftp:// and smb:// have none: there, a write that is stopped leaves
+        half a file.
+        """
         with told(self.url):
             self._fs.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
-            self._fs.pipe_file(self._at(name), data)
+            if isinstance(self._fs, LocalFileSystem):
+                files.write_bytes(self._at(name), data)
+            else:
+                self._fs.pipe_file(self._at(name), data)
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""

@@ -65,7 +65,7 @@ class ObjectSide(Numbered):
         self._write(backbone, kind, name, Record(before.last, current, kept, aliases, before.epoch))
 
     def tidy(self, backbone: str) -> None:
-        """Delete blobs that no record names."""
+        """Delete blobs that no record names, and the record that a killed mirror was writing."""
         held = {
             digest.removeprefix("sha256:")
             for kind in KINDS
@@ -76,6 +76,10 @@ class ObjectSide(Numbered):
         for name in self.objects.list(f"{backbone}/blobs/sha256"):
             if name not in held:
                 self.objects.delete(f"{backbone}/blobs/sha256/{name}")
+        for kind in KINDS:
+            for file in self.objects.list(f"{backbone}/{kind}"):
+                if file.startswith("."):
+                    self.objects.delete(f"{backbone}/{kind}/{file}")
 
     def close(self) -> None:
         pass

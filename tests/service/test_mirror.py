@@ -258,6 +258,36 @@ def test_a_killed_mirror_leaves_whole_names_and_the_next_one_brings_the_rest(fir
     in_step(source, dest)
 
 
+def test_a_reader_of_a_folder_sees_a_record_whole_while_a_mirror_writes_it(tmp_path):
+    store, files = Objects(f"local://{tmp_path}"), [bytes([number]) * 4_000_000 for number in range(2)]
+    store.write("masks/m.json", files[0])
+    done = threading.Event()
+
+    def write():
+        for number in range(60):
+            store.write("masks/m.json", files[number % 2])
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        assert store.read("masks/m.json") in files
+    writer.join()
+    assert store.list("masks") == ["m.json"]
+
+
+def test_what_a_killed_mirror_was_writing_in_a_folder_goes_with_the_next_turn_that_deletes(first, tmp_path):
+    left = [tmp_path / "second" / B / "masks" / ".photos.12ab.json", tmp_path / "second" / B / "blobs/sha256" / ".12ab"]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b'{"vers')
+    source, dest = str(tmp_path / "first"), f"local://{tmp_path}/second"
+    with turning(source, dest) as turn:
+        turn(delete=True)
+    in_step(source, dest)
+    assert not any(path.exists() for path in left)
+
+
 @pytest.fixture
 def server(theta, tmp_path):
     """`server(**settings)`: the URL of a server in this process, on a registry of its own."""

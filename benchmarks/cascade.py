@@ -9,7 +9,6 @@ at how many bytes, `smn evaluate --cascade DIR --fusion ...` tells.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
+from benchmarks.turns import seconds_in_turn
 from smn_core.backbone import Backbone, wrap
 from smn_core.cascade.cascade import Cascade, concatenate_all, concatenate_picked, fuse
 from smn_core.cascade.fusion import CONDITIONAL, MODES, UNCONDITIONAL, Fusion
@@ -68,17 +68,10 @@ def cost(name: str, turns: int, threads: int, out: Path | None) -> None:
         UNCONDITIONAL: partial(_unconditional, engine, cascade, x),
         CONDITIONAL: partial(_conditional, engine, cascade, x),
     }
-    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-    for turn in range(turns + 2):
-        for variant, run in variants.items():
-            began = time.perf_counter()
-            run()
-            if turn >= 2:
-                seconds[variant].append(time.perf_counter() - began)
+    seconds = seconds_in_turn(variants, turns, warm_up=2)
     params = {"model": name, "masks": 1 + EXPERTS, "density": DENSITY, "images": 1, "threads": threads}
-    floor = np.array(seconds["plain timm"])
-    for variant, taken in seconds.items():
-        values = np.array(taken)
+    floor = seconds["plain timm"]
+    for variant, values in seconds.items():
         row("cascade", variant, params, "time", "ms", values * 1e3, out=out)
         if variant != "plain timm":
             limit = {"limit": LIMITS[variant]} if variant in LIMITS else {}

@@ -13,7 +13,6 @@ Weights and masks are random; cost depends on sizes and densities alone. Times a
 from __future__ import annotations
 
 import resource
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle, pairwise
@@ -29,6 +28,7 @@ from torch import Tensor
 from benchmarks.fit_costs import fit
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
+from benchmarks.turns import CLOCKS, clock_name, seconds_in_turn
 from smn_core.backbone import wrap
 from smn_core.engine import Engine, Segment
 from smn_core.engine.wearable import WearableMask
@@ -47,20 +47,11 @@ class Bench:
 
     def __init__(self, turns: int, batch: int, wall: bool, threads: int, out: Path | None) -> None:
         self.turns, self.batch, self.threads, self.out = turns, batch, threads, out
-        self.clock = time.perf_counter if wall or threads > 1 else time.process_time
-        clock = "process" if self.clock is time.process_time else "wall"
-        self.params: dict[str, Any] = {"threads": threads, "clock": clock}
+        self.params: dict[str, Any] = {"threads": threads, "clock": clock_name(wall, threads)}
 
     def seconds(self, runs: dict[str, Callable[[], object]], turns: int | None = None) -> dict[str, np.ndarray]:
         """Seconds of every run, in turn; one turn warms up."""
-        taken: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range((turns or self.turns) + 1):
-            for name, run in runs.items():
-                began = self.clock()
-                run()
-                if turn:
-                    taken[name].append(self.clock() - began)
-        return {name: np.array(values) for name, values in taken.items()}
+        return seconds_in_turn(runs, turns or self.turns, CLOCKS[self.params["clock"]])
 
     def row(self, bench: str, variant: str, params: dict[str, Any], metric: str, unit: str, values: Any) -> None:
         row(bench, variant, {**params, **self.params}, metric, unit, values, out=self.out)

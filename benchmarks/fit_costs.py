@@ -6,7 +6,6 @@ negative constants left out.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
+from benchmarks.turns import CLOCKS, seconds_in_turn
 from smn_core.engine.apply import LoopApplier, applier_for, cut, put_back, take_out
 from smn_core.engine.compact import CompactMask, make_compact
 from smn_core.engine.costs import Costs
@@ -177,11 +177,4 @@ def _least_squares(terms: list[list[float]], taken: list[float], sizes: list[flo
 
 def _ns(runs: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
     """The least processor time of each, in turn: neighbours on a machine make some turns longer, and none shorter."""
-    taken: dict[str, list[int]] = {name: [] for name in runs}
-    for turn in range(turns + 1):
-        for name, run in runs.items():
-            began = time.process_time_ns()
-            run()
-            if turn:
-                taken[name].append(time.process_time_ns() - began)
-    return {name: float(min(values)) for name, values in taken.items()}
+    return {name: 1e9 * float(s.min()) for name, s in seconds_in_turn(runs, turns, CLOCKS["process"]).items()}

@@ -9,7 +9,6 @@ rows `product` are the limit: what a product reaches here, in GFLOP/s.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import nn
 
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
+from benchmarks.turns import CLOCKS, clock_name, seconds_in_turn
 from smn_core.backbone import Backbone, wrap
 from smn_core.engine import Engine, Segment
 from smn_core.engine.forwards.choice import choose_forms
@@ -49,35 +49,21 @@ def main(
     """Print the rows of one model or all."""
     torch.set_num_threads(threads)
     keep_freed_memory()  # as the command smn does
-    clock = time.perf_counter if wall or threads > 1 else time.process_time
-    kept = {"threads": threads, "clock": "process" if clock is time.process_time else "wall", "dtype": dtype}
+    kept = {"threads": threads, "clock": clock_name(wall, threads), "dtype": dtype}
     turns = 5 if quick else 9
-    measure(products(getattr(torch, dtype)), clock, turns, kept | {"unit": "GFLOP/s"}, out)
+    measure(products(getattr(torch, dtype)), turns, kept | {"unit": "GFLOP/s"}, out)
     for name in [model] if model else MODELS:
         for batch in BATCHES[: 2 if quick else 3]:
             runs = forwards(name, getattr(torch, dtype), batch)
-            measure(runs, clock, max(3, turns // (1 + batch // 16)), kept | {"model": name, "batch": batch}, out)
+            measure(runs, max(3, turns // (1 + batch // 16)), kept | {"model": name, "batch": batch}, out)
 
 
-def measure(
-    runs: dict[str, Callable[[], object]],
-    clock: Callable[[], float],
-    turns: int,
-    params: Mapping[str, object],
-    out: Path | None,
-) -> None:
+def measure(runs: dict[str, Callable[[], object]], turns: int, params: Mapping[str, object], out: Path | None) -> None:
     """Time the runs in turn after one that warms up; print a ratio to the first, or work done, of each."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(turns + 1):
-        for name, run in runs.items():
-            began = clock()
-            run()
-            if turn:
-                taken[name].append(clock() - began)
+    taken = seconds_in_turn(runs, turns, CLOCKS[str(params["clock"])])
     unit = params.get("unit")
-    first = np.array(next(iter(taken.values())))
-    for name, values in taken.items():
-        seconds = np.array(values)
+    first = next(iter(taken.values()))
+    for name, seconds in taken.items():
         if unit is not None:
             row("product", name, params, "speed", str(unit), float(name.split()[-1]) / seconds, out=out)
             continue

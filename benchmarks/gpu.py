@@ -11,7 +11,6 @@ call to the device's being done; those of `swap` are the device's own, from a ca
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from benchmarks.fit_costs import fit_kernels
 from benchmarks.masks import random_mask
 from benchmarks.rows import row
+from benchmarks.turns import seconds_in_turn
 from smn_core.backbone import DTYPES, Backbone, wrap
 from smn_core.engine import Engine, Segment
 from smn_core.engine.apply import TorchApplier, apply_slowly
@@ -78,16 +78,7 @@ class Bench:
 
     def seconds(self, runs: dict[str, Callable[[], object]]) -> dict[str, ndarray]:
         """Seconds of every run until the device is done, in turn; three turns warm up, record and replay."""
-        taken: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(self.turns + 3):
-            for name, run in runs.items():
-                self.wait()
-                began = time.perf_counter()
-                run()
-                self.wait()
-                if turn >= 3:
-                    taken[name].append(time.perf_counter() - began)
-        return {name: np.array(values) for name, values in taken.items()}
+        return seconds_in_turn(runs, self.turns, warm_up=3, wait=self.wait)
 
     def wait(self) -> None:
         if self.device.type == "cuda":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -30,6 +29,7 @@ from benchmarks.masks import random_mask
 from benchmarks.peers.runtimes import export, open_model
 from benchmarks.rows import row
 from benchmarks.server import random_weights
+from benchmarks.turns import CLOCKS, clock_name, seconds_in_turn
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine, Segment
 from smn_core.precision import slow_on_cpu
@@ -55,8 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as the command smn does
-    bench = Bench(3 if args.quick else 9, time.perf_counter if args.wall else time.process_time, args.out)
-    bench.params = {"threads": 1, "clock": "wall" if args.wall else "process"}
+    bench = Bench(3 if args.quick else 9, clock_name(args.wall), args.out)
     batches = (1, 8) if args.quick else (1, 8, 32)
     for name in [args.model] if args.model else MODELS[::2] if args.quick else MODELS:
         with tempfile.TemporaryDirectory() as folder:
@@ -66,21 +65,14 @@ def main() -> None:
 class Bench:
     """Settings of a run, where its rows go, and the best product by type."""
 
-    def __init__(self, turns: int, clock: Callable[[], float], out: Path | None) -> None:
-        self.turns, self.clock, self.out = turns, clock, out
-        self.params: dict[str, Any] = {}
+    def __init__(self, turns: int, clock: str, out: Path | None) -> None:
+        self.turns, self.clock, self.out = turns, CLOCKS[clock], out
+        self.params: dict[str, Any] = {"threads": 1, "clock": clock}
         self.best: dict[str, float] = {}
 
     def seconds(self, runs: dict[str, Run], turns: int) -> dict[str, NDArray[np.float64]]:
         """Seconds of every run, in turn; one turn warms up."""
-        taken: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(turns + 1):
-            for name, run in runs.items():
-                began = self.clock()
-                run()
-                if turn:
-                    taken[name].append(self.clock() - began)
-        return {name: np.array(values) for name, values in taken.items()}
+        return seconds_in_turn(runs, turns, self.clock)
 
     def row(self, variant: str, params: dict[str, Any], metric: str, unit: str, values: Any) -> None:
         row("runtimes", variant, params | self.params, metric, unit, values, out=self.out)

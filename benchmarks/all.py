@@ -83,6 +83,7 @@ BENCHES = (
     Bench("decode", "How many decode workers pay, and what do they do to the event loop?", "decode"),
     Bench("draft", "What does decoding at a reduced scale do to embeddings?", "draft", (), ("--photos=1",)),
     Bench("http", "What does HTTP cost, against the engine in process?", "http"),
+    Bench("starts", "How long does a server take until it is ready, against loading the model?", "starts"),
     Bench("spaces", "Are vectors of two spaces ever mixed while a name is pushed over?", "spaces"),
     Bench("since", "Does a request take more processor time than before spaces and labels came?", "since"),
     Bench("fairness", "Does one who floods keep others waiting?", "fairness"),

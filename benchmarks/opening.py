@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.asked import Asked
+from benchmarks.beside import TO_IT, VIT
 from benchmarks.kept import Row, figure, latest, span
 from benchmarks.pivot import MODELS, PEERS, name_of
-from benchmarks.questions import ASKED, RATIO, TO_IT, VIT
+from benchmarks.questions import ASKED, RATIO
 
 Found = Mapping[str, Sequence[Row]]
 

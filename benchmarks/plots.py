@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.asked import Asked
+from benchmarks.beside import TO_IT
 from benchmarks.kept import Row, latest
 from benchmarks.opening import COPIES, as_bytes
 from benchmarks.pivot import PEERS, name_of
-from benchmarks.questions import ASKED, TO_IT
+from benchmarks.questions import ASKED
 from smn_core.errors import InvalidArgument
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
 from smn_core.imageset import ImageSet
 from smn_core.spec import BackboneSpec
-from smn_core.verbs.options import model_options
+from smn_core.verbs.options import as_trained, model_options
 from training.data import open_split
 from training.evaluation import probes
 from training.evaluation.paired import Change, compare
@@ -52,7 +52,7 @@ def main(
 ) -> None:
     """Print a line for every set and form."""
     torch.set_num_threads(1)
-    engine = Engine(load_backbone(spec), slots=1)
+    engine = Engine(load_backbone(as_trained(spec, None)), slots=1)
     for name in data:
         for row in compare_on(engine, name, most, fit, test):
             print(json.dumps(row), flush=True)

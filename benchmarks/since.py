@@ -1,6 +1,7 @@
 """Does a request take more processor time than before spaces and labels came? Both servers side by side, asked in turn.
 
     .venv/bin/python -m benchmarks.since [--commit a6bc5ea] [--quick] [--out FILE.jsonl]
+    .venv/bin/python -m benchmarks.since --flag=--no-console   # this commit with a flag, in the place of an earlier one
 
 The earlier commit's code runs from a worktree of its own, in this environment. Both servers are here at once, with the
 same random weights and mask, and get the same requests round by round (A B B A): user and system time of a server's
@@ -15,8 +16,8 @@ import io
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import httpx2
@@ -39,13 +40,16 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commit", default=COMMIT, help="the earlier one")
+    parser.add_argument(
+        "--flag", action="append", default=[], help="of the server `before`, which is this commit's then"
+    )
     parser.add_argument("--models", default=",".join(MODELS), help="timm names")
     parser.add_argument("--quick", action="store_true", help="few requests")
     parser.add_argument("--out", type=Path, help="append the rows to this file too")
     args = parser.parse_args()
-    with checked_out(args.commit) as before:
+    with nullcontext(ROOT) if args.flag else checked_out(args.commit) as before:
         for model in args.models.split(","):
-            measure(model, {BEFORE: before, NOW: ROOT}, args.commit, args.quick, args.out)
+            measure(model, {BEFORE: before, NOW: ROOT}, args.flag, args.commit, args.quick, args.out)
 
 
 @contextmanager
@@ -61,8 +65,10 @@ def checked_out(commit: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
-def measure(model: str, trees: dict[str, Path], commit: str, quick: bool, out: Path | None) -> None:
-    """The rows of one model."""
+def measure(
+    model: str, trees: dict[str, Path], flags: Sequence[str], commit: str, quick: bool, out: Path | None
+) -> None:
+    """The rows of one model; `flags` are those of the server `before`."""
     with tempfile.TemporaryDirectory() as text, ExitStack() as stack:
         folder = Path(text)
         spec = random_weights(model, folder)
@@ -70,7 +76,7 @@ def measure(model: str, trees: dict[str, Path], commit: str, quick: bool, out: P
         mask = mask_file(backbone, 0.99, 0)
         servers, clients = {}, {}
         for which, tree in trees.items():
-            servers[which] = stack.enter_context(serve(which, tree, model, folder))
+            servers[which] = stack.enter_context(serve(which, tree, model, folder, flags if which == BEFORE else ()))
             clients[which] = stack.enter_context(httpx2.Client(base_url=servers[which].url, timeout=WAIT_S))
             clients[which].put(f"/masks/{NAME}", content=mask).raise_for_status()
         small = model != MODELS[-1]
@@ -87,21 +93,23 @@ def measure(model: str, trees: dict[str, Path], commit: str, quick: bool, out: P
                     ms = ask(clients[which], servers[which], body, headers, requests)
                     if turn:  # the first warms up
                         taken[which].append(ms)
-            params = {"model": model, "form": form, "images a request": 1, "commit before": commit}
+            before = {"flags before": " ".join(flags)} if flags else {"commit before": commit}
+            params = {"model": model, "form": form, "images a request": 1, **before}
+            bench = "flag" if flags else "since"
             for which, values in taken.items():
-                row("since", which, params, "processor time per request", "ms", values, out=out)
-            ratios = [now / before for now, before in zip(taken[NOW], taken[BEFORE], strict=True)]
-            row("since", NOW, params, "processor time ratio to before", "x", ratios, out=out)
-            more = [now - before for now, before in zip(taken[NOW], taken[BEFORE], strict=True)]
-            row("since", NOW, params, "processor time beyond before", "ms", more, out=out)
+                row(bench, which, params, "processor time per request", "ms", values, out=out)
+            ratios = [now / then for now, then in zip(taken[NOW], taken[BEFORE], strict=True)]
+            row(bench, NOW, params, "processor time ratio to before", "x", ratios, out=out)
+            more = [now - then for now, then in zip(taken[NOW], taken[BEFORE], strict=True)]
+            row(bench, NOW, params, "processor time beyond before", "ms", more, out=out)
 
 
-def serve(which: str, tree: Path, model: str, folder: Path) -> AbstractContextManager[Process]:
+def serve(which: str, tree: Path, model: str, folder: Path, flags: Sequence[str]) -> AbstractContextManager[Process]:
     """A server of a tree's own code."""
     port = free_port()
     words: list[str | Path] = [sys.executable, "-c", "import smn; smn.main()", "serve", "--backbone", model]
     words += ["--weights", folder / "theta.safetensors", "--registry", folder / which, "--port", str(port)]
-    words += ["--threads", "1", "--device", "cpu"]
+    words += ["--threads", "1", "--device", "cpu", *flags]
     # Before the path of the environment, which leads to this tree.
     return process(words, port, "/readyz", folder / f"{which}.log", cwd=folder, more={"PYTHONPATH": str(tree)})
 

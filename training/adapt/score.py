@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -55,9 +56,17 @@ class Scorer:
 
     def __init__(self, engine: Engine, images: ImageSet, clock: Clock = time.monotonic) -> None:
         self.engine, self._images, self._clock = engine, images, clock
-        self.image_s = 0.0
-        """Seconds that one image takes to be read and embedded, as last measured."""
+        self._image_s: list[float] = []
         self._frozen = self._measure(None)
+
+    @property
+    def image_s(self) -> float:
+        """Seconds that one image takes to be read and embedded: the median over all views so far.
+
+        The last one alone would let a minute in which the machine was busy decide by how few images the map is fitted
+        and the verdict given.
+        """
+        return statistics.median(self._image_s)
 
     @property
     def neighbours_kept(self) -> float:
@@ -75,10 +84,10 @@ class Scorer:
         return Score(float(kept), float(weigh(self._frozen, found).mean()))
 
     def _measure(self, digest: str | None) -> Measured:
-        began, n = self._clock(), len(self._images.names)
-        a, b, c, d = (
-            embed_view(self.engine, digest, self._images, seed, BATCH, scale=scale, most_images=n)
-            for seed, scale in VIEWS
-        )
-        self.image_s = (self._clock() - began) / (len(VIEWS) * n)
+        n, views = len(self._images.names), []
+        for seed, scale in VIEWS:
+            began = self._clock()
+            views.append(embed_view(self.engine, digest, self._images, seed, BATCH, scale=scale, most_images=n))
+            self._image_s.append((self._clock() - began) / n)
+        a, b, c, d = views
         return measure(Pool((a, b), (c, d)))

@@ -41,3 +41,21 @@ def test_a_mask_of_noise_promises_nothing(scorer: Scorer, tmp_path: Path):
     backbone, rng = scorer.engine.backbone, np.random.default_rng(0)
     noise = random_mask(backbone.layout, 0.3, rng, backbone)
     assert scorer.score(write_mask(replace(noise, digest=None), tmp_path / "noise.smn")).value < 0
+
+
+def test_a_minute_in_which_the_machine_is_busy_does_not_decide_how_long_an_image_takes(world: World, tmp_path: Path):
+    now, step = 0.0, 3.2  # two readings a view of 32 images: .05 s an image
+
+    def clock() -> float:
+        nonlocal now
+        now += step / 2
+        return now
+
+    images = Subset(open_images(world.data, "train"), np.arange(32))
+    scorer = Scorer(Engine(world.backbone(), slots=1), images, clock)
+    assert scorer.image_s == pytest.approx(0.05)
+    step *= 20
+    scorer.score(write_mask(make_all_on(scorer.engine.backbone), tmp_path / "nothing.smn"))
+    step /= 20
+    scorer.score(write_mask(make_all_on(scorer.engine.backbone), tmp_path / "nothing.smn"))
+    assert scorer.image_s == pytest.approx(0.05)

@@ -43,7 +43,7 @@ RAY_TESTS := tests/service/on_ray tests/training/several/test_on_ray.py
 
 pytest: setup
 	failed=0; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile $(RAY_TESTS:%=--ignore=%) || failed=1; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile --durations=25 --durations-min=5 $(RAY_TESTS:%=--ignore=%) || failed=1; \
 	for tests in $(RAY_TESTS); do OMP_NUM_THREADS=1 $(BIN)/pytest $$tests || failed=1; done; \
 	exit $$failed
 

@@ -66,6 +66,7 @@ BENCHES = (
         ("--only", "swap", "--quick"),
     ),
     _engine("traffic", "What do 100 masks cost, against one?"),
+    _engine("batch", "What do smaller batches cost, and how long does one keep others waiting?"),
     _engine("set", "Is there a cliff when masks outnumber the slots?"),
     _engine("soak", "Does memory grow over 20,000 mixed requests?"),
     Bench("hour", "Does an hour of hostile traffic with a killed Redis leave servers right and as they were?", "soak"),

@@ -4,8 +4,9 @@
     [--out benchmarks/results/engine.jsonl]
     .venv/bin/python -m benchmarks.engine --fit      # the constants of smn_core/engine/costs.py, measured here
 
-Questions: hot (a mask that is in place against a plain forward), traffic (100 masks by Punica's laws against one), swap
-(a patch against a slot, and bytes), set (working sets of 1/4 to 8 times the slots), soak (memory of 20,000 requests).
+Questions: hot (a mask that is in place against a plain forward), traffic (100 masks by Punica's laws against one),
+batch (fewer images a forward against 32), swap (a patch against a slot, and bytes), set (working sets of 1/4 to 8 times
+the slots), soak (memory of 20,000 requests).
 Weights and masks are random; cost depends on sizes and densities alone. Times are one thread's processor time unless
 `--wall`: neighbours on the machine disturb it less. Several threads are timed by the wall.
 """
@@ -38,6 +39,7 @@ from smn_core.verbs.heap import keep_freed_memory
 # Densities that real masks of these models have (docs/results.md), and one that takes slots.
 MODELS = {"vit_tiny_patch16_224": (0.9995, 0.93), "resnet50": (0.99, 0.93), "vit_base_patch32_224": (0.9995,)}
 SLOTS = 16
+BATCH_SIZES = (4, 8, 16, 32)
 LAWS = ("identical", "zipf:1.5", "uniform", "distinct")
 TINY = {"img_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -74,7 +76,7 @@ def main(
         return
     bench = Bench(3 if quick else 9, 16 if quick else 32, wall, threads, out)
     for name in [model] if model else MODELS:
-        for question, ask in {"hot": hot, "swap": swap, "traffic": traffic, "set": working_set}.items():
+        for question, ask in {"hot": hot, "swap": swap, "traffic": traffic, "batch": batch, "set": working_set}.items():
             for density in MODELS.get(name, (0.9995,)) if only in (None, question) else ():
                 ask(bench, name, density)
     if only in (None, "soak"):
@@ -113,6 +115,29 @@ def traffic(bench: Bench, name: str, density: float) -> None:
     for law in LAWS[1:]:
         bench.row("traffic", law, params, "images/s, ratio to one mask", "x", taken["identical"] / taken[law])
     bench.row("traffic", "identical", params, "time an image", "ms", taken["identical"] * 1e3 / bench.batch)
+
+
+def batch(bench: Bench, name: str, density: float) -> None:
+    """32 images in batches of fewer, through 100 masks by each law, against one batch of all: images a second."""
+    engine, digests = _engine(bench, name, density, 100)
+    x = torch.randn(BATCH_SIZES[-1], *engine.backbone.preprocess["input_size"])
+
+    def embed(stream: Any, size: int) -> None:
+        for part in x.split(size):
+            engine.embed(part, next(stream))
+
+    runs: dict[str, Callable[[], object]] = {
+        f"{law} {size}": partial(embed, _batches(law, digests, size, np.random.default_rng(0)), size)
+        for law in ("identical", "zipf:1.5", "distinct")
+        for size in BATCH_SIZES
+    }
+    taken = bench.seconds(runs)
+    for run, seconds in taken.items():
+        law, size = run.split()
+        params = {"model": name, "density": density, "masks": 100, "slots": SLOTS, "batch": int(size)}
+        whole = taken[f"{law} {BATCH_SIZES[-1]}"]
+        bench.row("batch", law, params, "images/s, ratio to batches of 32", "x", whole / seconds)
+        bench.row("batch", law, params, "time a batch", "ms", seconds * 1e3 * int(size) / BATCH_SIZES[-1])
 
 
 def swap(bench: Bench, name: str, density: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import torch
 from fastapi import Depends, FastAPI
 from opentelemetry.trace import TracerProvider
 
@@ -54,6 +55,8 @@ def create_app(
     backbone = backbone if backbone is not None else load_backbone(settings.spec())
     registry = registry if registry is not None else registry_of(settings, backbone)
     metrics = Metrics()
+    threads = settings.threads or torch.get_num_threads()
+    settings = settings.with_batch_size(threads, on_gpu=backbone.device.type != "cpu")
     embedder = Local(settings, engine_of(settings, backbone), registry, metrics)
     return app_of(settings, Server(settings, embedder, registry, metrics), tracer_provider)
 

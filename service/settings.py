@@ -18,6 +18,7 @@ from smn_core.verbs.options import DEFAULT_BACKBONE, GROUP, OPTIONS, Option, spe
 
 MIB = 2**20
 GIB = 2**30
+IMAGES_A_THREAD, MOST_A_FORWARD = 8, 32
 Names = Annotated[list[str], NoDecode]
 
 
@@ -159,7 +160,13 @@ class Settings(BackboneSettings):
     slot_bytes: int = setting(
         2 * GIB, "Memory for slots, each as large as the maskable weights.", short="Memory for slots.", ge=MIB
     )
-    batch_size: int = setting(32, "Images a forward.", ge=1)
+    batch_size: int = setting(
+        0,
+        "Images a forward, for which all others wait; 0: 8 for each thread, 32 at most, and 32 on a GPU.",
+        short="Images a forward.",
+        otherwise="0, 8 a thread, 32 at most",
+        ge=0,
+    )
     threads: int = setting(
         0,
         "torch's threads; 0 takes torch's default.",
@@ -273,6 +280,15 @@ class Settings(BackboneSettings):
     def most_images(self) -> int:
         """Most images of one request: no more than are admitted at once; a larger one would always get 429."""
         return min(self.max_images, self.queue_images)
+
+    def with_batch_size(self, threads: int, *, on_gpu: bool) -> Settings:
+        """The settings with a number for `batch_size`: "A batch has 8 images for each thread" in docs/decisions.md.
+
+        Args:
+            threads: of a forward.
+        """
+        fitting = MOST_A_FORWARD if on_gpu else min(MOST_A_FORWARD, IMAGES_A_THREAD * max(1, threads))
+        return self if self.batch_size else self.model_copy(update={"batch_size": fitting})
 
     @property
     def decoders(self) -> int:

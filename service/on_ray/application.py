@@ -65,6 +65,9 @@ def describe(settings: Settings) -> Backbone:
 
 def build(settings: Settings, backbone: Backbone, router: str | None = HOLDERS) -> serve.Application:
     """The application; `backbone` is what `describe` says, `router` the class that places requests, None Ray's own."""
+    # Ray gives a replica as many threads as processors.
+    threads = settings.threads or round(settings.replica_cpus)
+    settings = settings.with_batch_size(threads, on_gpu=settings.replica_gpus > 0)
     logging_config = LoggingConfig(enable_access_log=False)
     deployment: Any = serve.deployment  # its overloads are declared as decorators
     shared: dict[str, Any] = {

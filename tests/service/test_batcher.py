@@ -10,6 +10,7 @@ import torch
 from served import eventually, inputs, photo
 
 from service.batcher import Batcher, EngineFailed
+from service.settings import Settings
 from smn_core.engine import Embedded, MaskEngine
 from smn_core.errors import NotReady
 
@@ -432,3 +433,16 @@ def test_what_the_batcher_returns_is_what_plain_timm_gives(serve, theta):
     client.put("/masks/m", content=mask.data)
     answer = client.post("/embed?mask=m", content=as_npy(x), headers={"Content-Type": NPY})
     assert np.allclose(np.array(answer.json()["embeddings"]), theta.embed(x, mask), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "threads", "on_gpu", "images"),
+    [(0, 1, False, 8), (0, 2, False, 16), (0, 16, False, 32), (0, 1, True, 32), (5, 16, False, 5), (64, 1, True, 64)],
+)
+def test_a_batch_has_eight_images_a_thread_unless_a_number_is_given(given, threads, on_gpu, images):
+    assert Settings(batch_size=given).with_batch_size(threads, on_gpu=on_gpu).batch_size == images
+
+
+def test_the_number_that_was_taken_is_told_to_clients(serve):
+    assert serve(threads=1).get("/info").json()["limits"]["batch_size"] == 8
+    assert serve(threads=1, batch_size=3).get("/info").json()["limits"]["batch_size"] == 3

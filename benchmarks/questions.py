@@ -77,6 +77,16 @@ TABLES = (
         ),
     ),
     Table(
+        "Smaller batches",
+        "Images a second of one mask, or of 100 by two laws, in smaller batches, over those in batches of 32",
+        ("batch",),
+        (
+            Asked(
+                "Batches of 8 and 16 images against batches of 32", "batch", "batch", "images/s, ratio to batches of 32",
+            ),
+        ),
+    ),
+    Table(
         "More masks than slots",
         "Images a second of uniform traffic over so many masks, over those of one mask",
         ("variant",),

@@ -19,9 +19,12 @@ from service.app import create_app
 from service.registry.directory import DirectoryRegistry
 from service.settings import Settings
 
+EXAMPLES = int(os.environ.get("EXAMPLES", "60"))  # of each property; 10,000 take ten minutes
 # The server's threads draw random names while hypothesis draws its examples, which it takes for the strategy's doing.
-pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
-EXAMPLES = int(os.environ.get("EXAMPLES", "60"))  # of each property; 10,000 take some minutes
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Do not use the `random` module"),
+    pytest.mark.timeout(300 + EXAMPLES),
+]
 property_test = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 words = st.text(st.characters(codec=None), max_size=12) | st.sampled_from(["\ud800", "x\udfff", "\0", "\n", "\x1b[2J"])

@@ -61,7 +61,7 @@ class Scorer:
 
     @property
     def image_s(self) -> float:
-        """Seconds that one image takes to be read and embedded: the median over all views so far.
+        """Seconds that one image takes to be read and embedded: the median over all masks so far.
 
         The last one alone would let a minute in which the machine was busy decide by how few images the map is fitted
         and the verdict given.
@@ -84,10 +84,10 @@ class Scorer:
         return Score(float(kept), float(weigh(self._frozen, found).mean()))
 
     def _measure(self, digest: str | None) -> Measured:
-        n, views = len(self._images.names), []
-        for seed, scale in VIEWS:
-            began = self._clock()
-            views.append(embed_view(self.engine, digest, self._images, seed, BATCH, scale=scale, most_images=n))
-            self._image_s.append((self._clock() - began) / n)
-        a, b, c, d = views
+        began, n = self._clock(), len(self._images.names)
+        a, b, c, d = (
+            embed_view(self.engine, digest, self._images, seed, BATCH, scale=scale, most_images=n)
+            for seed, scale in VIEWS
+        )
+        self._image_s.append((self._clock() - began) / (len(VIEWS) * n))
         return measure(Pool((a, b), (c, d)))

@@ -1,11 +1,13 @@
 """Bodies that were written down: each dialect's requests and answers stay what clients have seen.
 
 Requests are as clients send them; `$PNG` is
-the image in base64. Vectors may differ in the last digits from processor to processor.
+the image in base64. Vectors may differ in the last digits from processor to processor, and so may the random weights of
+the tiny backbone: its fingerprint within a space is that of the weights here.
 """
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,8 @@ def require_same(found, wanted, at="answer"):
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_a_body_gets_the_answer_that_was_written_down(client, theta, path):
     client.put("/masks/photos", content=theta.mask(31).data)
-    case = json.loads(path.read_text())
+    here = theta.backbone().fingerprint[:16]
+    case = json.loads(re.sub(r"smn1:[0-9a-f]{16}:", f"smn1:{here}:", path.read_text()))
     answer = client.post(case["path"], json=filled(case["request"]))
     assert answer.status_code == case["status"], answer.text
     require_same(answer.json(), case["answer"])

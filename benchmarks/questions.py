@@ -82,7 +82,8 @@ TABLES = (
         ("batch",),
         (
             Asked(
-                "Batches of 8 and 16 images against batches of 32", "batch", "batch", "images/s, ratio to batches of 32",
+                "Batches of 8 and 16 images against batches of 32", "batch", "batch",
+                "images/s, ratio to batches of 32",
             ),
         ),
     ),

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from numpy import ndarray
 from sklearn.model_selection import StratifiedKFold
 
+from benchmarks.scores import rounded, score_few
 from smn_core.affine import Affine
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
@@ -31,14 +32,14 @@ from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, model_options
 from training.data import open_split
 from training.evaluation import probes
-from training.evaluation.paired import Change, compare
+from training.evaluation.paired import compare
 from training.evaluation.signs import neighbours
 from training.features import embed, embed_view, sample
-from training.labels import pick_labels, renumber_classes
+from training.labels import renumber_classes
 from training.maps import GENTLE_SCALE, VIEW_SEEDS
 from training.within import fit_diagonal, fit_within
 
-STRONG_SCALE, NEAREST, FOLDS, FEW_LABELS, DRAWS, BATCH, SEED = (0.25, 1.0), 10, 3, 5, 20, 32, 7
+STRONG_SCALE, NEAREST, FOLDS, DRAWS, BATCH, SEED = (0.25, 1.0), 10, 3, 20, 32, 7
 Right = dict[str, Float64[ndarray, "n"]]
 
 
@@ -77,8 +78,7 @@ def compare_on(engine: Engine, data: str, most: int, fit: int, test: bool) -> It
         else:
             right = score_folds(a, bank.labels)
         before = before or right
-        changes = {name: compare(before[name], right[name]) for name in right}
-        kept = {name: numbers(change) for name, change in changes.items()}
+        kept = {name: rounded(compare(before[name], right[name])) for name in right}
         yield {"data": Path(data).name, "split": "test" if test else "train", "fitted_on": fit, "form": form, **kept}
 
 
@@ -140,17 +140,11 @@ def score(
     labels: Int64[ndarray, "m"],
 ) -> Right:
     """1 for every image of `asked` that gets its label, by score; with five labels a class the share of every draw."""
-    drawn = [pick_labels(known, FEW_LABELS, seed) for seed in range(DRAWS)]
     return {
         "knn": (probes.knn(bank, known, asked) == labels).astype(np.float64),
         "probe": (probes.linear(bank, known, asked) == labels).astype(np.float64),
-        "five_labels": np.array([(probes.linear(bank[d], known[d], asked) == labels).mean() for d in drawn]),
+        "five_labels": score_few(bank, known, asked, labels, DRAWS),
     }
-
-
-def numbers(change: Change) -> dict[str, float]:
-    """What a row keeps of it."""
-    return {key: round(value, 4) for key, value in change.as_json().items()}
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 from sklearn.model_selection import StratifiedKFold
 
+from benchmarks.scores import score_few
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.engine import Engine
 from smn_core.engine.forwards.forms import Forms
@@ -40,11 +41,11 @@ from training.evaluation import probes
 from training.evaluation.controls import make_all_on
 from training.evaluation.paired import compare
 from training.features import Cache, sample
-from training.labels import pick_labels, renumber_classes
+from training.labels import renumber_classes
 from training.maps import fit_map
 from training.statistics import fit_statistics
 
-FOLDS, FEW_LABELS, DRAWS, BATCH = 5, 5, 5, 32
+FOLDS, DRAWS, BATCH = 5, 5, 32
 SEED = 7
 """Of the images that are scored."""
 FOLDED = Forms(convolution="folded, packed")
@@ -190,8 +191,7 @@ def score(
             return
         queries = embed(spaces[name], tested)
         test[name] = {probe: _right(find(z, known, queries), asked) for probe, find in probes.PROBES.items()}
-        drawn = [pick_labels(known, FEW_LABELS, seed) for seed in range(DRAWS)]
-        few[name] = [float(_right(probes.linear(z[i], known[i], queries), asked).mean()) for i in drawn]
+        few[name] = score_few(z, known, queries, asked, DRAWS).tolist()
 
     def make_row(name: str) -> dict[str, Any]:
         mask = spaces[name].mask

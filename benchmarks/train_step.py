@@ -17,7 +17,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ import timm
 import torch
 
 from benchmarks.rows import row
+from benchmarks.turns import seconds_in_turn
 from smn_core.backbone import wrap
 from smn_core.spec import BackboneSpec
 from training.config import Config
@@ -49,10 +49,11 @@ def main() -> None:
         print(json.dumps(peak_bytes(VARIANTS[args.memory_of])))
         return
     params = {"model": MODEL, "px": SIDE_PX, "batch": BATCH, "threads": args.threads}
-    seconds = time_in_turn(3 if args.quick else 20)
+    steps = {variant: stepper(objective) for variant, objective in VARIANTS.items()}
+    seconds = seconds_in_turn(steps, 3 if args.quick else 20)
     for variant, values in seconds.items():
         row("train_step", variant, params, "time", "s", values, out=args.out)
-    ratios = [a / b for a, b in zip(seconds["mask"], seconds["all weights"], strict=True)]
+    ratios = seconds["mask"] / seconds["all weights"]
     row("train_step", "mask", params, "time ratio to all weights", "x", ratios, out=args.out)
     memory = {variant: measured_bytes(variant, args.threads) for variant in VARIANTS}
     for variant, value in memory.items():
@@ -83,19 +84,6 @@ def stepper(objective: str) -> Callable[[], None]:
         optimiser.step()
 
     return step
-
-
-def time_in_turn(turns: int) -> dict[str, list[float]]:
-    """Seconds of every step of every variant, in turn; the first turn warms up and is dropped."""
-    steps = {variant: stepper(objective) for variant, objective in VARIANTS.items()}
-    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    for turn in range(turns + 1):
-        for variant, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if turn:
-                seconds[variant].append(time.perf_counter() - began)
-    return seconds
 
 
 def peak_bytes(objective: str) -> int:

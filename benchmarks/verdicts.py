@@ -22,6 +22,7 @@ import torch
 import typer
 from numpy import ndarray
 
+from benchmarks.scores import rounded, score_few
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
 from smn_core.imageset import ImageSet
@@ -33,14 +34,14 @@ from smn_core.verdict import ADOPT, LEAVE_IT
 from training.data import open_split
 from training.evaluation import probes
 from training.evaluation.controls import make_all_on, strip
-from training.evaluation.paired import EVIDENCE, SIGNS, Change, compare
+from training.evaluation.paired import EVIDENCE, SIGNS, compare
 from training.evaluation.rule import ALL
 from training.evaluation.verdict import Verdict, judge
 from training.features import Features, embed, sample
-from training.labels import pick_labels, renumber_classes
+from training.labels import renumber_classes
 from training.maps import fit_map
 
-FEW_LABELS, DRAWS = 5, 40
+DRAWS = 40
 SEED = 7
 """Of the images that are taken."""
 BATCH = 32
@@ -126,10 +127,7 @@ def _row(
         compare(*((find(a, known, b) == asked).astype(np.float64) for a, b in pairs))
         for find in (probes.knn, probes.linear)
     )
-    draws = [pick_labels(known, FEW_LABELS, seed) for seed in range(DRAWS)]
-    few = compare(
-        *(np.array([(probes.linear(a[drawn], known[drawn], b) == asked).mean() for drawn in draws]) for a, b in pairs)
-    )
+    few = compare(*(score_few(a, known, b, asked, DRAWS) for a, b in pairs))
     truth = "helps" if knn.z > 2 else "harms" if knn.z < -2 else "neither"
     return {
         "data": data,
@@ -140,17 +138,13 @@ def _row(
         "right": not (
             (truth == "harms" and verdict.answer == ADOPT) or (truth == "helps" and verdict.answer == LEAVE_IT)
         ),
-        "knn": _numbers(knn),
-        "probe": _numbers(probe),
-        "five_labels": _numbers(few),
+        "knn": rounded(knn),
+        "probe": rounded(probe),
+        "five_labels": rounded(few),
         "z": {sign: round(verdict.changes[sign][ALL].z, 2) for sign in (*SIGNS, EVIDENCE)} if verdict.changes else {},
         "z_over_map": round(verdict.over_map[EVIDENCE][ALL].z, 2) if verdict.over_map else None,
         "judged_on": verdict.n_seen,
     }
-
-
-def _numbers(change: Change) -> dict[str, float]:
-    return {key: round(value, 4) for key, value in change.as_json().items()}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from preloaded import SMN
 from served import ROOT, ServerProcess, photo, relative_error
 
 README = (ROOT / "README.md").read_text()
@@ -53,7 +54,7 @@ def walked(tmp_path_factory):
 
     told = run([*shlex.split(adapt, comments=True), *SMALL, *flags, "--minutes", "0.5", "--workers", "0"])
     assert "verdict: " in told
-    with ServerProcess(shlex.split(serve, comments=True)[2:], folder) as server:
+    with ServerProcess(shlex.split(serve, comments=True)[2:], folder, program=SMN) as server:
         pushed = run(shlex.split(push), SMN_SERVER=server.url)
         got = run([*shlex.split(curl.replace("http://127.0.0.1:8000", server.url)), "-sS", "--fail-with-body"])
         address = shlex.split(opened, comments=True)[1].replace("http://127.0.0.1:8000", server.url)

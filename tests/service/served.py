@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from preloaded import Preloaded
 from safetensors.torch import save_file
 from timm.data import create_transform
 
@@ -141,7 +141,7 @@ class ServerProcess:
         self.host, self.port = host, port or free_port()
         self.folder, self.arguments = folder, list(map(str, arguments))
         self.command = command or ["serve", "--port", str(self.port)]
-        self.program = program or Path(sys.executable).parent / "smn"
+        self.program = program
         plain = {k: v for k, v in os.environ.items() if not k.startswith("SMN_")}
         self.environment = {**plain, "OMP_NUM_THREADS": "1", **(environment or {})}
         self.process = None
@@ -159,6 +159,9 @@ class ServerProcess:
         return self.folder / f"{self.host}-{self.port}.log"
 
     def start(self, wait=True):
+        if self.program is None:
+            self.process = Preloaded([*self.command, *self.arguments], self._log, self.environment, self.folder)
+            return self.wait() if wait else self
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [self.program, *self.command, *self.arguments],

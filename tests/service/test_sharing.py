@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 from cascades import build
 from hubserver import TOKEN, StandInHub
+from preloaded import SMN
 from served import ServerProcess, Theta
 
 import smn
@@ -187,7 +188,7 @@ def test_a_server_pulls_at_start_what_its_operator_names_and_nothing_else(hub, m
     hub.private = {"someone/maps"}
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
     named = ["--masks-from", "hf:someone/Photos", "--masks-from", "hf:someone/maps@main"]
-    with ServerProcess([*named, *weights], tmp_path, environment) as server:
+    with ServerProcess([*named, *weights], tmp_path, environment, program=SMN) as server:
         fetched = len(hub.seen)
         with urllib.request.urlopen(f"{server.url}/masks") as answer:
             assert [mask["name"] for mask in json.load(answer)["data"]] == ["maps", "photos"]
@@ -197,7 +198,7 @@ def test_a_server_pulls_at_start_what_its_operator_names_and_nothing_else(hub, m
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(asked)
         assert len(hub.seen) == fetched
-    again = ServerProcess(["--masks-from", "hf:someone/none", *weights], tmp_path, environment)
+    again = ServerProcess(["--masks-from", "hf:someone/none", *weights], tmp_path, environment, program=SMN)
     with pytest.raises(RuntimeError, match="smn: error: hf:someone/none: no such repository"):
         again.start()
     assert again.process.returncode == 2

@@ -8,10 +8,11 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -116,14 +117,27 @@ def _share_gpus(n: int) -> list[str]:
     return [f"cuda:{i % count}" if count else "" for i in range(n)]
 
 
+def _context() -> SpawnContext | ForkServerContext:
+    """How a run's process begins: forked from a process that has imported all and done nothing, in a tenth of a second.
+
+    A fork of this process would copy torch's threads in whatever state they are. Where there is a GPU each process
+    begins anew, for some seconds: CUDA works in no fork of a process in which a library has as much as looked for it.
+    """
+    if torch.cuda.device_count():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def _start(number: int, job: Job, gpu: str, threads: int) -> _Child:
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
+    context = _context()
     ours, theirs = context.Pipe()
     spec = job.request.spec
     if gpu and spec.device in ("cuda", "auto"):
         spec = replace(spec, device=gpu)
     job = replace(job, request=replace(job.request, spec=spec), threads=threads)
-    process = context.Process(target=_work, args=(theirs, job), name=f"smn-run-{number + 1}")
+    process = context.Process(target=_work, args=(theirs, job, dict(os.environ)), name=f"smn-run-{number + 1}")
     # A child inherits blocked signals. Ctrl-C while it still imports would otherwise print a traceback of its own.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -168,8 +182,13 @@ def _stop(running: Sequence[_Child]) -> None:
         child.pipe.close()
 
 
-def _work(pipe: Connection, job: Job) -> None:
-    """Do the job. This runs in the child, which sends its steps and its end through the pipe."""
+def _work(pipe: Connection, job: Job, environment: Mapping[str, str]) -> None:
+    """Do the job. This runs in the child, which sends its steps and its end through the pipe.
+
+    `environment` is the parent's: that of the process that it was forked from may be older.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
     os.setpgrp()  # ctrl-C on the terminal reaches the parent alone, which then asks every child to stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # drops a signal that waited: the parent asks through the pipe
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

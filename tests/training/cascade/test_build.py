@@ -209,7 +209,7 @@ def test_experts_side_by_side_are_the_same_experts(made: Path, world: World, roo
 def test_ctrl_c_ends_experts_that_train_side_by_side_and_resume_goes_on(world: World, root: Path, smn_run, tmp_path):
     """The terminal sends it to the whole group, as it does here, while both are in the middle of their runs."""
     out, steps = tmp_path / "digits", 200
-    more = ["--set", f"steps={steps}", "--set", "checkpoint_steps=1", "--processes", 2]
+    more = ["--set", f"steps={steps}", "--set", "checkpoint_steps=25", "--processes", 2]
     process = subprocess.Popen(
         python("-m", "smn", *words(world, root, out, *more)),
         cwd=REPOSITORY,

@@ -23,7 +23,7 @@ PAGE: Shape = {"data": list, "next": (str, type(None))}
 ENTRY: Shape = {"name": str, "current": dict, "versions": int}
 CURRENT: Shape = {"version": int, "digest": str}
 MASK: Shape = {"current": dict, "metadata": dict}
-CASCADE: Shape = {"masks": list}
+CASCADE: Shape = {"masks": list, "current": dict}
 VERSIONS: Shape = {"versions": list}
 VERSION: Shape = {"parent": (dict, type(None))}
 PLACE: Shape = {"digest": str, "name": (str, type(None)), "version": (int, type(None))}
@@ -32,7 +32,7 @@ LABEL: Shape = {"index": int, "label": str, "probs": list, "classes": list, "num
 LIMITS: Shape = {"limits": dict}
 SPACE_OF_ROOT: Shape = {"space": str, "dimensions": int}
 MODEL: Shape = {"space": str}
-MODES: Shape = {"modes": dict}
+MODES: Shape = {"modes": dict, "current": dict, "versions": list, "aliases": dict}
 MAX_SHOWN = 200
 
 

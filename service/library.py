@@ -124,15 +124,23 @@ class Library:
                 self._tidy(digest, shelf)
 
     def _is_ready(self, digest: str, shelf: Shelf) -> bool:
-        return shelf.cascade is not None or self._engine.ready(digest)
+        """The engine has a mask a moment before its shelf is filled: what is still loading is not ready."""
+        return shelf.loading is None and (shelf.cascade is not None or self._engine.ready(digest))
+
+    @asynccontextmanager
+    async def _held_cascade_of(self, reference: str) -> AsyncIterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """The cascade that a reference means now, if it means one, held inside the block, and the masks."""
+        if not reference.startswith(CASCADE):
+            yield (), (self._registry.resolve("masks", reference).digest,)
+            return
+        digest = self._registry.resolve("cascades", reference.removeprefix(CASCADE)).digest
+        async with self.hold_cascade(digest) as cascade:
+            yield (digest,), cascade.masks
 
     async def masks_of(self, reference: str) -> tuple[str, ...]:
         """The masks that a reference means now; those of `cascade:REF` are root and experts."""
-        if not reference.startswith(CASCADE):
-            return (self._registry.resolve("masks", reference).digest,)
-        resolved = self._registry.resolve("cascades", reference.removeprefix(CASCADE))
-        async with self.hold_cascade(resolved.digest) as cascade:
-            return cascade.masks
+        async with self._held_cascade_of(reference) as (_, masks):
+            return masks
 
     async def pin(self, references: Sequence[str]) -> None:
         """Load what these references mean now and keep it whatever the budget, in place of what they meant before.
@@ -146,9 +154,8 @@ class Library:
         pins = dict(self._pins)
         for reference in references:
             try:
-                digests = await self.masks_of(reference)
-                async with self.hold(*digests):
-                    pins[reference] = digests
+                async with self._held_cascade_of(reference) as (cascades, masks), self.hold(*masks):
+                    pins[reference] = (*cascades, *masks)
                     self._pins = pins
             except SMNError as error:
                 failed = error

@@ -23,7 +23,6 @@ from smn_core.backbone import Backbone
 from smn_core.cascade.cascade import Cascade
 from smn_core.contextual.loop import compile_all
 from smn_core.engine import Engine, MaskEngine, slots_within
-from smn_core.errors import SMNError
 from smn_core.mask import Head, TaskMask
 
 log = structlog.get_logger("smn.local")
@@ -83,7 +82,8 @@ class Local:
             changed.clear()
             try:
                 await self.library.pin(self._settings.pin)
-            except SMNError as error:
+            except Exception as error:
+                # Every exception, not SMNError alone: if this task ended, pinned names would stay as they are for ever.
                 log.warning("pin", error=str(error))
 
     async def embed(self, record: Record, through: Through, decoded: Awaitable[Tensor]) -> Done:

@@ -60,6 +60,7 @@ class Order(Generic[J]):
     def __init__(self) -> None:
         self._lines: dict[str, Line[J]] = {}
         self._now = 0.0
+        self._last_tag = 0.0
         self._arrivals = 0
         self._waiting = 0
 
@@ -74,7 +75,8 @@ class Order(Generic[J]):
 
     def put(self, who: str, job: J, n_rows: int, places: Sequence[Place]) -> Sequence[Place]:
         """Let the rows of a job wait, at these places of an earlier pass or at the end; returns their places."""
-        line = self._lines.setdefault(who, Line(self._now))
+        # A line that emptied is forgotten; the places of its rows are not: a second pass goes before what is new.
+        line = self._lines.setdefault(who, Line(self._now, now=self._last_tag))
         queue = line.queues.setdefault(job.mask, deque())
         self._waiting += n_rows
         if places:
@@ -86,6 +88,7 @@ class Order(Generic[J]):
         queue.extend((*place, job, row) for row, place in enumerate(places))
         self._arrivals += n_rows
         line.last_tag[job.mask] = tag + n_rows - 1
+        self._last_tag = max(self._last_tag, tag + n_rows - 1)
         return places
 
     def take(self, most: int, capacity: int) -> list[Row[J]]:

@@ -140,7 +140,7 @@ def pull_cascade(name: str, folder: Path, *, overwrite: bool = False) -> Talk[No
 
     if not overwrite and folder.exists():
         raise InvalidArgument(f"{folder} exists already")
-    places = (yield from _read_cascade(name))[1]
+    told, places = yield from _read_cascade(name)
     hidden = [place["digest"] for place in places if place["name"] is None]
     if hidden:
         raise InvalidArgument(f"cascade {name}: no mask that this key may see is {', '.join(hidden)}")
@@ -155,7 +155,7 @@ def pull_cascade(name: str, folder: Path, *, overwrite: bool = False) -> Talk[No
         write_bytes(file, data)
         if parent_of(data) not in there and (parent := (yield from pull_parent(place["name"], data))) is not None:
             write_bytes(parent_path(file), parent)
-    write_bytes(folder / FILE_NAME, (yield from pull(name, kind="cascades")))
+    write_bytes(folder / FILE_NAME, (yield from pull(name, told["current"]["version"], kind="cascades")))
 
 
 def cascade(name: str) -> Talk[dict[str, Any]]:
@@ -243,7 +243,8 @@ def space(
         found = table_of(check((yield Call("GET", f"/v1/models/{quote(model, safe='')}"))), MODEL)["space"]
     if cascade is not None:
         found = f"{found.rpartition(':')[0]}:{mode}" if mode is not None else found
-        width = (yield from _width_of(cascade, found.rpartition(":")[2])) if dimensions is not None else width
+        if dimensions is not None:
+            width = yield from _width_of(cascade, found.rpartition(":")[2], width)
     if dimensions is not None or normalize:
         from smn_core.spaces import shape_space
 
@@ -252,10 +253,21 @@ def space(
     return found
 
 
-def _width_of(cascade: str, mode: str) -> Talk[int]:
-    """How wide the vectors of a cascade are in a mode."""
-    response = check((yield Call("GET", path_of("cascades", parse_reference(cascade)[0]))))
-    return int(table_of(response, MODES)["modes"].get(mode, 0))
+def _width_of(cascade: str, mode: str, n_features: int) -> Talk[int]:
+    """How wide the vectors of a cascade are in a mode. What the server tells is of the current version."""
+    name, pin = parse_reference(cascade)
+    told = table_of(check((yield Call("GET", path_of("cascades", name)))), MODES)
+    current = told["current"]
+    version = told["aliases"].get(pin, pin)
+    if version is None or version in (current["version"], current["digest"]):
+        return int(told["modes"].get(mode, 0))
+    from smn_core.cascade.file import parse_cascade
+
+    if isinstance(version, str):
+        numbers = [entry["version"] for entry in told["versions"] if entry["digest"] == version]
+        version = numbers[0] if numbers else None
+    found = parse_cascade((yield from pull(name, version, kind="cascades")))
+    return found.width(mode, n_features) if mode in found.modes else 0
 
 
 def info() -> Talk[dict[str, Any]]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 
+import numpy as np
 import pytest
 from served import eventually, inputs
 
@@ -95,6 +96,29 @@ def test_fifty_requests_for_a_cold_mask_fetch_it_once(run, registry, masks, engi
     assert registry.fetched == [masks[0].digest] and engine.ready(masks[0].digest)
 
 
+def test_who_asks_while_the_engine_has_a_mask_whose_shelf_is_not_filled_waits_for_it(run, registry, theta, engine):
+    mask = theta.mask(7, head=(np.ones((2, theta.plain.num_features), np.float32), np.zeros(2, np.float32), ["x", "y"]))
+    registry.blobs[mask.digest] = mask.data
+    prepare, gate = engine.prepare, threading.Event()
+
+    def prepare_and_wait(found):
+        warnings = prepare(found)
+        assert gate.wait(10)
+        return warnings
+
+    engine.prepare = prepare_and_wait
+
+    async def scenario(library):
+        asking = [asyncio.create_task(library.head(mask.digest))]
+        await until(lambda: engine.ready(mask.digest))
+        asking.append(asyncio.create_task(library.head(mask.digest)))
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert [head.classes for head in await asyncio.gather(*asking)] == [("x", "y")] * 2
+
+    run(scenario)
+
+
 def test_a_waiter_that_hangs_up_does_not_stop_the_load_for_the_others(run, registry, masks):
     async def scenario(library):
         registry.gate.clear()
@@ -160,6 +184,25 @@ def test_what_is_pinned_is_never_evicted(run, registry, masks, engine):
     run(scenario, budget=1)
 
 
+def test_a_pinned_cascade_is_kept_with_its_masks_and_served_while_the_registry_is_away(run, registry, theta):
+    from cascades import build
+
+    cascade = build(theta)
+    others = [theta.mask(seed) for seed in range(50, 54)]
+    registry.blobs = {mask.digest: mask.data for mask in (*cascade.masks, *others)} | {cascade.digest: cascade.data}
+    registry.names["c"] = cascade.digest
+
+    async def scenario(library):
+        await library.pin(["cascade:c"])
+        for mask in others:
+            await touch(library, mask)
+        registry.raising = Unavailable("the registry is away")
+        async with library.hold_cascade(cascade.digest) as found, library.hold(*found.masks):
+            assert library.count == 1 + len(cascade.masks)
+
+    run(scenario, budget=1)
+
+
 def test_a_pinned_name_is_pinned_at_its_newest_version_alone(run, registry, masks, engine):
     async def scenario(library):
         for mask in (masks[0], masks[1], masks[0]):
@@ -210,6 +253,30 @@ def test_a_pinned_name_stays_in_memory_through_uploads_and_rollbacks(serve, thet
         if backend == "redis":  # from another process too: the stream tells
             other.publish("masks", "m", masks[3].data)
             eventually(lambda: ready(masks[3].digest) and not ready(masks[0].digest))
+
+
+def test_after_a_load_that_broke_in_an_unforeseen_way_pinned_names_are_still_followed(serve, theta, masks, tmp_path):
+    from served import eventually
+
+    from service.registry.directory import DirectoryRegistry
+
+    registry = DirectoryRegistry(tmp_path / "r", theta.backbone().fingerprint)
+    registry.publish("masks", "m", masks[0].data)
+    client = serve(registry=registry, pin=["m"])
+    engine = client.app.state.server.embedder.engine
+    prepare, broken = engine.prepare, []
+
+    def break_once(mask):
+        if not broken:
+            broken.append(mask)
+            raise RuntimeError("CUDA out of memory")
+        return prepare(mask)
+
+    engine.prepare = break_once
+    assert client.put("/masks/m", content=masks[1].data).status_code == 201
+    eventually(lambda: broken)
+    assert client.put("/masks/m", content=masks[2].data).status_code == 201
+    eventually(lambda: engine.ready(masks[2].digest))
 
 
 def test_a_mask_that_was_evicted_is_fetched_again(run, registry, masks):

@@ -77,6 +77,17 @@ def test_a_second_pass_goes_before_what_came_after_its_first():
     assert [mask for _, mask, _ in taken(order, 2)] == ["expert", "expert"]
 
 
+def test_a_second_pass_keeps_its_place_after_all_that_waited_with_its_first_was_taken():
+    order = Order()
+    put(order, "a", "root", 100)
+    assert len(taken(order, 100)) == 100
+    _, places = put(order, "a", "root", 2)
+    taken(order, 2)
+    put(order, "a", "other", 50)
+    put(order, "a", "expert", 2, places)
+    assert [mask for _, mask, _ in taken(order, 2)] == ["expert", "expert"]
+
+
 def test_what_was_cancelled_takes_no_place_and_nobody_else_s_turn():
     order = Order()
     job, _ = put(order, "a", "1", 5)

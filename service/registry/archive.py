@@ -117,7 +117,9 @@ def read_archive(path: Path) -> list[Held]:
 
 
 def restore_archive(path: Path, open_one: Callable[[str], WholeRegistry]) -> list[Held]:
-    """Put everything of an archive into a registry. A name that is there already must have the same record.
+    """Put everything of an archive into a registry. A name that has versions already must have the same.
+
+    A name without versions is no other one: a server that outlived its registry has told it the numbers that it knew.
 
     Raises:
         InvalidArchive: as `read_archive`; nothing was put in.
@@ -130,7 +132,7 @@ def restore_archive(path: Path, open_one: Callable[[str], WholeRegistry]) -> lis
         for held in found:
             there = _records(registries[held.backbone])
             for key, record in held.records.items():
-                if key in there and there[key].versions != record.versions:
+                if key in there and there[key].versions and there[key].versions != record.versions:
                     raise InvalidArgument(
                         f"{key[0][:-1]} {key[1]} is in the registry, and is another: restore elsewhere"
                     )

@@ -239,8 +239,9 @@ class DirectoryRegistry:
 
     def put_back(self, kind: Kind, name: str, record: Record) -> None:
         with self._locked(fcntl.LOCK_EX):
-            if self._records.read(kind, name).last == 0:
-                self._replace(kind, name, record)
+            known = self._records.read(kind, name)
+            if not known.versions:
+                self._replace(kind, name, replace(record, last=max(known.last, record.last)))
 
     def put_over(self, kind: Kind, name: str, before: Record, after: Record) -> None:
         with self._locked(fcntl.LOCK_EX):

@@ -103,10 +103,12 @@ return aside
 PUT_BACK = (
     COMMON
     + """
--- Atomic: a record that a backup has, unless the name was ever used. ARGV: kind, name, record or '', last number.
+-- Atomic: a record that a backup has, unless the name is there. ARGV: kind, name, record or '', last number.
+-- A server may know a number of a name that is not there: the larger one stays.
 local kind, name, text, last = unpack(ARGV)
-if redis.call('HEXISTS', KEYS[3], kind .. ':' .. name) == 1 then return {'there'} end
-redis.call('HSET', KEYS[3], kind .. ':' .. name, last)
+if redis.call('HEXISTS', plane(kind), name) == 1 then return {'there'} end
+local known = tonumber(redis.call('HGET', KEYS[3], kind .. ':' .. name) or 0)
+redis.call('HSET', KEYS[3], kind .. ':' .. name, string.format('%d', math.max(known, tonumber(last))))
 if text == '' then return {'deleted'} end
 local record = cjson.decode(text)
 text = text_of(record)

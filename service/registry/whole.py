@@ -23,7 +23,10 @@ class WholeRegistry(Registry, Protocol):
         """Store a blob that a record is to follow; its digest."""
 
     def put_back(self, kind: Kind, name: str, record: Record) -> None:
-        """Restore a name whose blobs are there. It does nothing where the name is there already."""
+        """Restore a name whose blobs are there. It does nothing where the name has versions already.
+
+        The next version's number is above all that the record and the registry know.
+        """
 
     def put_over(self, kind: Kind, name: str, before: Record, after: Record) -> None:
         """Replace a record, in one atomic step, by one that has all its versions, and more, whose blobs are there.

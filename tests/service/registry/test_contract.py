@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from registry_helpers import FINGERPRINT, eventually
 
-from service.registry.base import Hold, Published, Registry, Resolved
+from service.registry.base import Hold, Published, Registry, Resolved, Version
+from service.registry.record import Record
 from smn_core.errors import Conflict, InvalidArgument, MissingMasks, NotFound, PreconditionFailed, SMNError, Unavailable
 from smn_core.tensorfile import digest_of
 
@@ -711,6 +712,23 @@ def test_notes_of_no_version_are_refused(registry):
     for name, version in (("n", 1), ("m", 2)):
         with pytest.raises(NotFound):
             registry.set_notes("masks", name, version, "{}")
+
+
+@pytest.mark.parametrize(("known", "archived"), [(0, 3), (2, 5), (4, 3)])
+def test_a_record_is_put_back_where_the_name_has_no_versions_and_numbers_go_on_above_both(registry, known, archived):
+    for number in range(known):
+        registry.publish("masks", "m", b"%d" % number)
+    if known:
+        registry.delete("masks", "m")
+    version = Version(1, registry.store(b"old"), 3, "2026-01-01T00:00:00Z")
+    record = Record(archived, 1, (version,), {"prod": 1})
+    for _ in range(2):  # again does nothing
+        registry.put_back("masks", "m", record)
+    eventually(lambda: registry.names("masks"))
+    assert registry.resolve("masks", "m@prod").digest == digest_of(b"old")
+    assert registry.publish("masks", "m", b"new").version.version == max(known, archived) + 1
+    registry.put_back("masks", "m", record)
+    assert registry.resolve("masks", "m").digest == digest_of(b"new")
 
 
 def test_a_parent_stays_while_a_mask_that_is_coded_against_it_is_there(registry):

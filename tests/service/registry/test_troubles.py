@@ -405,6 +405,29 @@ def test_a_backup_brings_everything_back_in_either_backend(registry, place, tmp_
             restore_archive(archive, lambda backbone, at=target: open_registry(at, backbone))
 
 
+def test_a_lost_redis_is_restored_whole_while_its_servers_run(redis_server, fresh_redis, open_at, tmp_path):
+    url = fresh_redis(redis_server)
+    server = open_at(url)
+    for data in (b"one", b"two"):
+        server.publish("masks", "a", data)
+    server.publish("cascades", "c", b"cascade", holds=[Hold(digest_of(b"one"), "a", 1)])
+    archive = tmp_path / "r.tar"
+    write_archive(archive, backbones_in(url), lambda backbone: open_registry(url, backbone))
+    server.publish("masks", "a", b"three")  # after the backup: its number is the server's alone to know
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+        eventually(lambda: client.hget(f"{PREFIX}last", "masks:a") == b"3", within_s=10)
+    for _ in range(2):
+        restore_archive(archive, lambda backbone: open_registry(url, backbone))
+    eventually(lambda: server.names("masks") and server.names("cascades"))
+    assert server.resolve("masks", "a").digest == digest_of(b"two") and server.blob(digest_of(b"one")) == b"one"
+    with pytest.raises(Conflict, match="is needed by: c"):
+        server.delete("masks", "a")
+    assert server.publish("masks", "a", b"four").version.version == 4
+    with pytest.raises(InvalidArgument, match="mask a is in the registry"):
+        restore_archive(archive, lambda backbone: open_registry(url, backbone))
+
+
 def test_an_archive_that_is_not_whole_is_refused_before_anything_is_put_in(registry, place, tmp_path, targets):
     registry.publish("masks", "a", b"one" * 1000)
     archive = tmp_path / "r.tar"

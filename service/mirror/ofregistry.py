@@ -36,10 +36,7 @@ class RegistrySide(Numbered):
             if not all(self._has(registry, digest) for digest in files_of(version)):
                 for data in fetch(version).values():
                     registry.store(data)
-        if before is None:
-            registry.put_back(kind, name, after)
-        else:
-            registry.put_over(kind, name, before, after)
+        registry.put_over(kind, name, before or Record(), after)
 
     def remove(self, backbone: str, kind: Kind, name: str, extra: Extra | None) -> None:
         registry = self._at(backbone)

@@ -114,7 +114,7 @@ class Numbered:
 
     def is_behind(self, before: Record | None, wanted: Record) -> bool:
         try:
-            return _differs(before, merged("masks", "", before, wanted))
+            return before is None or not before.is_like(merged("masks", "", before, wanted))
         except Conflict:
             return True
 
@@ -125,12 +125,3 @@ class Numbered:
             [version.version for version in before.versions if version.version not in kept],
             [alias for alias in before.aliases if alias not in aliases],
         )
-
-
-def _differs(before: Record | None, after: Record) -> bool:
-    """Whether a record has to be written; format and epoch are the place's own."""
-    if before is None:
-        return True
-    notes = [[version.notes for version in record.versions] for record in (before, after)]
-    facts = [(r.last, r.current, r.versions, dict(r.aliases)) for r in (before, after)]
-    return facts[0] != facts[1] or notes[0] != notes[1]

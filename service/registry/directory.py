@@ -245,7 +245,7 @@ class DirectoryRegistry:
 
     def put_over(self, kind: Kind, name: str, before: Record, after: Record) -> None:
         with self._locked(fcntl.LOCK_EX):
-            if self._records.read(kind, name) != before:
+            if not self._records.read(kind, name).is_like(before):
                 raise Conflict(f"{kind[:-1]} {name} was changed meanwhile: try again")
             self._replace(kind, name, after)
 

@@ -43,6 +43,13 @@ class Record:
         current = next((version for version in self.versions if version.version == self.current), None)
         return Entry(name, current, self.versions, self.aliases) if current else None
 
+    def is_like(self, other: Record) -> bool:
+        """Whether nothing changed between them: numbers, files, aliases, notes. Format and epoch are the place's."""
+        mine, theirs = (
+            (r.last, r.current, r.versions, dict(r.aliases), [v.notes for v in r.versions]) for r in (self, other)
+        )
+        return mine == theirs
+
     @property
     def needs_format(self) -> int:
         """The oldest format that loses nothing which people put into the record."""

@@ -256,7 +256,7 @@ class RedisRegistry:
         self._run(upkeep.PUT_BACK, kind, name, text, record.last)
 
     def put_over(self, kind: Kind, name: str, before: Record, after: Record) -> None:
-        told = (after.to_redis(), after.last, before.last, before.current)
+        told = (after.to_redis(), after.last, before.to_redis(), before.last)
         if self._run(upkeep.PUT_OVER, kind, name, *told)[0] == b"changed":
             raise Conflict(f"{kind[:-1]} {name} was changed meanwhile: try again")
 

@@ -124,13 +124,29 @@ return {'new', change(kind, name), text}
 PUT_OVER = (
     COMMON
     + """
--- Atomic: a record in place of another. ARGV: kind, name, record, last number; the last and current number before.
-local kind, name, text, last, last_before, current_before = unpack(ARGV)
-local before = load(kind, name)
-local known = tonumber(redis.call('HGET', KEYS[3], kind .. ':' .. name) or 0)
-if known ~= tonumber(last_before) or (before and before.current or 0) ~= tonumber(current_before) then
-  return {'changed'}
+-- Atomic: a record in place of another. ARGV: kind, name, record, last number; the record and last number before.
+local kind, name, text, last, expected, last_before = unpack(ARGV)
+
+-- What can change in a record, under one key each: versions with their files and notes, the current one, aliases.
+local function parts(record)
+  local found = {current = record.current}
+  for _, version in ipairs(record.versions) do
+    local number = string.format('%d', version.version)
+    found['digest ' .. number] = version.digest
+    found['notes ' .. number] = (facts(record, version.version) or {}).notes or ''
+  end
+  for alias, number in pairs(record.aliases or {}) do
+    if find(record, number) then found['alias ' .. alias] = number end
+  end
+  return found
 end
+
+local before = load(kind, name)
+local here, there = parts(before or {current = 0, versions = {}}), parts(cjson.decode(expected))
+local same = tonumber(redis.call('HGET', KEYS[3], kind .. ':' .. name) or 0) == tonumber(last_before)
+for key, value in pairs(here) do same = same and there[key] == value end
+for key in pairs(there) do same = same and here[key] ~= nil end
+if not same then return {'changed'} end
 local record = cjson.decode(text)
 text = text_of(record)
 redis.call('HSET', plane(kind), name, text)

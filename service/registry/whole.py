@@ -31,6 +31,8 @@ class WholeRegistry(Registry, Protocol):
     def put_over(self, kind: Kind, name: str, before: Record, after: Record) -> None:
         """Replace a record, in one atomic step, by one that has all its versions, and more, whose blobs are there.
 
+        `before` is an empty record where the name was never used.
+
         Raises:
-            Conflict: the record is not `before` any more.
+            Conflict: the record is not `before` any more: another last or current number, version, alias, or notes.
         """

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -729,6 +730,47 @@ def test_a_record_is_put_back_where_the_name_has_no_versions_and_numbers_go_on_a
     assert registry.publish("masks", "m", b"new").version.version == max(known, archived) + 1
     registry.put_back("masks", "m", record)
     assert registry.resolve("masks", "m").digest == digest_of(b"new")
+
+
+CHANGES = {
+    "alias set": lambda registry: registry.set_alias("masks", "m", "prod", 2),
+    "alias moved": lambda registry: registry.set_alias("masks", "m", "champion", 2),
+    "alias gone": lambda registry: registry.delete_alias("masks", "m", "champion"),
+    "deletion": lambda registry: registry.delete("masks", "m", 2),
+    "notes written": lambda registry: registry.set_notes("masks", "m", 2, '{"x": 1}'),
+    "notes changed": lambda registry: registry.set_notes("masks", "m", 1, '{"x": 1}'),
+    "notes gone": lambda registry: registry.set_notes("masks", "m", 1, None),
+    "rollback": lambda registry: registry.set_current("masks", "m", 2),
+    "upload": lambda registry: registry.publish("masks", "m", b"four"),
+    "name gone": lambda registry: registry.delete("masks", "m"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_acknowledged_change_is_undone_by_a_record_that_was_made_before_it(registry, change):
+    for data in (b"one", b"two", b"three"):
+        registry.publish("masks", "m", data, vectors="ab" * 32)
+    registry.set_alias("masks", "m", "champion", 1)
+    registry.set_notes("masks", "m", 1, '{"liked": true}')
+    before = dict(registry.records("masks"))["m"]
+    after = replace(before, aliases={**before.aliases, "from-elsewhere": 3})
+    CHANGES[change](registry)
+    changed = dict(registry.records("masks"))["m"]
+    with pytest.raises(Conflict, match="mask m was changed meanwhile"):
+        registry.put_over("masks", "m", before, after)
+    assert dict(registry.records("masks"))["m"].is_like(changed)
+    registry.put_over("masks", "m", changed, replace(after, last=9))
+    assert registry.publish("masks", "m", b"five").version.version == 10
+
+
+def test_a_record_goes_where_none_was_unless_a_name_came_between(registry):
+    version = Version(1, registry.store(b"one"), 3, "2026-01-01T00:00:00Z", notes='{"x": 1}')
+    after = Record(2, 1, (version,), {"prod": 1})
+    registry.put_over("masks", "m", Record(), after)
+    assert dict(registry.records("masks"))["m"].is_like(after)
+    registry.publish("masks", "n", b"other")
+    with pytest.raises(Conflict, match="mask n was changed meanwhile"):
+        registry.put_over("masks", "n", Record(), after)
 
 
 def test_a_parent_stays_while_a_mask_that_is_coded_against_it_is_there(registry):

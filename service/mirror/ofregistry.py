@@ -45,7 +45,7 @@ class RegistrySide(Numbered):
             return
         for alias in extra.aliases:
             registry.delete_alias(kind, name, alias)
-        for number in extra.versions:
+        for number in reversed(extra.versions):  # one may be coded against an older one
             registry.delete(kind, name, number)
 
     def tidy(self, backbone: str) -> None:

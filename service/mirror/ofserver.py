@@ -11,11 +11,11 @@ from typing import Any
 from service.answers import ServerError
 from service.client import Client
 from service.mirror.side import Extra, Fetch, checked
-from service.registry.base import Kind, Version
+from service.registry.base import Hold, Kind, Version
 from service.registry.open import hide_user
 from service.registry.record import Record
 from smn_core.cascade.file import parse_cascade
-from smn_core.errors import InvalidArgument, InvalidData
+from smn_core.errors import InvalidArgument, InvalidData, MissingMasks
 
 
 class ServerSide:
@@ -24,6 +24,7 @@ class ServerSide:
     def __init__(self, url: str, key: str | None, flag: str = "a key") -> None:
         self._url, self._client, self._flag = url, Client(url, key), flag
         self._backbone: str | None = None
+        self._parent: tuple[str, bytes] = "", b""  # the last one that was asked for: many masks have the same
 
     def __str__(self) -> str:
         return hide_user(self._url)
@@ -42,12 +43,18 @@ class ServerSide:
             return {entry["name"]: _record_of(read(entry["name"])) for entry in self._client.names(kind)}
 
     def file(self, backbone: str, kind: Kind, name: str, version: Version, digest: str) -> bytes:
+        place, number = name, version.version
+        if digest == self._parent[0]:
+            return self._parent[1]
+        if digest != version.digest:  # a server gives out nothing by its digest
+            hold = next((hold for hold in version.holds if hold.digest == digest), None)
+            if hold is None:
+                raise MissingMasks(f"{kind[:-1]} {name}@{number} needs {digest}, which the key may not see at {self}")
+            place, number = hold.name, hold.version
+        data = checked(self._client.pull(place, number, kind), digest, f"{kind[:-1]} {place}@{number}")
         if digest != version.digest:
-            raise InvalidData(
-                f"{name}@{version.version} needs {digest}, which a server does not give out by its digest"
-            )
-        data = self._client.pull(name, version.version, kind)
-        return checked(data, digest, f"{kind[:-1]} {name}@{version.version}")
+            self._parent = digest, data
+        return data
 
     def lacks(self, before: Record | None, wanted: Record) -> Sequence[Version]:
         known = {version.digest for version in before.versions} if before is not None else set()
@@ -93,7 +100,7 @@ class ServerSide:
             return
         for alias in extra.aliases:
             self._client.delete_alias(name, alias, kind)
-        for number in extra.versions:
+        for number in reversed(extra.versions):  # one may be coded against an older one
             self._client.delete(name, number, kind)
 
     def tidy(self, backbone: str) -> None:
@@ -135,6 +142,7 @@ def _record_of(told: dict[str, Any]) -> Record:
                 int(v["bytes"]),
                 str(v["uploaded"]),
                 v.get("vectors"),
+                *_tied_to(v.get("parent")),
                 notes=json.dumps(notes[str(v["version"])]) if str(v["version"]) in notes else None,
             )
             for v in told["versions"]
@@ -144,3 +152,13 @@ def _record_of(told: dict[str, Any]) -> Record:
         return Record(max(v.version for v in versions), current, versions, aliases)
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidData(f"the server's answer is not a mask's or cascade's: {error!r}") from error
+
+
+def _tied_to(parent: dict[str, Any] | None) -> tuple[str | None, tuple[Hold, ...], tuple[str, ...]]:
+    """The parent, holds and needs of a version, as an upload has them; no hold where a key may not see the parent."""
+    if parent is None:
+        return None, (), ()
+    digest = str(parent["digest"])
+    if parent["name"] is None:
+        return digest, (), (digest,)
+    return digest, (Hold(digest, str(parent["name"]), int(parent["version"])),), (digest,)

@@ -10,6 +10,7 @@ from service.answers import ServerError
 from service.mirror.ofobjects import ObjectSide
 from service.mirror.ofregistry import RegistrySide
 from service.mirror.ofserver import ServerSide, with_needs
+from service.mirror.parents import Expected, parents_first
 from service.mirror.side import Side, files_of
 from service.objects import is_store
 from service.registry.base import KINDS, Kind, Version
@@ -51,7 +52,8 @@ def open_side(place: str, key: str | None = None, flag: str = "a key") -> Side:
 def take_turn(source: Side, dest: Side, *, delete: bool = False, say: Callable[[str], object] = lambda _: None) -> Turn:
     """Bring the second place in step with the first. Stopped at any moment and called again it ends with the same.
 
-    Masks go before cascades, files before names. What cannot be brought is refused name by name, and the rest goes on.
+    Masks go before cascades, parents before what is coded against them, files before names. What cannot be brought is
+    refused name by name, and the rest goes on.
 
     Args:
         delete: delete what the second place has and the first does not, of the first one's backbones.
@@ -67,16 +69,22 @@ def take_turn(source: Side, dest: Side, *, delete: bool = False, say: Callable[[
         raise NotFound(f"{source} has no mask and no cascade: nothing is mirrored, and nothing deleted")
     for backbone in backbones:
         for kind in KINDS:
-            there = dest.records(backbone, kind)
-            for name, wanted in here[backbone, kind].items():
+            there, coming = dest.records(backbone, kind), here[backbone, kind]
+            expected = Expected(there, coming)
+            for name in parents_first(coming):
+                before, wanted = there.get(name), coming[name]
                 try:
-                    _bring(source, dest, backbone, kind, name, there.get(name), wanted, turn, say)
+                    if kind == "masks" and not isinstance(dest, ServerSide):  # a server sees to it itself
+                        expected.require_parents(name, dest.lacks(before, wanted))
+                    _bring(source, dest, backbone, kind, name, before, wanted, turn, say)
+                    continue
                 except Conflict as error:
                     turn.refused.append(str(error))
                 except ServerError as error:
                     if error.status not in REFUSALS:
                         raise
                     turn.refused.append(f"{kind[:-1]} {name}: {error}")
+                expected.refuse(name, wanted)
         if delete:
             for kind in reversed(KINDS):  # cascades hold masks
                 _clean(dest, backbone, kind, here[backbone, kind], turn, say)
@@ -96,10 +104,12 @@ def _bring(
     say: Callable[[str], object],
 ) -> None:
     fetched: dict[int, Mapping[str, bytes]] = {}
+    alone = isinstance(dest, ServerSide)  # it takes one file, and has its parent
 
     def fetch(version: Version) -> Mapping[str, bytes]:
         if version.version not in fetched:
-            found = {d: source.file(backbone, kind, name, version, d) for d in files_of(version)}
+            digests = (version.digest,) if alone else files_of(version)
+            found = {digest: source.file(backbone, kind, name, version, digest) for digest in digests}
             turn.files += len(found)
             turn.bytes += sum(map(len, found.values()))
             fetched[version.version] = found
@@ -131,7 +141,9 @@ def _require_masks(dest: Side, backbone: str, name: str, versions: Sequence[Vers
 def _clean(
     dest: Side, backbone: str, kind: Kind, wanted: dict[str, Record], turn: Turn, say: Callable[[str], object]
 ) -> None:
-    for name, before in _alive(dest.records(backbone, kind)).items():
+    there = _alive(dest.records(backbone, kind))
+    for name in reversed(parents_first(there)):
+        before = there[name]
         extra = dest.extra(before, wanted.get(name))
         if name in wanted and not extra.versions and not extra.aliases:
             continue

@@ -23,7 +23,7 @@ from service.client import Client
 from service.mirror.ofobjects import ObjectSide
 from service.mirror.step import open_side, take_turn
 from service.objects import Objects
-from service.registry.base import Hold
+from service.registry.base import Hold, StillNeeded
 from service.registry.open import open_registry
 from service.settings import Settings
 from smn_core.errors import InvalidArgument, NotFound, Unavailable
@@ -370,6 +370,93 @@ def test_a_server_is_either_side_and_says_who_may(theta, server, tmp_path, capsy
     ):
         code, out, err = run(*arguments)
         assert (code, out) == (2, "") and said in err and err.count("\n") == 1, (arguments, err)
+
+
+@pytest.mark.parametrize("kind", ["folder", "redis"])
+def test_a_parent_from_a_server_cannot_be_deleted_before_its_children(theta, server, place, tmp_path, kind):
+    url, dest, parent = server("one"), place(kind), theta.mask(1)
+    children = [theta.mask(seed, parent=parent).data for seed in (2, 3)]
+    with Client(url) as client:
+        client.push("p", parent.data)
+        client.push("child", children[0])
+        client.push("p", children[1])  # of its own name
+    with turning(url, dest) as turn:
+        done = turn()
+        assert (done.brought, done.refused) == (["mask p", "mask child"], [])
+        assert turn().in_step == 2
+    fingerprint = theta.backbone().fingerprint
+    first, registry = open_registry(tmp_path / "one", fingerprint), open_registry(dest, fingerprint)
+    try:
+        here, there = ({name: r.versions for name, r in one.records("masks")} for one in (first, registry))
+        assert here == there
+        for version in (1, None):
+            with pytest.raises(StillNeeded, match="is needed by: child"):
+                registry.delete("masks", "p", version)
+        registry.collect(0)
+        assert registry.blob(parent.digest) == parent.data
+        with Client(url) as client:
+            client.delete("child")
+            client.push("last", theta.mask(4).data)
+            client.delete("p")
+        with turning(url, dest) as turn:
+            assert turn(delete=True).deleted == ["mask child", "mask p"]
+    finally:
+        first.close()
+        registry.close()
+
+
+@pytest.mark.parametrize("kind", ["folder", "redis", "memory"])
+def test_a_mask_whose_parent_does_not_come_is_named_and_the_rest_goes_on(theta, server, place, kind):
+    url, dest, parent = server("one", admin_keys=["all", "some=team."]), place(kind), theta.mask(1)
+    with Client(url, "all") as client:
+        client.push("root", parent.data)
+        client.push("team.child", theta.mask(2, parent=parent).data)
+        client.push("team.other", theta.mask(3).data)
+    source, second = open_side(url, "some"), open_side(dest)
+    done = take_turn(source, second)
+    assert done.brought == ["mask team.other"]
+    (refused,) = done.refused
+    assert f"team.child@1 is coded against {parent.digest}, which the key may not see" in refused
+    source.close()
+    source = open_side(url, "all")
+    assert take_turn(source, second).brought == ["mask root", "mask team.child"]
+    source.close()
+    second.close()
+
+
+@every_dest
+def test_a_mask_goes_after_its_parent_and_not_without_it(first, place, tmp_path, kind):
+    source, dest = tmp_path / "first", place(kind)
+    for name in ("z", "y"):
+        first.publish("masks", name, name.encode())
+    for name, parent in (("a", "z"), ("b", "y")):
+        digest = first.resolve("masks", parent).digest
+        first.publish("masks", name, name.encode(), holds=[Hold(digest, parent, 1)], parent=digest)
+    other = open_registry(tmp_path / "other", FINGERPRINT)
+    other.publish("masks", "y", b"another")
+    other.close()
+    with turning(tmp_path / "other", dest) as turn:
+        turn()
+    with turning(source, dest) as turn:
+        done = turn()
+    assert done.brought == ["mask z", "mask a", "mask photos", "cascade both"]
+    assert "mask y@1 is another file" in done.refused[0]
+    assert f"mask b@1 is coded against y@1 ({first.resolve('masks', 'y').digest})" in done.refused[1]
+
+
+def test_names_that_hold_each_other_go_together(tmp_path):
+    registry = open_registry(tmp_path / "first", FINGERPRINT)
+    held = []
+    for name in ("a", "b", "a", "b"):
+        data = b"%s %d" % (name.encode(), len(held))
+        parent = held[-1].digest if held else None
+        done = registry.publish("masks", name, data, holds=held[-1:], parent=parent).version
+        held.append(Hold(done.digest, name, done.version))
+    registry.close()
+    with turning(tmp_path / "first", str(tmp_path / "second")) as turn:
+        done = turn()
+    assert (sorted(done.brought), done.refused) == (["mask a", "mask b"], [])
+    in_step(tmp_path / "first", str(tmp_path / "second"))
 
 
 def test_a_mirror_without_end_waits_for_a_place_that_is_away(first, tmp_path):

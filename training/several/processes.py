@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -122,6 +122,7 @@ def _context() -> SpawnContext | ForkServerContext:
 
     A fork of this process would copy torch's threads in whatever state they are. Where there is a GPU each process
     begins anew, for some seconds: CUDA works in no fork of a process in which a library has as much as looked for it.
+    A run has the environment that this process had when the first run began.
     """
     if torch.cuda.device_count():
         return multiprocessing.get_context("spawn")
@@ -137,7 +138,7 @@ def _start(number: int, job: Job, gpu: str, threads: int) -> _Child:
     if gpu and spec.device in ("cuda", "auto"):
         spec = replace(spec, device=gpu)
     job = replace(job, request=replace(job.request, spec=spec), threads=threads)
-    process = context.Process(target=_work, args=(theirs, job, dict(os.environ)), name=f"smn-run-{number + 1}")
+    process = context.Process(target=_work, args=(theirs, job), name=f"smn-run-{number + 1}")
     # A child inherits blocked signals. Ctrl-C while it still imports would otherwise print a traceback of its own.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -182,13 +183,8 @@ def _stop(running: Sequence[_Child]) -> None:
         child.pipe.close()
 
 
-def _work(pipe: Connection, job: Job, environment: Mapping[str, str]) -> None:
-    """Do the job. This runs in the child, which sends its steps and its end through the pipe.
-
-    `environment` is the parent's: that of the process that it was forked from may be older.
-    """
-    os.environ.clear()
-    os.environ.update(environment)
+def _work(pipe: Connection, job: Job) -> None:
+    """Do the job. This runs in the child, which sends its steps and its end through the pipe."""
     os.setpgrp()  # ctrl-C on the terminal reaches the parent alone, which then asks every child to stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # drops a signal that waited: the parent asks through the pipe
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -26,7 +26,13 @@ MAX_METADATA_BYTES = 4 * 2**20
 """Most bytes of `__metadata__` as UTF-8, keys and values: a list of 100,000 classes fits."""
 MAX_KEYS, MAX_TENSORS, MAX_KEY_CHARS = 256, 2**14, 512
 MAX_QUOTES = 10 * (MAX_TENSORS + 1) + 4 * MAX_KEYS
-"""Of a header: a tensor has ten, a key of the metadata with its text four. Those inside of texts are escaped."""
+"""Of a header: a tensor has ten, a key of the metadata with its text four. Those inside of texts do not count."""
+MAX_VALUES = 16 * (MAX_TENSORS + MAX_KEYS)
+"""Commas and opened lists and tables of a header, outside of its texts: a tensor of ten sides has sixteen."""
+STEP_BYTES = 2**20
+"""As much of a header is looked at before another thread may run."""
+MOST_SAID = 200
+"""Characters of a shape, or of another's error, in a message."""
 MAX_DEPTH = 16
 """Most tables and lists inside each other, in the header and in a JSON text of the metadata."""
 MAX_INTEGER = 2**63 - 1
@@ -129,7 +135,7 @@ def parse_tensors(data: bytes) -> TensorFile:
     try:
         stored = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
-        raise InvalidTensorFile(f"not a sound safetensors file: {error}") from error
+        raise InvalidTensorFile(f"not a sound safetensors file: {str(error)[:MOST_SAID]}") from error
     tensors = {}
     for name, entry in stored:
         dtype = DTYPES.get(entry["dtype"])
@@ -138,7 +144,8 @@ def parse_tensors(data: bytes) -> TensorFile:
         try:
             tensors[name] = np.frombuffer(bytes(entry["data"]), dtype).reshape(entry["shape"])
         except (ValueError, OverflowError) as error:
-            raise InvalidTensorFile(f"tensor {name} has the impossible shape {entry['shape']}") from error
+            said = str(entry["shape"])[:MOST_SAID]
+            raise InvalidTensorFile(f"tensor {name} has the impossible shape {said}") from error
     return TensorFile(metadata, tensors)
 
 
@@ -168,11 +175,10 @@ def read_metadata(data: bytes) -> dict[str, str]:
     (length,) = struct.unpack("<Q", data[:8])
     if length > min(len(data) - 8, MAX_HEADER_BYTES):
         raise InvalidTensorFile(f"not a safetensors file: a header of {length} bytes in a file of {len(data)}")
-    # A parser holds the interpreter for as long as there are keys: count them first.
-    if data.count(b'"', 8, 8 + length) - data.count(b'\\"', 8, 8 + length) > MAX_QUOTES:
-        raise InvalidTensorFile(f"the header has more than {MAX_TENSORS} tensors or {MAX_KEYS} metadata keys")
+    text = data[8 : 8 + length]
+    require_few_values(text)
     try:
-        header = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=_unique)
+        header = json.loads(text.decode(), object_pairs_hook=_unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InvalidTensorFile(f"not a safetensors file: its header is not JSON ({error})") from error
     metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
@@ -180,6 +186,32 @@ def read_metadata(data: bytes) -> dict[str, str]:
         raise InvalidTensorFile("not a safetensors file: its metadata is not a table of texts")
     _require_bounded(header, metadata)
     return metadata
+
+
+def require_few_values(text: bytes) -> None:
+    """Count the texts and values of a list of tensors in JSON before it is parsed.
+
+    A parser holds the interpreter until the last value, and every value becomes an object. What stands inside of texts
+    costs nothing and does not count.
+
+    Raises:
+        InvalidTensorFile: more than MAX_TENSORS tensors and MAX_KEYS metadata keys can have.
+    """
+    quotes = values = within = 0
+    escape = b""
+    for start in range(0, len(text), STEP_BYTES):
+        part = (escape + text[start : start + STEP_BYTES]).replace(b"\\\\", b"")
+        escape = b"\\" if part.endswith(b"\\") else b""  # of the next step's first letter
+        part = part.removesuffix(escape).replace(b'\\"', b"")
+        found = part.count(b'"')
+        quotes += found
+        if quotes > MAX_QUOTES:
+            raise InvalidTensorFile(f"the header has more than {MAX_TENSORS} tensors or {MAX_KEYS} metadata keys")
+        outside = b"".join(part.split(b'"')[within::2])
+        within = (within + found) % 2
+        values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        if values > MAX_VALUES:
+            raise InvalidTensorFile(f"the header has more than {MAX_VALUES} values")
 
 
 def _require_bounded(header: Mapping[str, object], metadata: Mapping[str, str]) -> None:

@@ -65,6 +65,13 @@ def file_of_keys(n):
     return struct.pack("<Q", len(header)) + header
 
 
+def file_of_shape(value, size):
+    """A file that is a header of about `size` bytes: one tensor, whose shape has the same value again and again."""
+    shape = b",".join([value] * ((size - 200) // (len(value) + 1)))
+    header = b'{"__metadata__":{"format":"smn-mask/1"},"a":{"dtype":"F32","shape":[%b],"data_offsets":[0,0]}}' % shape
+    return struct.pack("<Q", len(header)) + header
+
+
 TEXT = b"QUFB" * (50 * MIB // 4)
 CASES = {
     "a wrong list of 6 MB": ("POST", "/v1/embeddings", b'{"model":"x","input":[' + b"1," * 3_000_000 + b"1]}", 413),
@@ -88,6 +95,8 @@ CASES = {
     "a missing name": ("GET", "/masks/nam-0", None, 404),
     "a missing name to embed": ("POST", "/embed?mask=name-x", None, 404),
     "a header of 500,000 keys": ("PUT", "/masks/keys", file_of_keys(500_000), 422),
+    "a header of 5 M lists": ("PUT", "/masks/lists", file_of_shape(b"[]", 16 * MIB), 422),
+    "a header of 8 M integers": ("PUT", "/masks/integers", file_of_shape(b"0", 16 * MIB), 422),
 }
 
 

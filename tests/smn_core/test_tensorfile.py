@@ -1,5 +1,8 @@
 """safetensors files are written canonically and read strictly; what is wrong with a file is in test_maskfile.py."""
 
+import json
+import struct
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -88,6 +91,50 @@ def test_a_changed_byte_does_not_match_the_checksum():
 def test_a_file_without_a_checksum_is_refused():
     with pytest.raises(InvalidTensorFile, match="'content' is missing"):
         tensorfile.require_content(tensorfile.parse_tensors(tensorfile.serialise_tensors({}, {"key": "value"})))
+
+
+def file_of(header):
+    text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def header_of_shape(shape):
+    return b'{"a":{"dtype":"F32","shape":[' + shape + b'],"data_offsets":[0,0]}}'
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"0", b'[["\\\\",["\\"",'])
+def test_a_header_of_more_values_than_tensors_can_have_is_refused_before_it_is_parsed(monkeypatch, value):
+    monkeypatch.setattr(json, "loads", None)
+    header = header_of_shape(b",".join([value] * (tensorfile.MAX_VALUES + 1)))
+    with pytest.raises(InvalidTensorFile, match="the header has more than"):
+        tensorfile.read_metadata(file_of(header))
+
+
+def test_texts_of_the_documented_size_are_read_whatever_stands_in_them():
+    """Marks that would be values outside of a text, and escapes on both sides of every step."""
+    for text in ("," * 2**21, "[{" * 2**20, '\\"' * 2**20, '",' * 2**20, "\\" * 2**21, '",[' * 2**20):
+        for shift in range(4):
+            metadata = {"x": "y" * shift, "text": text, "z": '\\"'}
+            assert tensorfile.read_metadata(tensorfile.serialise_tensors({}, metadata)) == metadata
+
+
+def test_as_many_tensors_and_keys_as_are_allowed_are_read():
+    entry = {"dtype": "F32", "shape": [0, *[1] * 7], "data_offsets": [0, 0]}
+    metadata = {f"key-{number}": "text" for number in range(tensorfile.MAX_KEYS)}
+    tensors = {f"tensor-{number}": entry for number in range(tensorfile.MAX_TENSORS - 1)}
+    file = tensorfile.parse_tensors(file_of({"__metadata__": metadata} | tensors))
+    assert (file.metadata, len(file.tensors)) == (metadata, len(tensors))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [header_of_shape(b",".join([b"0"] * 100_000)), header_of_shape(b"").replace(b"F32", b"F" * 100_000)],
+)
+def test_no_message_repeats_what_is_long_in_a_header(header):
+    with pytest.raises(InvalidTensorFile) as raised:
+        tensorfile.parse_tensors(file_of(header))
+    assert len(str(raised.value)) < 300
 
 
 def test_read_tensors_are_read_only():

@@ -222,11 +222,11 @@ def _require_bounded(header: Mapping[str, object], metadata: Mapping[str, str]) 
         for key in table:
             if len(key) > MAX_KEY_CHARS:
                 raise InvalidTensorFile(f"the key {key[:32]!r}... has {len(key)} characters, at most {MAX_KEY_CHARS}")
-            if not _is_unicode(key):
+            if not is_unicode(key):
                 raise InvalidTensorFile(f"the key {key!r} has half a surrogate pair")
     size = 0
     for key, value in metadata.items():
-        if not _is_unicode(value):
+        if not is_unicode(value):
             raise InvalidTensorFile(f"metadata key {key!r} has half a surrogate pair")
         size += len(key.encode()) + len(value.encode())
         if size > MAX_METADATA_BYTES:
@@ -237,7 +237,7 @@ def _require_sayable(value: object, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
         raise InvalidTensorFile(f"has more than {MAX_DEPTH} tables and lists inside each other")
     if isinstance(value, str):
-        if not _is_unicode(value):
+        if not is_unicode(value):
             raise InvalidTensorFile("has half a surrogate pair")
     elif isinstance(value, float):
         if not math.isfinite(value):
@@ -253,7 +253,7 @@ def _require_sayable(value: object, depth: int = 0) -> None:
             _require_sayable(part, depth + 1)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether UTF-8 can write it. JSON's escapes can spell half a surrogate pair, which nothing can write."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from smn_core.tensorfile import is_unicode
+
 VERDICT = "verdict"
 ADOPT, LEAVE_IT, CANNOT_TELL = ANSWERS = ("adopt", "leave it", "cannot tell")
 MOST_CHARACTERS = 400
@@ -18,7 +20,7 @@ def read_verdict(metadata: Mapping[str, str]) -> dict[str, str] | None:
         answer, reason = found["answer"], found.get("reason", "")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None  # other programs may write any text there
-    if answer not in ANSWERS or not isinstance(reason, str):
+    if answer not in ANSWERS or not isinstance(reason, str) or not is_unicode(reason):
         return None
     return {"answer": answer, "reason": reason}
 

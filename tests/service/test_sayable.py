@@ -225,6 +225,18 @@ def test_what_cannot_be_said_is_refused_by_its_key_and_not_stored(client, mask_p
     require_error(client.get("/masks/refused"), 404, "not_found")
 
 
+def test_a_mask_whose_verdict_cannot_be_said_is_served_without_one(client, mask_parts):
+    metadata, tensors = mask_parts
+    metrics = json.dumps({"verdict": {"answer": "leave it", "reason": "no \ud800 use"}})
+    metadata = metadata | {"metrics": metrics}
+    upload = client.put("/masks/verdict", content=container(with_content(metadata, tensors), tensors))
+    assert upload.status_code == 201 and upload.json()["warnings"] == []
+    found = client.get("/masks/verdict")
+    assert found.status_code == 200 and found.json()["metadata"]["metrics"] == metrics
+    body = {"content": as_npy(inputs()), "headers": {"Content-Type": NPY}}
+    assert client.post("/embed?mask=verdict", **body).status_code == 200
+
+
 def test_a_head_with_a_class_that_cannot_be_said_is_refused(client, mask_parts, require_error):
     metadata, tensors = mask_parts
     tensors = tensors | {"head.weight": np.zeros((1, 8), np.float32), "head.bias": np.zeros(1, np.float32)}

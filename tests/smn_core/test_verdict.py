@@ -26,11 +26,17 @@ def test_an_answer_is_read_with_its_reason(answer):
         told("maybe"),
         told("leave it", ["not", "text"]),
         told(["leave it"]),
+        told("leave it", "no \ud800 use"),
     ],
 )
 def test_any_other_text_carries_no_verdict(metadata):
     assert read_verdict(metadata) is None
     assert warn_of_verdict(metadata) == []
+
+
+def test_a_reason_may_have_any_letter_and_stand_beside_numbers_that_are_not_finite():
+    metrics = json.dumps({"loss": float("nan"), "verdict": {"answer": "leave it", "reason": "no \U0001f600 use"}})
+    assert read_verdict({"metrics": metrics}) == {"answer": "leave it", "reason": "no \U0001f600 use"}
 
 
 def test_only_a_mask_that_should_be_left_warns_in_one_line_that_is_not_long():

@@ -18,7 +18,17 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from smn_core.errors import InvalidMask
-from smn_core.tensorfile import DTYPES, MAX_TENSORS, NAMES, canonical_json
+from smn_core.tensorfile import (
+    DTYPES,
+    MAX_KEY_CHARS,
+    MAX_TENSORS,
+    MOST_SAID,
+    NAMES,
+    InvalidTensorFile,
+    canonical_json,
+    is_unicode,
+    require_few_values,
+)
 
 REST = "rest"
 """The tensor's name in the file."""
@@ -26,6 +36,8 @@ PARTS = ("state.", "affine.", "head.")
 """What the names of the tensors in it begin with."""
 LEVEL = 19
 MAX_LIST_BYTES = 4 * 2**20
+MAX_SIDES = 64
+"""Of a tensor, as numpy has it."""
 
 
 class _Kept(NamedTuple):
@@ -92,19 +104,26 @@ def _tensors(data: bytes, start: int, kept: Sequence[_Kept]) -> Iterator[tuple[s
         flat.setflags(write=False)
         start += flat.nbytes
         for one, values in zip(run, np.split(flat, np.cumsum([prod(one.shape) for one in run])[:-1]), strict=True):
-            yield one.name, values.reshape(one.shape)
+            try:
+                shaped = values.reshape(one.shape)
+            except ValueError as error:  # a side of 0 beside such that no array has
+                said = str(list(one.shape))[:MOST_SAID]
+                raise InvalidMask(f"{REST} lists {one.name} with the impossible shape {said}") from error
+            yield one.name, shaped
 
 
 def _list_of(text: bytes) -> list[_Kept]:
     try:
-        found = json.loads(text)
+        require_few_values(text, "it")
+        found = json.loads(text.decode())
         kept = [_Kept(name, type_, tuple(shape)) for name, type_, shape in found]
         sound = all(
             isinstance(one.name, str) and one.name.startswith(PARTS) and one.type in DTYPES
-            and all(type(n) is int and 0 <= n < 2**31 for n in one.shape)
+            and len(one.name) <= MAX_KEY_CHARS and is_unicode(one.name)
+            and len(one.shape) <= MAX_SIDES and all(type(n) is int and 0 <= n < 2**31 for n in one.shape)
             for one in kept
         )  # fmt: skip
-    except (ValueError, TypeError, RecursionError) as error:
+    except (InvalidTensorFile, ValueError, TypeError, RecursionError) as error:
         raise InvalidMask(f"{REST} has no list of tensors: {error}") from error
     if not sound or len(kept) > MAX_TENSORS or len({one.name for one in kept}) != len(kept):
         raise InvalidMask(f"{REST} lists a tensor twice, too many, or one that does not belong there")

@@ -176,7 +176,7 @@ def read_metadata(data: bytes) -> dict[str, str]:
     if length > min(len(data) - 8, MAX_HEADER_BYTES):
         raise InvalidTensorFile(f"not a safetensors file: a header of {length} bytes in a file of {len(data)}")
     text = data[8 : 8 + length]
-    require_few_values(text)
+    require_few_values(text, "the header")
     try:
         header = json.loads(text.decode(), object_pairs_hook=_unique)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -188,11 +188,14 @@ def read_metadata(data: bytes) -> dict[str, str]:
     return metadata
 
 
-def require_few_values(text: bytes) -> None:
+def require_few_values(text: bytes, what: str) -> None:
     """Count the texts and values of a list of tensors in JSON before it is parsed.
 
     A parser holds the interpreter until the last value, and every value becomes an object. What stands inside of texts
     costs nothing and does not count.
+
+    Args:
+        what: the list, in the message.
 
     Raises:
         InvalidTensorFile: more than MAX_TENSORS tensors and MAX_KEYS metadata keys can have.
@@ -206,12 +209,12 @@ def require_few_values(text: bytes) -> None:
         found = part.count(b'"')
         quotes += found
         if quotes > MAX_QUOTES:
-            raise InvalidTensorFile(f"the header has more than {MAX_TENSORS} tensors or {MAX_KEYS} metadata keys")
+            raise InvalidTensorFile(f"{what} has more than {MAX_TENSORS} tensors or {MAX_KEYS} metadata keys")
         outside = b"".join(part.split(b'"')[within::2])
         within = (within + found) % 2
         values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
         if values > MAX_VALUES:
-            raise InvalidTensorFile(f"the header has more than {MAX_VALUES} values")
+            raise InvalidTensorFile(f"{what} has more than {MAX_VALUES} values")
 
 
 def _require_bounded(header: Mapping[str, object], metadata: Mapping[str, str]) -> None:

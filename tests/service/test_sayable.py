@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
 import struct
 
 import independent
 import numpy as np
 import pytest
+import zstandard
 from cascades import build
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
@@ -235,6 +237,24 @@ def test_a_mask_whose_verdict_cannot_be_said_is_served_without_one(client, mask_
     assert found.status_code == 200 and found.json()["metadata"]["metrics"] == metrics
     body = {"content": as_npy(inputs()), "headers": {"Content-Type": NPY}}
     assert client.post("/embed?mask=verdict", **body).status_code == 200
+
+
+LISTED = {
+    "65 sides": ("state.x", "U8", [1] * 65),
+    "a size that no array has": ("state.x", "U8", [0, *[2**31 - 1] * 3]),
+    "half a surrogate pair": ("state.\ud800", "U8", [1]),
+}
+
+
+@pytest.mark.parametrize("which", LISTED)
+def test_a_packed_tensor_that_cannot_be_is_refused(client, mask_parts, require_error, which):
+    told = json.dumps([LISTED[which]]).encode()
+    numbers = bytes(math.prod(LISTED[which][2]))
+    frame = zstandard.ZstdCompressor().compress(len(told).to_bytes(4, "little") + told + numbers)
+    metadata, tensors = mask_parts
+    tensors = tensors | {"rest": np.frombuffer(frame, np.uint8)}
+    data = container(with_content(metadata, tensors), tensors)
+    assert "rest" in require_error(client.put("/masks/packed", content=data), 422, "invalid_mask")
 
 
 def test_a_head_with_a_class_that_cannot_be_said_is_refused(client, mask_parts, require_error):

@@ -56,6 +56,13 @@ def test_any_tensors_come_back_to_the_bit(shapes, types, seed):
         frame([["state.a", "U8", [-3]]]),
         frame([["state.a", "U8", [1.0]]], bytes(1)),
         frame([["state.a", "U8"]], bytes(3)),
+        frame([["state.a", "U8", [1] * 65]], bytes(1)),
+        frame([["state.a", "U8", [0, *[2**31 - 1] * 3]]]),
+        frame([["state.a", "U8", [2**31 - 1] * 100_000]]),
+        frame([["state.\ud800", "U8", [1]]], bytes(1)),
+        frame([["state." + "a" * 512, "U8", [1]]], bytes(1)),
+        frame(b"[" + b"[]," * 300_000 + b"[]]"),
+        frame(json.dumps([["state.a", "U8", [3]]]).encode("utf-16"), bytes(3)),
         frame(b"[" * 5000),
         frame(b"\xff"),
         frame(7),
@@ -64,6 +71,11 @@ def test_any_tensors_come_back_to_the_bit(shapes, types, seed):
 def test_what_is_not_one_whole_frame_of_such_tensors_is_refused(stored):
     with pytest.raises(InvalidMask, match="rest"):
         unpack_rest(stored, 1 << 20)
+
+
+def test_a_tensor_of_as_many_sides_as_numpy_has_comes_back():
+    (found,) = unpack_rest(frame([["state.a", "U8", [1] * 64]], b"7"), 1 << 20).values()
+    assert found.shape == (1,) * 64
 
 
 def test_a_frame_that_declares_too_much_is_refused_before_it_is_decompressed():

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.errors import Rejected
 from service.reading import media_type, read_buffer
+from smn_core.tensorfile import MAX_DEPTH
 
 MAX_SMALL_BYTES = 64 * 1024
 """Most bytes of a JSON body that holds no image."""
@@ -70,7 +71,8 @@ def parse_json(body: bytes | bytearray, max_images: int = 0) -> dict[str, Any]:
     """A JSON object; in a worker thread, if it may be long.
 
     Raises:
-        Rejected: 400 not one; 413 more values than a request of so many images can want.
+        Rejected: 400 not one, or deeper than MAX_DEPTH: what reads it writes no such depth; 413 more values than a
+            request of so many images can want.
     """
     _require_few(body, ITEMS + ITEMS_AN_IMAGE * max_images)
     try:
@@ -79,7 +81,17 @@ def parse_json(body: bytes | bytearray, max_images: int = 0) -> dict[str, Any]:
         raise Rejected(400, "invalid_json", f"the body is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise Rejected(400, "invalid_json", "the body is not a JSON object")
+    if _is_deeper(value, MAX_DEPTH):
+        raise Rejected(400, "invalid_json", f"the body has more than {MAX_DEPTH} tables and lists inside each other")
     return value
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    """Whether a value has more than so many tables and lists inside each other."""
+    if not isinstance(value, dict | list):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return most == 0 or any(_is_deeper(part, most - 1) for part in parts)
 
 
 def _require_few(body: bytes | bytearray, most: int) -> None:

@@ -63,6 +63,22 @@ def test_what_is_no_json_object_of_64_kib_is_refused(noted, require_error):
     assert noted.put("/masks/m/notes", json={"long": "x" * 65_000}).status_code == 200
 
 
+@pytest.mark.parametrize("depth", [16, 250, 300, 900])
+def test_notes_of_more_than_16_levels_are_refused_and_not_kept(noted, require_error, depth):
+    body = b'{"a":' + b"[" * depth + b"]" * depth + b"}"
+    answer = noted.put("/masks/m/notes", content=body, headers={"Content-Type": "application/json"})
+    assert "more than 16" in require_error(answer, 400, "invalid_json")
+    assert notes(noted) == {}
+
+
+def test_notes_of_16_levels_come_back_as_they_were(noted):
+    deep = []
+    for _ in range(14):
+        deep = [deep, 1]
+    assert noted.put("/masks/m/notes", json={"a": deep}).status_code == 200
+    assert notes(noted) == {"2": {"a": deep}}
+
+
 def test_notes_of_what_is_not_there_are_404(noted, require_error):
     require_error(noted.put("/masks/n/notes", json=NOTES), 404, "not_found")
     require_error(noted.put("/masks/m/notes", params={"version": 9}, json=NOTES), 404, "not_found")

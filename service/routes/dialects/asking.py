@@ -171,10 +171,11 @@ def resolve(model: str, server: Server, caller: Caller) -> Resolved | None:
 
     Raises:
         Rejected: 403, another's name.
+        InvalidArgument: no reference, as `cascade:` without a name.
         NotFound, Unavailable: as the registry.
     """
     wanted = wanted_of(model, server)
-    reference = wanted.cascade or wanted.mask
+    reference = wanted.cascade if wanted.cascade is not None else wanted.mask
     if reference is None:
         return None
     caller.require_name(parse_reference(reference)[0])

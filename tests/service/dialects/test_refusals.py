@@ -119,6 +119,11 @@ def test_what_is_wrong_is_named(client, theta, require_error, path, body, status
     assert "\n" not in message and len(message) < 300
 
 
+@pytest.mark.parametrize("path", ["/v1/models/cascade:", "/v2/models/cascade:/ready", "/weaviate/cascade:/meta"])
+def test_a_cascade_without_a_name_is_not_taken_for_the_untouched_backbone(client, require_error, path):
+    require_error(client.get(path), 400, "invalid_argument")
+
+
 @pytest.mark.parametrize("path", [*TEXTS, "/v2/models/photos/infer"])
 def test_a_key_comes_before_the_body(serve, require_error, path):
     client = serve(api_keys=["reader"])

@@ -95,7 +95,11 @@ def _pinned(server: Server, caller: Caller, mask: str | None, cascade: str | Non
         found = server.registry.resolve(kind, reference)
         return f"{found.name}@{found.digest}"
 
-    return Wanted(pin("masks", mask) if mask else None, pin("cascades", cascade) if cascade else None, mode)
+    return Wanted(
+        pin("masks", mask) if mask is not None else None,
+        pin("cascades", cascade) if cascade is not None else None,
+        mode,
+    )
 
 
 def _seen_as(request: Request, wanted: Wanted) -> Hashable:

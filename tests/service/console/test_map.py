@@ -128,6 +128,14 @@ def test_unknown_pictures_and_masks_are_404(shown, client, require_error):
     require_error(client.post("/map", json={"ids": ["0" * 24]}), 404, "no_gallery")
 
 
+@pytest.mark.parametrize("kind", ["mask", "cascade"])
+def test_a_reference_without_a_name_is_refused_as_by_embed(shown, require_error, kind):
+    ids = [picture["id"] for picture in shown.get("/gallery").json()["data"]]
+    mapped = require_error(shown.post("/map", json={"ids": ids}, params={kind: ""}), 400, "invalid_argument")
+    body = {"content": photo(1), "headers": {"Content-Type": "image/png"}}
+    assert mapped == require_error(shown.post("/embed", params={kind: ""}, **body), 400, "invalid_argument")
+
+
 def test_a_map_ends_with_its_deadline(client, require_error):
     body = {"vectors": as_text(groups(400))}
     require_error(client.post("/map", json=body, headers={"X-Timeout-Ms": "1"}), 504, "deadline")

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,8 @@ class Gallery:
         self._root, self._max_bytes, self._threads = folder.resolve(), max_bytes, threads
         self._pool = DecodePool(SQUARE, max_pixels, n_workers=2, memory_bytes=memory_bytes, cpu_s=cpu_s)
         self._pictures: dict[str, Picture] = {}
+        self._left_out: set[str] = set()
+        """Their places stay: a page may end with one, and the next begins after it."""
         self._made: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._made_bytes = 0
         self.unreadable = 0
@@ -78,26 +81,24 @@ class Gallery:
         self._pool.close()
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._pictures) - len(self._left_out)
 
     def page(self, limit: int, after: str | None) -> list[Picture]:
-        """Up to `limit` pictures in order of their paths, those after an id."""
-        pictures = list(self._pictures.values())
-        first = 0
-        if after:
-            ids = list(self._pictures)
-            first = ids.index(self.picture(after).id) + 1
-        return pictures[first : first + limit]
+        """Up to `limit` pictures in order of their paths, those after an id, which may have been left out meanwhile."""
+        if after and after not in self._pictures:
+            raise _missing(after)
+        ids = list(self._pictures)
+        first = ids.index(after) + 1 if after else 0
+        return [self._pictures[one] for one in islice(filter(self.has, ids[first:]), limit)]
 
     def has(self, picture_id: str) -> bool:
-        return picture_id in self._pictures
+        return picture_id in self._pictures and picture_id not in self._left_out
 
     def picture(self, picture_id: str) -> Picture:
         """The picture that an id means; NotFound where there is none."""
-        found = self._pictures.get(picture_id)
-        if found is None:
-            raise NotFound(f"the gallery has no picture {picture_id[:64]!r}")
-        return found
+        if not self.has(picture_id):
+            raise _missing(picture_id)
+        return self._pictures[picture_id]
 
     async def square(self, picture_id: str, side_px: int, who: str) -> bytes:
         """A JPEG of the middle of a picture, `side_px` wide and high.
@@ -130,7 +131,8 @@ class Gallery:
 
     def leave_out(self, picture_id: str) -> None:
         """Show a picture no more: it cannot be decoded."""
-        if self._pictures.pop(picture_id, None) is not None:
+        if self.has(picture_id):
+            self._left_out.add(picture_id)
             self.unreadable += 1
 
     def _read(self, picture: Picture) -> bytes:
@@ -176,6 +178,10 @@ class Gallery:
         said = b"\0".join((os.fsencode(relative), b"%d" % facts.st_size, b"%d" % facts.st_mtime_ns))
         label = relative.parts[0].encode("utf-8", "replace").decode() if len(relative.parts) > 1 else None
         return Picture(sha256(said).hexdigest()[:24], place, label)
+
+
+def _missing(picture_id: str) -> NotFound:
+    return NotFound(f"the gallery has no picture {picture_id[:64]!r}")
 
 
 def _jpeg(pixels: np.ndarray, side_px: int) -> bytes:

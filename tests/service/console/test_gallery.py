@@ -78,6 +78,20 @@ def test_a_picture_that_cannot_be_decoded_is_counted_and_left_out(serve, folder,
     assert after["unreadable"] == before["unreadable"] + 1
 
 
+def test_after_a_page_whose_last_picture_was_left_out_the_next_page_still_comes(serve, folder, require_error):
+    (folder / "cats" / "0.png").write_bytes(photo(fmt="JPEG")[:200])
+    client = serve(gallery=str(folder))
+    ids = [picture["id"] for picture in pictures(client)["data"]]
+    page = client.get("/gallery", params={"limit": 2}).json()
+    for picture in page["data"]:
+        require_error(client.get(f"/gallery/{picture['id']}/image"), 422, "invalid_image")
+    following = client.get("/gallery", params={"limit": 2, "after": page["next"]}).json()
+    assert [picture["id"] for picture in following["data"]] == ids[2:4]
+    assert following["total"] == len(ids) - 2
+    require_error(client.get(f"/gallery/{page['next']}/image"), 404, "not_found")
+    require_error(client.get("/gallery", params={"after": "0" * 24}), 404, "not_found")
+
+
 @pytest.mark.parametrize("path", ["secret.png", "..%2fsecret.png", "cats%2f0.png", "0" * 24, "%2e%2e/secret.png"])
 def test_nothing_is_served_by_a_path(serve, folder, require_error, path):
     require_error(serve(gallery=str(folder)).get(f"/gallery/{path}/image"), 404)

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from smn_core.errors import InvalidArgument
-from smn_core.files import replacing, write_bytes
+from smn_core.files import replacing
 from smn_core.imageset import FolderSet, ImageSet
 
 FORMS = (".npy", ".npz", ".parquet")
 ROWS_AT_ONCE = 4096
 """Rows that are copied together, so that a set of any size takes little memory."""
+OURS = frozenset({"file", "space", "rows"})
+"""Keys by which an `X.json` is known as one of ours."""
 NEEDS_PYARROW = ".parquet needs pyarrow, of the extra parquet: uv pip install '.[parquet]' in a clone"
 
 
@@ -79,7 +81,10 @@ def scratch(out: Path) -> Iterator[Path]:
 
 
 def check_out(out: Path) -> None:
-    """Raise InvalidArgument unless `out` can be written by its suffix; before anything is embedded."""
+    """Raise InvalidArgument unless `out` can be written by its suffix; before anything is embedded.
+
+    What lies beside it and is written too, `X.json` and `X.txt` of a `.npy`, must be ours if it is there.
+    """
     if out.suffix not in FORMS:
         raise InvalidArgument(f"--out {out}: embeddings are written as {', '.join(FORMS)}")
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
@@ -88,6 +93,26 @@ def check_out(out: Path) -> None:
         raise InvalidArgument(f"cannot write {out}: it is a folder")
     if not out.parent.is_dir():
         raise InvalidArgument(f"cannot write {out}: No such folder as {out.parent}")
+    _require_ours(out)
+
+
+def _require_ours(out: Path) -> None:
+    listed, sidecar = out.with_suffix(".txt"), out.with_suffix(".json")
+    told = _read_sidecar(sidecar)
+    if told is None and os.path.lexists(sidecar):
+        raise InvalidArgument(f"{sidecar} exists and was not written by smn: choose another --out")
+    is_listed = told is not None and isinstance(told.get("paths"), str)
+    if out.suffix == ".npy" and not is_listed and os.path.lexists(listed):
+        raise InvalidArgument(f"{listed} exists and was not written by smn: choose another --out")
+
+
+def _read_sidecar(sidecar: Path) -> dict[str, Any] | None:
+    """What an earlier run told; None where there is no such file, or it is not ours."""
+    try:
+        told = json.loads(sidecar.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return told if isinstance(told, dict) and told.keys() >= OURS else None
 
 
 def write_table(table: Table, out: Path, told: Mapping[str, Any]) -> list[Path]:
@@ -99,32 +124,22 @@ def write_table(table: Table, out: Path, told: Mapping[str, Any]) -> list[Path]:
         InvalidArgument: `out` cannot be written.
     """
     listed, sidecar = out.with_suffix(".txt"), out.with_suffix(".json")
-    stale = _is_ours(listed, sidecar)
-    with replacing(out) as temporary:
-        {".npy": _write_npy, ".npz": _write_npz, ".parquet": _write_parquet}[out.suffix](table, temporary)
+    stale = listed.is_file() and (_read_sidecar(sidecar) or {}).get("paths") == listed.name
     written = out.suffix == ".npy" and table.paths is not None
-    if written:
-        write_bytes(listed, os.fsencode("".join(f"{_line(path)}\n" for path in table.paths or ())))
     kept = {"file": out.name, "space": table.space, "rows": len(table.order), "dimensions": table.width, **told}
     text = json.dumps(kept | {"paths": listed.name if written else None}, indent=2) + "\n"
-    write_bytes(sidecar, text.encode("utf-8", "surrogateescape"))
+    # All are written before the first takes its place: X.json, so that a list without it is never one of ours.
+    with ExitStack() as files:
+        if written:
+            lines = files.enter_context(replacing(listed))
+            lines.write_bytes(os.fsencode("".join(f"{_line(path)}\n" for path in table.paths or ())))
+        vectors = files.enter_context(replacing(out))
+        files.enter_context(replacing(sidecar)).write_text(text, "utf-8")
+        {".npy": _write_npy, ".npz": _write_npz, ".parquet": _write_parquet}[out.suffix](table, vectors)
     if written or not stale:
         return []
     listed.unlink(missing_ok=True)
     return [listed]
-
-
-def _is_ours(listed: Path, sidecar: Path) -> bool:
-    """Whether a list of paths was written by an earlier run: the file beside it says so, or an array is there."""
-    if not listed.is_file():
-        return False
-    try:
-        told = json.loads(sidecar.read_text())
-        if isinstance(told, dict) and "paths" in told:
-            return bool(told["paths"] == listed.name)
-    except (OSError, ValueError):
-        pass
-    return listed.with_suffix(".npy").is_file()
 
 
 def _line(name: str) -> str:

@@ -61,6 +61,37 @@ def test_an_older_list_of_paths_does_not_outlive_its_array(world, run, tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+STRANGERS = {
+    "a list": {"X.txt": "mine"},
+    "a JSON of another kind": {"X.json": '{"file": "mine"}'},
+    "a JSON of another kind beside a form without a list": {"X.json": "[1]", "form": ".npz"},
+    "a damaged JSON": {"X.json": "{"},
+    "a list beside what smn wrote of arrays": {
+        "X.txt": "mine",
+        "X.json": '{"file": "X.npy", "space": "smn1:0:root:0", "rows": 2, "paths": null}',
+    },
+}
+
+
+@pytest.mark.parametrize("which", STRANGERS)
+def test_a_file_that_smn_did_not_write_is_never_written_over(world, run, tmp_path, which):
+    files = dict(STRANGERS[which])
+    out = tmp_path / f"X{files.pop('form', '.npy')}"
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    code, _, err = run("embed", world.photos, "--out", out, *world.model)
+    said = tmp_path / next(iter(files))
+    assert (code, err) == (2, f"smn: error: {said} exists and was not written by smn: choose another --out\n")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_the_files_of_an_earlier_run_are_replaced(world, run, tmp_path):
+    for photos, n in ((world.photos, 20), (world.photos / "dark", 10)):
+        assert run("embed", photos, "--out", tmp_path / "X.npy", *world.model)[0] == 0
+        paths, vectors, _, _ = read(tmp_path / "X.npy")
+        assert len(paths) == len(vectors) == n
+
+
 @pytest.fixture
 def photos(world, tmp_path):
     """A folder of its own, of the same photos."""

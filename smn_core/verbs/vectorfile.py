@@ -83,7 +83,8 @@ def scratch(out: Path) -> Iterator[Path]:
 def check_out(out: Path) -> None:
     """Raise InvalidArgument unless `out` can be written by its suffix; before anything is embedded.
 
-    What lies beside it and is written too, `X.json` and `X.txt` of a `.npy`, must be ours if it is there.
+    What lies beside it and is written too, `X.json` and `X.txt` of a `.npy`, must be ours if it is there, and `X.json`
+    must not be that of another form which is still there.
     """
     if out.suffix not in FORMS:
         raise InvalidArgument(f"--out {out}: embeddings are written as {', '.join(FORMS)}")
@@ -101,6 +102,9 @@ def _require_ours(out: Path) -> None:
     told = _read_sidecar(sidecar)
     if told is None and os.path.lexists(sidecar):
         raise InvalidArgument(f"{sidecar} exists and was not written by smn: choose another --out")
+    other = out.with_suffix(Path(str(told["file"])).suffix) if told is not None else out
+    if other.suffix in FORMS and other != out and other.exists():
+        raise InvalidArgument(f"{sidecar} describes {other}, which is still there: choose another --out, or remove it")
     is_listed = told is not None and isinstance(told.get("paths"), str)
     if out.suffix == ".npy" and not is_listed and os.path.lexists(listed):
         raise InvalidArgument(f"{listed} exists and was not written by smn: choose another --out")
@@ -125,6 +129,7 @@ def write_table(table: Table, out: Path, told: Mapping[str, Any]) -> list[Path]:
     """
     listed, sidecar = out.with_suffix(".txt"), out.with_suffix(".json")
     stale = listed.is_file() and (_read_sidecar(sidecar) or {}).get("paths") == listed.name
+    stale = stale and (out.suffix == ".npy" or not out.with_suffix(".npy").exists())
     written = out.suffix == ".npy" and table.paths is not None
     kept = {"file": out.name, "space": table.space, "rows": len(table.order), "dimensions": table.width, **told}
     text = json.dumps(kept | {"paths": listed.name if written else None}, indent=2) + "\n"

@@ -54,6 +54,7 @@ def test_an_older_list_of_paths_does_not_outlive_its_array(world, run, tmp_path)
     flags = ["embed", world.photos, *world.model]
     assert run(*flags, "--out", tmp_path / "X.npy")[0] == 0
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "X.npy").unlink()
     code, _, err = run(*flags, "--out", tmp_path / "X.npz")
     assert code == 0 and "removed" in err and not (tmp_path / "X.txt").exists()
     assert json.loads((tmp_path / "X.json").read_text())["file"] == "X.npz"
@@ -90,6 +91,18 @@ def test_the_files_of_an_earlier_run_are_replaced(world, run, tmp_path):
         assert run("embed", photos, "--out", tmp_path / "X.npy", *world.model)[0] == 0
         paths, vectors, _, _ = read(tmp_path / "X.npy")
         assert len(paths) == len(vectors) == n
+
+
+@pytest.mark.parametrize("other", [".npz", ".parquet"])
+def test_another_form_never_takes_the_list_and_the_description_of_a_file_that_is_still_there(
+    world, run, tmp_path, other
+):
+    flags, out = ["embed", world.photos, *world.model], tmp_path / "X.npy"
+    assert run(*flags, "--out", out)[0] == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    code, _, err = run(*flags, "--out", out.with_suffix(other))
+    assert code == 2 and f"X.json describes {out}, which is still there: choose another --out" in err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.fixture

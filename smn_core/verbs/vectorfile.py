@@ -20,6 +20,7 @@ from numpy import ndarray
 from smn_core.errors import InvalidArgument
 from smn_core.files import replacing
 from smn_core.imageset import FolderSet, ImageSet
+from smn_core.verbs.texts import as_line, of_line
 
 FORMS = (".npy", ".npz", ".parquet")
 ROWS_AT_ONCE = 4096
@@ -137,7 +138,7 @@ def write_table(table: Table, out: Path, told: Mapping[str, Any]) -> list[Path]:
     with ExitStack() as files:
         if written:
             lines = files.enter_context(replacing(listed))
-            lines.write_bytes(os.fsencode("".join(f"{_line(path)}\n" for path in table.paths or ())))
+            lines.write_text("".join(f"{as_line(path)}\n" for path in table.paths or ()), "utf-8")
         vectors = files.enter_context(replacing(out))
         files.enter_context(replacing(sidecar)).write_text(text, "utf-8")
         {".npy": _write_npy, ".npz": _write_npz, ".parquet": _write_parquet}[out.suffix](table, vectors)
@@ -147,9 +148,9 @@ def write_table(table: Table, out: Path, told: Mapping[str, Any]) -> list[Path]:
     return [listed]
 
 
-def _line(name: str) -> str:
-    """A path without line breaks, so that line i of a file belongs to row i."""
-    return name.replace("\n", "\\n")
+def read_paths(listed: Path) -> list[str]:
+    """The paths that an `X.txt` lists, row by row, as the folder has them: `os.fsencode` gives their bytes."""
+    return [of_line(line) for line in listed.read_text("utf-8").splitlines()]
 
 
 def _write_npy(table: Table, path: Path) -> None:

@@ -28,6 +28,7 @@ from smn_core.engine import Engine, Segment
 from smn_core.images import ImageReader
 from smn_core.maskfile import read_mask, write_mask
 from smn_core.spec import BackboneSpec
+from smn_core.verbs.vectorfile import read_paths
 from tests.conftest import build_affine
 from tests.smn_core.builders import TINY_VIT, plain_model, write_images
 
@@ -435,14 +436,24 @@ def test_embed_takes_a_split_of_a_folder(world, run, out):
 
 
 def test_embed_lists_names_that_are_not_utf_8(world, run, out, tmp_path):
-    """A file whose name is not UTF-8 is embedded and listed by its own bytes."""
+    """A file whose name is not UTF-8 is embedded, and listed with its bytes as escapes."""
     write_images(tmp_path / "images", ["a.png"])
     Path(os.fsdecode(os.fsencode(tmp_path / "images") + b"/\xff.png")).write_bytes(
         (tmp_path / "images" / "a.png").read_bytes()
     )
     ran = run("embed", tmp_path / "images", "--out", out, *world.model)
     assert ran.code == 0
-    assert out.with_suffix(".txt").read_bytes() == b"a.png\n\xff.png\n"
+    assert out.with_suffix(".txt").read_bytes() == b"a.png\n\\xff.png\n"
+
+
+def test_every_row_has_its_line_whatever_the_name(world, run, out, tmp_path):
+    """Line i of X.txt is the path of row i as UTF-8, and gives the name back, also if it breaks lines."""
+    names = ["a.png", "b\\n.png", "b\n.png", "c\r\x85\u2028.png", "d\udcff.png"]
+    write_images(tmp_path / "images", names)
+    assert run("embed", tmp_path / "images", "--out", out, *world.model).code == 0
+    listed = out.with_suffix(".txt")
+    assert len(listed.read_text("utf-8").splitlines()) == len(np.load(out)) == 5
+    assert read_paths(listed) == sorted(names)
 
 
 def test_embed_takes_images_of_the_size_the_model_was_built_for(run, out, world, tmp_path):

@@ -5,6 +5,7 @@ The modules that declare verbs import typer alone; what a verb needs is imported
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -68,6 +69,7 @@ def main() -> None:
     """Run a verb. Exit code 0; 2 for anything the user can mend, with one line on stderr; 130 for ctrl-C."""
     if not any(name in os.environ for name in MALLOC_TUNED):
         keep_freed_memory()
+    _show_any_name()
     try:
         # Not standalone: typer would say a wrong call in a box of six lines.
         code = app(prog_name="smn", standalone_mode=False)
@@ -86,6 +88,13 @@ def main() -> None:
         sys.exit(130)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_any_name() -> None:
+    """Print names that are not UTF-8 with escapes: a message must not end a verb that has done its work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _refuse_call(error: Any) -> None:

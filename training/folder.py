@@ -11,6 +11,7 @@ import torch
 from smn_core.files import write_bytes
 from smn_core.verbs.plots import density_plot
 from smn_core.verbs.recorded import write_backbone
+from smn_core.verbs.texts import visible
 from training.checkpoints import README
 from training.learner import Learner
 from training.plots import draw_curve
@@ -26,7 +27,7 @@ def write_folder(request: Request, learner: Learner, curve: Curve, result: Resul
     draw_curve(curve.rows, folder / "curve.png", request.out.stem)
     if result.mask is not None:
         density_plot(result.mask, folder / "density.png", request.out.stem)
-    write_bytes(folder / README, _format_readme(request, learner, result).encode())
+    write_bytes(folder / README, _format_readme(request, learner, result).encode(errors="backslashreplace"))
 
 
 def _format_readme(request: Request, learner: Learner, result: Result) -> str:
@@ -47,7 +48,7 @@ def _format_readme(request: Request, learner: Learner, result: Result) -> str:
         facts["digest"] = result.mask.digest
     facts["skipped images"] = len(result.skipped)
     lines += [f"- {key}: {value}" for key, value in facts.items()]
-    lines += [f"  - {name}" for name in result.skipped]
+    lines += [f"  - {visible(name)}" for name in result.skipped]
     if result.warning:
         lines += ["", f"**Warning:** {result.warning}"]
     lines += ["", "Configuration:", "", "```json", json.dumps(asdict(request.config), indent=2), "```", ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,14 @@ def test_a_set_without_other_files_is_not_spoken_of(world, mask, tmp_path, smn_r
     ran = smn_run("evaluate", "--data", world.data, "--folds", "2", "--no-views", "--probe", "knn", *world.flags())
     assert ran.code == 0, ran.err
     assert "other kinds" not in ran.err
+
+
+def test_a_run_ends_well_beside_an_unreadable_image_whose_name_is_not_utf_8(world, photos, tmp_path, smn_run):
+    folder = tmp_path / "odd"
+    shutil.copytree(photos, folder)
+    (folder / "even" / "sur\udcff.png").write_bytes(b"no image")
+    words = ["--data", folder, "--out", tmp_path / "m.smn", *TINY, "--set", "swav.prototypes=16"]
+    ran = smn_run("train", *words, "--threads", "1", *world.flags())
+    assert ran.code == 1, ran.err
+    assert "- skipped images: 1\n" in (page := (tmp_path / "m.run" / "README.md").read_text("utf-8"))
+    assert "sur\\xff.png: the 8 bytes are not an image" in page

@@ -12,6 +12,7 @@ from smn_core.files import write_bytes
 from smn_core.mask import TaskMask
 from smn_core.verbs.plots import density_plot
 from smn_core.verbs.recorded import run_folder
+from smn_core.verbs.texts import visible
 from smn_core.verdict import ADOPT, CANNOT_TELL, LEAVE_IT
 from training.adapt.look import Found
 from training.adapt.pictures import draw_neighbours
@@ -132,7 +133,7 @@ def write_page(page: Page, engine: Engine, mask: TaskMask, unseen: Subset) -> No
             lines += [f"![loss and density by step]({run.name}/{CURVE_PNG})", ""]
     lines += ["## What was found", "", *_describe_images(page), "", "## What was tried", "", *_list_runs(page), ""]
     _drop_checkpoints(page)
-    write_bytes(folder / README, "\n".join(lines).encode())
+    write_bytes(folder / README, "\n".join(lines).encode(errors="backslashreplace"))
 
 
 def _draw_neighbours(page: Page, engine: Engine, mask: TaskMask, unseen: Subset) -> list[str]:
@@ -144,7 +145,7 @@ def _draw_neighbours(page: Page, engine: Engine, mask: TaskMask, unseen: Subset)
     return [
         f"![neighbours before and after]({NEIGHBOURS_PNG})", "",
         f"{len(names)} images at random of {len(before.z)} unseen ones, before and after with {page.chosen.name}: "
-        f"{', '.join(names)}.", "",
+        f"{', '.join(map(visible, names))}.", "",
     ]  # fmt: skip
 
 
@@ -161,7 +162,7 @@ def _describe_images(page: Page) -> list[str]:
     ]
     if found.not_read:
         lines.append("- not read: " + ", ".join(f"{n:,} {suffix}" for suffix, n in found.not_read.items()))
-    return lines + [f"- cannot be read: {why}" for why in found.unreadable]
+    return lines + [f"- cannot be read: {visible(why)}" for why in found.unreadable]
 
 
 def _list_runs(page: Page) -> list[str]:

@@ -266,7 +266,7 @@ def _finish(request: CascadeRequest, cascade: Cascade, clusters: Clusters | None
     files = [*mask_names(1 + request.experts), FILE_NAME]
     sizes = {name: (request.out / name).stat().st_size for name in files}
     result = CascadeResult(cascade, clusters.sizes if clusters is not None else [], pure, sizes, tuple(found.skipped))
-    write_bytes(request.out / "README.md", _format_readme(request, result).encode())
+    write_bytes(request.out / "README.md", _format_readme(request, result).encode(errors="backslashreplace"))
     return result
 
 

@@ -42,7 +42,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos in folders, among other files, one of them broken."""
     folder = save_photos(tmp_path_factory.mktemp("photos") / "deep", N_PHOTOS).parent
     (folder / "notes.txt").write_text("text")
-    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "broken\udcff.png").write_bytes(b"no image")
     return folder
 
 
@@ -74,11 +74,11 @@ def test_the_table_compares_with_every_control(finished):
 
 def test_the_folder_has_a_page_with_pictures(finished):
     asked, ended, _ = finished
-    page = (asked.folder / "README.md").read_text()
+    page = (asked.folder / "README.md").read_text("utf-8")
     assert f"**verdict: {ended.answer}**" in page
     assert "60 of 61 images" in page
     assert "1 .txt" in page
-    assert "broken.png" in page
+    assert "broken\\xff.png" in page
     for name in ("neighbours.png", "density.png"):
         assert f"({name})" in page
         with Image.open(asked.folder / name) as picture:

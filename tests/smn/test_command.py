@@ -1,0 +1,31 @@
+"""The command itself: what it prints of names that a terminal or UTF-8 cannot take."""
+
+import io
+import sys
+
+import pytest
+
+import smn
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """`smn.main()` with stdout and stderr as a terminal's, in strict UTF-8: exit code, and the bytes of both."""
+
+    def ran(*arguments):
+        streams = io.BytesIO(), io.BytesIO()
+        for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, "utf-8", errors="strict"))
+        monkeypatch.setattr(sys, "argv", ["smn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            smn.main()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return stopped.value.code, *(stream.getvalue() for stream in streams)
+
+    return ran
+
+
+def test_a_name_that_is_not_utf_8_ends_no_verb_with_a_traceback(said, tmp_path):
+    code, out, err = said("adapt", f"{tmp_path}/no\udcff", "--out", tmp_path / "m.smn", "--backbone", "test_vit")
+    assert code == 2 and b"no\\udcff" in out and err.startswith(b"smn: error: ") and err.count(b"\n") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -25,8 +26,7 @@ def read_config(root: Path) -> Config:
     Raises:
         InvalidWeights: the run does not lie beside the mask, or is damaged.
     """
-    found = read_checkpoint(run_folder(root) / CHECKPOINT)
-    return parse_config(json.loads(found["smn"]["recipe"]))
+    return parse_config(json.loads(_read_end(root)["smn"]["recipe"]))
 
 
 def load(learner: Learner, backbone: Backbone, root: Path, root_state: Mapping[str, Tensor]) -> None:
@@ -38,8 +38,7 @@ def load(learner: Learner, backbone: Backbone, root: Path, root_state: Mapping[s
         InvalidWeights: the run does not lie beside the mask, has another backbone or other shapes, or did not end with
             this mask.
     """
-    path = run_folder(root) / CHECKPOINT
-    checkpoint = read_checkpoint(path)
+    path, checkpoint = run_folder(root) / CHECKPOINT, _read_end(root)
     if checkpoint["smn"].get("fingerprint") != learner.fingerprint:
         raise InvalidWeights(f"{path} was written by a run on another backbone")
     fresh = {f"{learner.objective.head_name}.{name}" for name in learner.objective.left_behind}
@@ -57,3 +56,26 @@ def load(learner: Learner, backbone: Backbone, root: Path, root_state: Mapping[s
     )
     if not np.array_equal(mask.packed, ended.packed) or not same_state:
         raise InvalidWeights(f"{path} is not the end of the run that wrote {root}: finish it with smn train --resume")
+
+
+def _read_end(root: Path) -> dict[str, Any]:
+    """The checkpoint of the run that wrote a mask.
+
+    Raises:
+        InvalidWeights: there is none, or it is damaged.
+    """
+    path = run_folder(root) / CHECKPOINT
+    if not path.exists():
+        raise InvalidWeights(f"there is no checkpoint {path}: {_say_what_has_one(root)}")
+    return read_checkpoint(path)
+
+
+def _say_what_has_one(root: Path) -> str:
+    """The fix where no checkpoint lies beside a mask. `smn adapt` keeps its runs, with their masks, in FILE.run/."""
+    runs = sorted(run_folder(root).glob("*.run"))
+    masks = [str(run.with_suffix(".smn")) for run in runs if (run / CHECKPOINT).exists()]
+    if masks:
+        return f"smn adapt wrote {root}; take the mask of its run, {' or '.join(masks)}, or learn one with smn train"
+    if runs:
+        return f"smn adapt wrote {root} and kept no run that switches a weight off; learn a mask with smn train"
+    return f"keep {run_folder(root)} of smn train beside {root}, or learn a mask with smn train"

@@ -315,7 +315,23 @@ def test_what_cannot_work_is_one_line_and_leaves_no_cascade(what, world: World, 
 
 def test_a_root_without_its_run_is_refused(world: World, root: Path, tmp_path, refused):
     shutil.copy(root, tmp_path / "bare.smn")
-    assert "there is no checkpoint" in refused(*words(world, tmp_path / "bare.smn", tmp_path / "c"))
+    said = refused(*words(world, tmp_path / "bare.smn", tmp_path / "c"))
+    assert "there is no checkpoint" in said and "or learn a mask with smn train" in said
+
+
+def test_of_what_adapt_wrote_the_refusal_names_the_mask_that_can_be_a_root(world: World, root: Path, tmp_path, refused):
+    """`smn adapt` keeps the masks of its runs, and the checkpoint of the best one, in FILE.run/."""
+    file, folder = tmp_path / "photos.smn", tmp_path / "photos.run"
+    for name in ("tiny-1", "tiny-2"):
+        shutil.copytree(run_folder(root), folder / f"{name}.run")
+        shutil.copy(root, folder / f"{name}.smn")
+    shutil.copy(root, file)
+    (folder / "tiny-1.run" / CHECKPOINT).unlink()
+    said = refused(*words(world, file, tmp_path / "c"))
+    assert "smn adapt wrote" in said and f"take the mask of its run, {folder / 'tiny-2.smn'}, or" in said
+    assert read_config(folder / "tiny-2.smn") == read_config(root)
+    (folder / "tiny-2.run" / CHECKPOINT).unlink()
+    assert "kept no run that switches a weight off" in refused(*words(world, file, tmp_path / "c"))
 
 
 def test_a_root_that_its_run_did_not_end_with_is_refused(world: World, root: Path, tmp_path, refused):

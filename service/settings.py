@@ -135,9 +135,9 @@ class Settings(BackboneSettings):
     )
     max_replicas: int = setting(
         0,
-        "On Ray: replicas under load; 0 does not scale.",
-        short="On Ray: replicas under load.",
-        otherwise="0, as many",
+        "On Ray: most replicas under load; 0: always as many as --replicas.",
+        short="On Ray: most replicas under load.",
+        otherwise="0, always --replicas",
         ge=0,
     )
     replica_cpus: float = setting(
@@ -194,7 +194,10 @@ class Settings(BackboneSettings):
         gt=0,
     )
     cache_bytes: int = setting(
-        GIB, "Host memory for masks that are not in a slot.", short="Host memory for masks.", ge=MIB
+        GIB,
+        "Memory for prepared masks, those in slots too, and for cascades; on a GPU the masks take the GPU's memory.",
+        short="Memory for masks and cascades.",
+        ge=MIB,
     )
     queue_images: int = setting(
         512,

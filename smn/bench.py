@@ -12,7 +12,7 @@ import typer
 
 from smn_core.errors import InvalidArgument
 from smn_core.spec import BackboneSpec
-from smn_core.verbs.options import DEFAULT_BACKBONE, as_trained, for_learning, model_options
+from smn_core.verbs.options import DEFAULT_BACKBONE, as_trained, for_learning, learning_options
 
 app = typer.Typer()
 
@@ -59,7 +59,7 @@ def bench(
 
 
 @app.command()
-@model_options
+@learning_options(DEFAULT_BACKBONE)
 def paper(
     spec: BackboneSpec,
     name: Annotated[str, typer.Option("--set", metavar="NAME", help="A set of torchvision's, as sun397 or dtd.")] = "",

@@ -36,6 +36,12 @@ EXTRAS = {"service": "service", "training": "training", "demo": "service,trainin
 class Verbs(TyperGroup):
     """The list of verbs in plain text: loading what draws boxes took .35 s of .55. A verb's own help has them."""
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        verb = super().get_command(ctx, cmd_name)
+        if verb is not None:
+            _show_flags_alone(verb, ctx)
+        return verb
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super(TyperGroup, self).format_help(ctx, formatter)
 
@@ -44,6 +50,15 @@ class Verbs(TyperGroup):
             formatter.write_dl([(name, (verb.help or "").split("\n\n")[0]) for name, verb in self.commands.items()])
         with formatter.indentation():
             formatter.write("\nsmn VERB --help shows its options.\n")
+
+
+def _show_flags_alone(verb: Any, ctx: Any) -> None:
+    """Have a verb's help, and that of its own verbs, show `--json` and not `--json <bool>`: a flag takes no value."""
+    for option in verb.get_params(ctx):
+        if getattr(option, "is_flag", False):
+            option.metavar = ""
+    for inner in getattr(verb, "commands", {}).values():
+        _show_flags_alone(inner, ctx)
 
 
 app = typer.Typer(

@@ -10,7 +10,7 @@ import typer
 
 from smn_core.errors import InvalidArgument
 from smn_core.spec import BackboneSpec
-from smn_core.verbs.options import DEFAULT_BACKBONE, as_trained, for_learning, model_options
+from smn_core.verbs.options import DEFAULT_BACKBONE, as_trained, for_learning, learning_options, model_options
 from training.adapt.verb import app as adapt_verb
 from training.evaluation.verb import app as evaluation_verbs
 from training.probe.verb import app as probe_verb
@@ -41,7 +41,7 @@ Retries = Annotated[
 
 
 @app.command()
-@model_options
+@learning_options(f"that of --start, else {DEFAULT_BACKBONE}")
 def train(
     data: Annotated[str, typer.Option(metavar="DATA", help="Image folder, .npz, or torchvision:NAME.")],
     out: Annotated[Path, typer.Option(metavar="FILE.smn", help="The mask; the run stays in FILE.run/ beside it.")],
@@ -181,7 +181,7 @@ def _parse_train(words: list[str]) -> tuple[Request, int]:
 
 
 @app.command()
-@model_options
+@learning_options("the root's own")
 def cascade(
     data: Annotated[str, typer.Option(metavar="DATA", help="Image folder, .npz, or torchvision:NAME.")],
     root: Annotated[Path, typer.Option(metavar="FILE.smn", help="The root mask, its FILE.run/ beside it.")],

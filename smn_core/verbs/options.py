@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import typer
@@ -69,11 +70,31 @@ def _as_typed(value: Any) -> Any:
     return value
 
 
-def model_options(command: Callable[..., Made]) -> Callable[..., Made]:
-    """Give a command the shared options; it receives them together as `spec: BackboneSpec`."""
+def learning_options(backbone: str) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
+    """As `model_options`, for a verb that learns: its help says so of --dtype, and does not name SMN_DTYPE.
+
+    Args:
+        backbone: what holds without --backbone, in the help's words.
+    """
+    differently: dict[str, dict[str, Any]] = {
+        "backbone": {"otherwise": backbone},
+        "dtype": {"more": " A run takes float32 alone.", "show_envvar": False},
+    }
+    return partial(model_options, differently=differently)
+
+
+def model_options(
+    command: Callable[..., Made], differently: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> Callable[..., Made]:
+    """Give a command the shared options; it receives them together as `spec: BackboneSpec`.
+
+    Args:
+        differently: by option what its help says otherwise: `otherwise`, `more`, `show_envvar`.
+    """
     own = inspect.signature(command, eval_str=True)
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    parameters = [context, *(p for p in own.parameters.values() if p.name != "spec"), *map(_parameter, OPTIONS)]
+    shared = [_parameter(option, **differently.get(option.name, {})) for option in OPTIONS]
+    parameters = [context, *(p for p in own.parameters.values() if p.name != "spec"), *shared]
 
     def wrapped(**given: Any) -> Made:
         context = given.pop("context")
@@ -86,14 +107,17 @@ def model_options(command: Callable[..., Made]) -> Callable[..., Made]:
     return wrapped
 
 
-def _parameter(option: Option) -> inspect.Parameter:
+def _parameter(
+    option: Option, *, otherwise: str | None = None, more: str = "", show_envvar: bool = True
+) -> inspect.Parameter:
     """The option as a parameter that typer reads."""
-    otherwise = f" Default: {option.said.otherwise}." if option.said.otherwise else ""
+    otherwise = option.said.otherwise if otherwise is None else otherwise
     shown = typer.Option(
         metavar=option.said.metavar,
-        help=f"{option.said.help}.{otherwise}",
+        help=f"{option.said.help}.{more}{f' Default: {otherwise}.' if otherwise else ''}",
         rich_help_panel=GROUP,
         envvar=f"SMN_{option.name.upper()}",
+        show_envvar=show_envvar,
     )
     kind = option.type if option.default is not None else option.type | None
     return inspect.Parameter(

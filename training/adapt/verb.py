@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from smn_core.spec import BackboneSpec
-from smn_core.verbs.options import model_options
+from smn_core.verbs.options import DEFAULT_BACKBONE, learning_options
 
 app = typer.Typer()
 INTERRUPTED = 130
@@ -18,7 +18,7 @@ FEWEST_MINUTES, MOST_MINUTES = 0.2, 7 * 24 * 60.0
 
 
 @app.command()
-@model_options
+@learning_options(DEFAULT_BACKBONE)
 def adapt(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of images, .npz, or torchvision:NAME.")],
     spec: BackboneSpec,

@@ -57,7 +57,20 @@ def test_every_variable_of_the_server_is_one_of_its_settings():
     from service.settings import Settings
 
     names = {f"SMN_{name}".upper() for name in Settings.model_fields}
-    assert set(compose(SECRETS)["services"]["smn"]["environment"]) <= names
+    assert set(compose(SECRETS)["services"]["smn"]["environment"]) - names == {"HF_TOKEN"}  # the Hub's client reads it
+
+
+def test_the_folders_that_the_example_names_are_where_it_says():
+    """A setting that names a folder of the container is of use only where something is mounted there."""
+    inside = {volume.split(":")[1] for volume in compose(SECRETS)["services"]["smn"]["volumes"]}
+    named = set(re.findall(r"SMN_(?:WEIGHTS|GALLERY)=(/\w+)", EXAMPLE))
+    assert named == {"/weights", "/gallery"} and named <= inside
+
+
+def test_the_training_image_reads_the_photos_that_the_servers_read():
+    (servers,) = re.findall(r"^ARG EXTRAS=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    extras = compose(SECRETS)["services"]["train"]["build"]["args"]["EXTRAS"].split(",")
+    assert "heic" in servers.split(",") and "heic" in extras and "training" in extras
 
 
 def test_every_file_that_compose_mounts_is_there():

@@ -80,6 +80,29 @@ def test_a_backup_brings_back_every_version_of_every_mask(tmp_path, path_with_re
         registry.close()
 
 
+def test_the_archives_commands_bring_a_registry_from_one_redis_to_another(tmp_path):
+    """As a container's shell runs them: what they print is the archive alone, and /tmp is left as it was."""
+    import os
+    import sys
+    from pathlib import Path
+
+    backup, restore, check = block("## One archive")
+    assert check.startswith("docker compose exec smn smn gc --check --fingerprint FINGERPRINT ")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with RedisServer(tmp_path / "one") as one, RedisServer(tmp_path / "other") as other:
+        registry = open_registry(one.url, FINGERPRINT)
+        registry.check()
+        for data in (b"one", b"two"):
+            registry.publish("masks", "kept", data)
+        registry.close()
+        for line, redis in ((backup, one), (restore, other)):
+            inside = line.removeprefix("docker compose exec -T smn ").replace("/tmp/", f"{tmp_path}/")
+            environment = {**os.environ, "PATH": path, "SMN_REGISTRY": redis.url}
+            done = subprocess.run(["sh", "-c", inside], cwd=tmp_path, env=environment, capture_output=True, check=False)
+            assert done.returncode == 0 and not (tmp_path / "m.tar").exists(), done.stderr
+        assert contents(other) == contents(one) == {"kept": (2, [(1, b"one"), (2, b"two")])}
+
+
 def test_every_variable_it_names_is_one_of_the_example_or_a_setting():
     named = set(re.findall(r"\b((?:SMN|TRAIN|REDIS)_[A-Z_]+)\b", GUIDE))
     known = set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))

@@ -41,7 +41,7 @@ class Bench:
     def left_out(self) -> str:
         """Why it cannot run here; empty where it can."""
         if absent := [name for name in self.needs if importlib.util.find_spec(name) is None]:
-            return f"needs {', '.join(absent)}: uv pip install '.[{self.extra}]'"
+            return f"needs {', '.join(absent)}: uv pip install -e '.[{self.extra}]'"
         if self.on_gpu and not any(Path("/dev").glob("nvidia[0-9]*")):
             return "needs a GPU"
         return ""

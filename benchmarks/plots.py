@@ -54,7 +54,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InvalidArgument("plots need matplotlib: uv pip install '.[bench]'") from error
+        raise InvalidArgument("plots need matplotlib: uv pip install -e '.[bench]'") from error
     for picture in PICTURES:
         if found := picture.rows(rows):
             with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):

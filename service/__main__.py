@@ -286,7 +286,7 @@ def _serve_on_ray(settings: Settings, offers: list[Offer]) -> None:
     from smn_core.verbs.show import note
 
     if find_spec("ray") is None or find_spec("ray.serve") is None:
-        raise InvalidArgument("--on ray needs the extra ray: uv pip install '.[ray]'")
+        raise InvalidArgument("--on ray needs the extra ray: uv pip install -e '.[ray]'")
 
     from service.offer import put_in
     from service.on_ray.application import run

@@ -64,7 +64,7 @@ def __getattr__(name: str) -> Any:
         missing = (error.name or "").split(".")[0]
         if _HOME[name] != "service.client" or missing in ("smn_core", "service"):
             raise
-        needs = f"smn.{name} needs {missing}, of the extra service: uv pip install '.[service]' in a clone"
+        needs = f"smn.{name} needs {missing}, of the extra service: uv pip install -e '.[service]' in a clone"
         raise InvalidArgument(needs) from error
 
 

@@ -28,7 +28,7 @@ def _naming_what_is_missing() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "benchmarks":
-            needs = f"benchmarks need {error.name}: uv pip install '.[service,training,bench]'"
+            needs = f"benchmarks need {error.name}: uv pip install -e '.[service,training,bench]'"
             raise InvalidArgument(needs) from error
         raise InvalidArgument("the benchmarks are not installed: `make setup` in a clone of the repository") from error
 

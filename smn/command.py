@@ -135,7 +135,7 @@ def _say_extra(error: ModuleNotFoundError) -> str:
     if extra is None or missing in ("smn", "smn_core", "service", "training"):
         raise error
     plural = "s" if "," in extra else ""
-    return f"{verb} needs {missing}, of the extra{plural} {extra}: uv pip install '.[{extra}]' in a clone"
+    return f"{verb} needs {missing}, of the extra{plural} {extra}: uv pip install -e '.[{extra}]' in a clone"
 
 
 def _fail(message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 KIND = "HEIF"
-NEEDED = "HEIC photos need pillow-heif, of the extra heic: uv pip install '.[heic]' in a clone"
+NEEDED = "HEIC photos need pillow-heif, of the extra heic: uv pip install -e '.[heic]' in a clone"
 
 
 def teach_pillow() -> bool:

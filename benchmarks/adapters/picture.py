@@ -82,7 +82,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InvalidArgument("plots need matplotlib: uv pip install '.[bench]'") from error
+        raise InvalidArgument("plots need matplotlib: uv pip install -e '.[bench]'") from error
     sets = list(dict.fromkeys(row["data"] for row in rows if "adapter" in row))
     if not sets:
         raise InvalidArgument(f"{file}: there are no rows of the test split to draw")

@@ -182,7 +182,7 @@ def started(tasks: Tasks, wanted: Sequence[str], budget_bytes: int) -> Iterator[
         for name in wanted:
             peer = PEERS[name]
             if missing := absent(name):
-                note(f"peer {name}: left out, needs {missing}: uv pip install '.[bench]'")
+                note(f"peer {name}: left out, needs {missing}: uv pip install -e '.[bench]'")
                 continue
             if peer.runtime != "torch" and not (tasks.weights / GRAPH).exists():
                 tasks.write_graph()

@@ -51,7 +51,7 @@ class Place:
         library, extra = FILES[self.form] if self.path is not None else SERVERS[self.form]
         if importlib.util.find_spec(library) is None:
             raise InvalidArgument(
-                f"{self.form} needs {library}, of the extra {extra}: uv pip install '.[{extra}]' in a clone"
+                f"{self.form} needs {library}, of the extra {extra}: uv pip install -e '.[{extra}]' in a clone"
             )
         if self.path is not None and not self.path.parent.is_dir():
             raise InvalidArgument(f"cannot write {self.path}: No such folder as {self.path.parent}")

@@ -127,7 +127,7 @@ def require_writers() -> None:
     missing = [name for name in WRITERS if find_spec(name) is None]
     if missing:
         raise InvalidArgument(
-            f"--format onnx needs {' and '.join(missing)}, of the extra onnx: uv pip install '.[onnx]'"
+            f"--format onnx needs {' and '.join(missing)}, of the extra onnx: uv pip install -e '.[onnx]'"
         )
 
 

@@ -19,7 +19,7 @@ def require_plottable(out: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InvalidArgument("plots need matplotlib: uv pip install '.[training]'") from error
+        raise InvalidArgument("plots need matplotlib: uv pip install -e '.[training]'") from error
     if out.suffix[1:].lower() not in Figure().canvas.get_supported_filetypes():
         raise InvalidArgument(f"cannot plot to {out}: use .png, .svg or .pdf")
     if not out.parent.is_dir():

@@ -27,7 +27,7 @@ ROWS_AT_ONCE = 4096
 """Rows that are copied together, so that a set of any size takes little memory."""
 OURS = frozenset({"file", "space", "rows"})
 """Keys by which an `X.json` is known as one of ours."""
-NEEDS_PYARROW = ".parquet needs pyarrow, of the extra parquet: uv pip install '.[parquet]' in a clone"
+NEEDS_PYARROW = ".parquet needs pyarrow, of the extra parquet: uv pip install -e '.[parquet]' in a clone"
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 CHROMIUM = Path("/usr/bin/chromium")
 PAGES = [*(ROOT / "docs").glob("*.md"), *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY"))]
 
-pytest.importorskip("myst_parser", reason="no myst-parser: uv pip install '.[dev]'")
-pytest.importorskip("furo", reason="no furo: uv pip install '.[dev]'")
+pytest.importorskip("myst_parser", reason="no myst-parser: uv pip install -e '.[dev]'")
+pytest.importorskip("furo", reason="no furo: uv pip install -e '.[dev]'")
 
 
 def build(source: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -97,7 +97,7 @@ def test_nothing_that_a_page_is_made_of_lies_elsewhere(site, pages):
 def test_the_search_finds_words_in_a_browser_that_opens_the_files_themselves(site):
     if not CHROMIUM.exists():
         pytest.skip(f"no browser: {CHROMIUM} is not there")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: uv pip install '.[dev]'")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: uv pip install -e '.[dev]'")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         page = chromium.new_page()

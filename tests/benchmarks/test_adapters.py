@@ -27,7 +27,7 @@ def world(tmp_path_factory) -> World:
 
 def kind_of(name: str):
     if name == "lora" and importlib.util.find_spec("peft") is None:
-        pytest.skip("PEFT is not installed: uv pip install '.[bench]'")
+        pytest.skip("PEFT is not installed: uv pip install -e '.[bench]'")
     return KINDS[name]
 
 

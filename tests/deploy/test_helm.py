@@ -9,8 +9,8 @@ from charts import CHART, ROOT, lint, rendered
 
 from service.settings import Settings
 
-pytest.importorskip("helm_python", reason="no Helm: uv pip install '.[dev]'")
-kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="no schemas: uv pip install '.[dev]'")
+pytest.importorskip("helm_python", reason="no Helm: uv pip install -e '.[dev]'")
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="no schemas: uv pip install -e '.[dev]'")
 
 DEPLOY = ROOT / "deploy"
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-nbformat = pytest.importorskip("nbformat", reason="no nbclient: uv pip install '.[dev]'")
-pytest.importorskip("nbclient", reason="no nbclient: uv pip install '.[dev]'")
-pytest.importorskip("ipykernel", reason="no ipykernel: uv pip install '.[dev]'")
+nbformat = pytest.importorskip("nbformat", reason="no nbclient: uv pip install -e '.[dev]'")
+pytest.importorskip("nbclient", reason="no nbclient: uv pip install -e '.[dev]'")
+pytest.importorskip("ipykernel", reason="no ipykernel: uv pip install -e '.[dev]'")
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "learn_look_serve_search.ipynb"

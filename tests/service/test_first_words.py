@@ -89,7 +89,7 @@ def test_a_core_only_install_names_the_extra(words, extra, tmp_path):
     *before, last = done.stderr.splitlines()
     assert last.startswith(f"smn: error: {words[0]} needs ")
     assert all(line.startswith(f"smn {words[0]}: reading ") for line in before), "a slow start says what it does"
-    assert f"uv pip install '.[{extra}]'" in done.stderr
+    assert f"uv pip install -e '.[{extra}]'" in done.stderr
 
 
 def test_the_modules_that_the_extras_bring_are_all_blocked_above():

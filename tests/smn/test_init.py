@@ -44,5 +44,5 @@ def test_without_the_extra_the_embedder_is_there_and_a_client_names_it():
         "try:\n    smn.Client\nexcept smn.InvalidArgument as error:\n    print(error)"
     )
     assert " ".join(in_python(code)) == (
-        "smn.Client needs httpx2, of the extra service: uv pip install '.[service]' in a clone"
+        "smn.Client needs httpx2, of the extra service: uv pip install -e '.[service]' in a clone"
     )

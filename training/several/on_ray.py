@@ -25,7 +25,7 @@ from training.several.jobs import Job, OnJobStep, PushFailed, RunFailed, work
 try:
     import ray
 except ImportError as error:
-    raise InvalidArgument("--on ray needs Ray: uv pip install '.[ray]'") from error
+    raise InvalidArgument("--on ray needs Ray: uv pip install -e '.[ray]'") from error
 
 
 @dataclass(frozen=True)

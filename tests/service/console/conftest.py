@@ -17,7 +17,7 @@ def browser():
     """Debian's chromium. While it is driven its thread has a running event loop, so no other module may see that."""
     if not CHROMIUM.exists():
         pytest.skip(f"no browser: {CHROMIUM} is not there")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: uv pip install '.[dev]'")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: uv pip install -e '.[dev]'")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         yield chromium

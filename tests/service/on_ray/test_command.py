@@ -26,7 +26,7 @@ def serve(*arguments, before=""):
 
 def test_without_the_extra_it_says_what_to_install():
     code, line = serve("--registry", "redis://127.0.0.1", before="sys.modules['ray'] = None")
-    assert code == 2 and line == "smn: error: --on ray needs the extra ray: uv pip install '.[ray]'"
+    assert code == 2 and line == "smn: error: --on ray needs the extra ray: uv pip install -e '.[ray]'"
 
 
 def test_a_folder_is_no_registry_for_several_nodes(tmp_path):

@@ -145,7 +145,7 @@ def test_the_command_chooses_by_format_or_suffix_and_says_the_check(command, tmp
 def test_without_the_extra_one_line_names_it(command, tmp_path):
     code, said = command("--out", "w.onnx", without="onnxscript")
     assert code == 2 and said.count("\n") == 1
-    assert "needs onnxscript, of the extra onnx: uv pip install '.[onnx]'" in said
+    assert "needs onnxscript, of the extra onnx: uv pip install -e '.[onnx]'" in said
     assert not (tmp_path / "w.onnx").exists()
     code, said = command("--out", "w.onnx", without="onnxruntime")
     assert code == 0 and "not checked: onnxruntime is not installed" in said

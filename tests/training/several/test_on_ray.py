@@ -20,14 +20,14 @@ sys.path.insert(0, str(REPOSITORY / "tests" / "service"))
 from served import ServerProcess
 
 KEY = "the-key-of-the-tests"
-NEEDS_RAY = "Ray is not installed: uv pip install '.[ray]'"
+NEEDS_RAY = "Ray is not installed: uv pip install -e '.[ray]'"
 
 
 def test_without_the_extra_one_line_says_what_to_install(world: World, tmp_path, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "training.several.on_ray", raising=False)
     said = refused("train-many", manifest(world, tmp_path, 'out = "a.smn"'), "--on", "ray")
-    assert said == "--on ray needs Ray: uv pip install '.[ray]'"
+    assert said == "--on ray needs Ray: uv pip install -e '.[ray]'"
 
 
 def test_an_address_where_no_ray_is_is_one_line(world: World, tmp_path, refused):

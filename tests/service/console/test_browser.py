@@ -251,7 +251,7 @@ def test_five_hundred_masks_are_listed_and_found(theta, files, visit, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1180, 390])
 def test_every_page_passes_axe_and_fits_the_screen(open_server, visit, pictures, scheme, width):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: uv pip install -e '.[dev]'").Axe()
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="uv pip install -e '.[dev]'").Axe()
     page = visit(open_server, color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 844})
 

@@ -238,7 +238,7 @@ def space(
     told = table_of(check((yield Call("GET", "/info"))), SPACE_OF_ROOT)
     found, width = str(told["space"]), int(told["dimensions"])
     if mask is not None or cascade is not None:
-        parse_reference(str(mask or cascade))
+        parse_reference(str(mask if mask is not None else cascade))
         model = str(mask) if cascade is None else f"cascade:{cascade}"
         found = table_of(check((yield Call("GET", f"/v1/models/{quote(model, safe='')}"))), MODEL)["space"]
     if cascade is not None:

@@ -7,7 +7,7 @@ commands of the README begins a real one.
 """
 
 import atexit
-import multiprocessing
+import multiprocessing.util  # before the function below: what is registered later runs earlier
 import os
 import signal
 import subprocess

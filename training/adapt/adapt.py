@@ -16,7 +16,6 @@ from smn_core import tensorfile
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.engine import Engine
 from smn_core.errors import InvalidArgument
-from smn_core.imageset import open_images
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, for_learning
 from smn_core.verbs.recorded import run_folder, write_backbone
@@ -32,7 +31,7 @@ from training.adapt.score import Scorer
 from training.adapt.timing import choose_threads, time_step
 from training.checkpoints import README
 from training.data import Subset, identify
-from training.evaluation.labelled import require_labels
+from training.evaluation.labelled import open_labelled
 from training.features import sample
 from training.forms import choose_form
 from training.plan import require_float32
@@ -178,7 +177,7 @@ def _require_options(request: Request) -> None:
     if request.labelled is not None:
         if not request.labelled.is_dir():
             raise InvalidArgument(f"--labelled {request.labelled} is no folder: it has a folder for each class")
-        require_labels(open_images(request.labelled).labels)
+        open_labelled(request.labelled)
     finished = out.exists() and (request.folder / README).exists()
     foreign = out.exists() and not (request.folder / RECORD).exists() and not finished
     if (finished or foreign) and not request.overwrite:

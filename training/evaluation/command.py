@@ -11,14 +11,14 @@ import numpy as np
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
 from smn_core.errors import InvalidArgument
-from smn_core.imageset import ImageSet, open_images
+from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask, with_bits, write_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs import show
 from smn_core.verbs.options import as_trained
 from training.data import TRAIN, Subset, has_split, open_split, others_among
-from training.evaluation.labelled import require_labels
+from training.evaluation.labelled import open_labelled
 from training.evaluation.tables import print_verdicts
 from training.evaluation.verdict import count_embeddings, judge, store_verdict
 from training.unseen import find_unseen
@@ -52,9 +52,7 @@ def run(
         raise InvalidArgument(f"--out writes one mask, and {len(files)} are judged: give one FILE")
     masks = [(path.name, read_mask(path)) for path in files]
     other = read_mask(foreign) if foreign is not None else None
-    few = open_images(labelled) if labelled is not None else None
-    if few is not None:
-        require_labels(few.labels)
+    few = open_labelled(labelled) if labelled is not None else None
     seen, unseen = open_seen_and_unseen(data, [mask for _, mask in masks], files)
     show.count_others(others_among(seen))
     if unseen is None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from numpy import ndarray
 from sklearn.model_selection import StratifiedKFold
 
 from smn_core.errors import InvalidData
+from smn_core.imageset import ImageSet
+from training.data import TRAIN, open_split
 from training.evaluation import probes
 from training.evaluation.signs import normalise
 
@@ -15,6 +19,17 @@ KNN_K = 5
 FEWEST_CLASSES, FEWEST_PER_CLASS = 2, 3
 MOST_FOLDS = 5
 KNN, PROBE, BOTH = "knn", "probe", "both"
+
+
+def open_labelled(folder: Path) -> ImageSet:
+    """The few labelled images of a folder: its train split, where it has splits, as `smn probe` takes it.
+
+    Raises:
+        InvalidData: as `open_split` and `require_labels`.
+    """
+    images = open_split(str(folder), TRAIN)
+    require_labels(images.labels)
+    return images
 
 
 def require_labels(labels: Int64[ndarray, "n"] | None) -> Int64[ndarray, "n"]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from smn_core.errors import InvalidData
-from training.evaluation.labelled import BOTH, KNN, PROBE, leave_one_out, require_labels, score
+from tests.training.adapt.photos import save_photos
+from training.evaluation.labelled import BOTH, KNN, PROBE, leave_one_out, open_labelled, require_labels, score
 
 LABELS = np.repeat(np.arange(3), 10)
 
@@ -40,3 +41,15 @@ def test_class_numbers_may_have_gaps(rng):
 def test_labels_that_are_too_few_are_refused(labels, says):
     with pytest.raises(InvalidData, match=says):
         require_labels(np.array(labels) if labels is not None else None)
+
+
+def test_folders_of_splits_are_never_taken_for_classes(tmp_path):
+    for split, classes in (("train", ("cat", "dog")), ("test", ("cat",))):
+        for name in classes:
+            save_photos(tmp_path / split / name, 4)
+    few = open_labelled(tmp_path)
+    assert list(few.classes) == ["cat", "dog"]
+    assert few.labels.tolist() == [0] * 4 + [1] * 4
+    (tmp_path / "train").rename(tmp_path / "val")
+    with pytest.raises(InvalidData, match="has the splits test, val, not 'train'"):
+        open_labelled(tmp_path)

@@ -15,6 +15,7 @@ from numpy import ndarray
 from PIL import Image
 
 from smn_core.errors import InvalidData, InvalidImage
+from smn_core.names import sayable
 from smn_core.pixels import decode
 
 SUFFIXES = frozenset(
@@ -118,7 +119,7 @@ def _open_folder(path: Path, split: str | None) -> FolderSet:
     if not names:
         there = f"; there are {say_others(others)}" if others else ""
         raise InvalidData(f"{root} has no image ({', '.join(sorted(SUFFIXES))}){there}")
-    folders = [name.split("/")[0] if "/" in name else "" for name in names]
+    folders = [sayable(name.split("/")[0]) if "/" in name else "" for name in names]
     if "" in folders:
         return FolderSet(root, names, None, (), others)
     classes = sorted(set(folders))
@@ -221,5 +222,9 @@ def _labels(
         found = f"{labels.min()} to {labels.max()}"
         raise InvalidData(f"{path}: y_{split} is {found}, expected {n_images} class numbers from 0")
     n_classes = int(labels.max()) + 1
-    classes = named if named is not None and len(named) >= n_classes else [str(c) for c in range(n_classes)]
+    classes = (
+        list(map(sayable, named))
+        if named is not None and len(named) >= n_classes
+        else [str(c) for c in range(n_classes)]
+    )
     return labels.astype(np.int64), classes

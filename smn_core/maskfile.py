@@ -99,8 +99,16 @@ def _bits_of_parent(parent: TaskMask, codec_name: str, backbone: Backbone | None
 def write_mask(
     mask: TaskMask, path: Path | str, codec_name: str = "zstd", backbone: Backbone | None = None
 ) -> TaskMask:
-    """Write the file of a mask in one step. Returns the mask with the file's digest. Raises as `serialise_mask`."""
-    data = serialise_mask(mask, codec_name, backbone)
+    """Write the file of a mask in one step. Returns the mask with the file's digest.
+
+    Raises:
+        SMNError: as `serialise_mask`, and as `parse_mask` of what would be written: then nothing is.
+    """
+    try:
+        data = serialise_mask(mask, codec_name, backbone)
+        parse_mask(data, mask.layout)
+    except (InvalidMask, InvalidTensorFile) as error:
+        raise type(error)(f"cannot write {path}: {error}") from error
     write_bytes(path, data)
     return replace(mask, digest=tensorfile.digest_of(data))
 

@@ -121,7 +121,14 @@ def serialise_tensors(tensors: Mapping[str, ndarray], metadata: Mapping[str, str
 
 
 def serialise_with_content(tensors: Mapping[str, ndarray], metadata: Mapping[str, str]) -> bytes:
-    """`serialise_tensors` with the `content` checksum added to the metadata."""
+    """`serialise_tensors` with the `content` checksum added to the metadata.
+
+    Raises:
+        InvalidTensorFile: a key or text that UTF-8 cannot write.
+    """
+    for key, value in metadata.items():
+        if not _is_unicode(key + value):
+            raise InvalidTensorFile(f"metadata key {key!r} has half a surrogate pair")
     return serialise_tensors(tensors, {**metadata, "content": content_of(metadata, tensors)})
 
 

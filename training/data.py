@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from smn_core.errors import InvalidData, InvalidImage
 from smn_core.imageset import ArraySet, FolderSet, ImageSet, array_splits, open_images
+from smn_core.names import sayable
 from training.labels import Renumbered
 
 # The splits of each torchvision set. A set with None has no splits of its own: a fixed seed cuts it 80 to 20.
@@ -85,6 +86,11 @@ def open_split(data: str, split: str) -> ImageSet:
     if split != TRAIN:
         raise InvalidData(f"{path} has no folder {split!r}; without splits of its own it is {TRAIN!r} as a whole")
     return open_images(path)
+
+
+def name_data(data: str) -> str:
+    """The name of a set, as files tell it: of a folder or an `.npz` the last part of its path."""
+    return sayable(Path(data).name)
 
 
 def has_split(data: str, split: str) -> bool:

@@ -28,7 +28,7 @@ from smn_core.verbs.show import note
 from training import calibrate, export, starts
 from training.checkpoints import CHECKPOINT, read_checkpoint
 from training.config import PRECISIONS
-from training.data import StepLoader, StepSampler, Views, collate, identify
+from training.data import StepLoader, StepSampler, Views, collate, identify, name_data
 from training.folder import write_folder
 from training.forms import settle_form
 from training.learner import Learner
@@ -182,7 +182,7 @@ def export_learned(prepared: Prepared, learner: Learner, curve: Curve) -> TaskMa
     recipe |= {"start": learner.start} if learner.start else {}
     metadata = {
         "objective": request.config.objective,
-        "dataset": Path(request.data).name,
+        "dataset": name_data(request.data),
         "recipe": tensorfile.canonical_json(recipe),
         "metrics": tensorfile.canonical_json(curve.losses(request.config.head_steps)),
     }

@@ -69,8 +69,13 @@ def tensors_of(cascade: Cascade) -> dict[str, ndarray]:
 
 
 def write_cascade(cascade: Cascade, path: Path | str) -> Cascade:
-    """Write the file in one step; returns the cascade with the file's digest."""
+    """Write the file in one step; returns the cascade with the file's digest.
+
+    Raises:
+        InvalidCascade, InvalidTensorFile: as `parse_cascade` of what would be written: then nothing is.
+    """
     data = serialise_cascade(cascade)
+    parse_cascade(data)
     write_bytes(path, data)
     return replace(cascade, digest=tensorfile.digest_of(data))
 

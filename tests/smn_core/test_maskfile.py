@@ -764,6 +764,17 @@ def test_a_context_mask_is_written_again_as_it_is_coded(coded, tmp_path):
     assert told.metadata == {"metrics": "{}"}
 
 
+def test_what_nobody_could_read_is_never_written_over_a_mask(tiny_vit, make_mask, tmp_path):
+    good, path = make_mask(tiny_vit, with_head=True), tmp_path / "m.smn"
+    maskfile.write_mask(good, path)
+    before = path.read_bytes()
+    head = replace(good.head, classes=("\udcff", *good.head.classes[1:]))
+    for bad in (replace(good, head=head), replace(good, metadata={"dataset": "\udcff"})):
+        with pytest.raises(SMNError, match="half a surrogate pair"):
+            maskfile.write_mask(bad, path)
+        assert path.read_bytes() == before
+
+
 def test_a_context_mask_of_another_backbone_is_refused_before_it_is_decoded(coded, make_backbone):
     other = make_backbone("test_resnet", seed=1)
     with pytest.raises(WrongBackbone, match="fingerprint"):

@@ -17,7 +17,7 @@ from training.adapt.page import Page, format_table, path_of, write_page
 from training.adapt.record import Record
 from training.adapt.score import Scorer
 from training.checkpoints import README
-from training.data import Subset
+from training.data import Subset, name_data
 from training.evaluation.controls import make_all_on
 from training.evaluation.labelled import open_labelled
 from training.evaluation.paired import EVIDENCE, NEIGHBOURS
@@ -148,7 +148,7 @@ def _make_choices(parts: Parts) -> dict[str, TaskMask]:
 
 def _describe(parts: Parts, mask: TaskMask) -> TaskMask:
     """With what it was made from, where the mask does not say it yet."""
-    pixels, data = copy_pixels(parts.scorer.engine.backbone), Path(parts.data).name
+    pixels, data = copy_pixels(parts.scorer.engine.backbone), name_data(parts.data)
     return replace(mask, preprocess=pixels, metadata={"dataset": data, **mask.metadata}, digest=None)
 
 

@@ -37,7 +37,7 @@ from training.cascade.clusters import Clusters, cluster, measure_purity
 from training.cascade.fusion import FusionChoice, fit, inputs
 from training.checkpoints import is_finished
 from training.config import Config
-from training.data import identify, open_split, others_among
+from training.data import identify, name_data, open_split, others_among
 from training.features import EMBEDDINGS, Cache, Features
 from training.plan import PLAN, require_same
 from training.plots import draw_clusters
@@ -250,7 +250,7 @@ def _fuse(
         fusion=fusion,
         mode=request.mode,
         router=router if CONDITIONAL in request.modes else None,
-        metadata={"dataset": Path(request.data).name, "split": request.clusters, "split_seed": str(request.seed)},
+        metadata={"dataset": name_data(request.data), "split": request.clusters, "split_seed": str(request.seed)},
     )
     return write_cascade(cascade, request.out / FILE_NAME)
 
@@ -260,7 +260,7 @@ def _finish(request: CascadeRequest, cascade: Cascade, clusters: Clusters | None
     if clusters is not None:
         if found.labels is not None:
             pure = measure_purity(clusters.of_each, found.labels, request.experts)
-        title = f"{Path(request.data).name}: {request.clusters} split"
+        title = f"{name_data(request.data)}: {request.clusters} split"
         u = reduce(clusters.router, found.z)
         draw_clusters(u, clusters.of_each, request.experts, request.out / "clusters.png", title)
     files = [*mask_names(1 + request.experts), FILE_NAME]

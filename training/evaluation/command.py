@@ -17,7 +17,7 @@ from smn_core.maskfile import read_mask, with_bits, write_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs import show
 from smn_core.verbs.options import as_trained
-from training.data import TRAIN, Subset, has_split, open_split, others_among
+from training.data import TRAIN, Subset, has_split, name_data, open_split, others_among
 from training.evaluation.labelled import open_labelled
 from training.evaluation.tables import print_verdicts
 from training.evaluation.verdict import count_embeddings, judge, store_verdict
@@ -68,7 +68,7 @@ def run(
     if out is not None:
         write_mask(store_verdict(masks[0][1], verdicts[0]), out)
     if as_json:
-        show.as_json({"data": Path(data).name, "verdicts": [verdict.as_json() for verdict in verdicts]})
+        show.as_json({"data": name_data(data), "verdicts": [verdict.as_json() for verdict in verdicts]})
     else:
         print_verdicts(verdicts)
 
@@ -100,7 +100,7 @@ def open_seen_and_unseen(
             rest = np.setdiff1d(np.arange(len(images.names)), unseen)
             return Subset(images, rest), Subset(images, unseen)
     named = [mask.metadata.get("dataset", "") for mask in masks]
-    if any(name in ("", Path(data).name) for name in named):
+    if any(name in ("", name_data(data)) for name in named):
         return images, None
     order = np.random.default_rng(CUT_SEED).permutation(len(images.names))
     n_unseen = round(UNSEEN_SHARE * len(order))

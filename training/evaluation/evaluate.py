@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from smn_core.mask import TaskMask
 from smn_core.verbs.offline import OnBatch, say_nothing
 from smn_core.verdict import read_verdict
 from training.cascade.fusion import FusionChoice
-from training.data import has_split, open_split, others_among
+from training.data import has_split, name_data, open_split, others_among
 from training.evaluation import probes, signs
 from training.evaluation.compare import compare
 from training.features import EMBEDDINGS, Cache, Features, embed_view
@@ -131,7 +130,7 @@ def evaluate(
             }
             rows.append(facts | scored(bank, tested))
     return {
-        "data": Path(settings.data).name,
+        "data": name_data(settings.data),
         "train_images": len(train.names),
         "test_images": len(test.names) if test is not None else 0,
         "image_size": int(engine.backbone.preprocess["input_size"][-1]),

@@ -17,6 +17,7 @@ from smn_core.imageset import ImageSet
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained
 from training.cascade.fusion import inputs
+from training.data import name_data
 from training.features import EMBEDDINGS, Cache, Features
 from training.metrics import add_metrics
 from training.probe.fit import PROBE, Fitted, fit_head
@@ -63,7 +64,7 @@ def probe_cascade(
         mode: fit_head(fuse(cascade, mode, x), labels, images.classes, seed)
         for mode, x in inputs(each, routed, cascade.modes).items()
     }
-    scores = {mode: each.as_json() for mode, each in fitted.items()} | {"data": Path(data).name}
+    scores = {mode: each.as_json() for mode, each in fitted.items()} | {"data": name_data(data)}
     made = replace(
         cascade,
         heads={mode: each.head for mode, each in fitted.items()},

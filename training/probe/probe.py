@@ -14,7 +14,7 @@ from smn_core.maskfile import read_mask, with_bits, write_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained
 from smn_core.verbs.show import note
-from training.data import TRAIN, open_split
+from training.data import TRAIN, name_data, open_split
 from training.evaluation.controls import make_all_on
 from training.export import copy_pixels
 from training.features import embed
@@ -78,6 +78,6 @@ def probe_mask(
         found = embed(engine, given.digest if given is not None else None, images, batch_size, on_batch)
     assert found.labels is not None
     fitted = fit_head(found.z, found.labels, images.classes, seed)
-    scores = fitted.as_json() | {"data": Path(data).name}
+    scores = fitted.as_json() | {"data": name_data(data)}
     made = replace(mask, head=fitted.head, metadata=add_metrics(mask.metadata, PROBE, scores), digest=None)
     return Probed(write_mask(made, out), fitted, found.skipped)

@@ -84,3 +84,13 @@ def test_a_file_that_is_no_mask_is_refused_before_the_work(world, tmp_path, smn_
     ran = smn_run("probe", "--data", world.data, "--out", tmp_path / "m.txt", *world.flags())
     assert ran.code == 2
     assert ".smn" in ran.err
+
+
+def test_classes_whose_names_are_no_text_are_written_so_that_every_verb_reads_them(world, tmp_path, smn_run):
+    data, out = save(tmp_path / "set\udcfe", 40, ["a", "b\udcff"]), tmp_path / "m.smn"
+    ran = smn_run("probe", "--data", data, "--out", out, *world.flags())
+    assert ran.code == 0, ran.err
+    written = read_mask(out)
+    assert written.head is not None
+    assert written.head.classes == ("a", "b\\udcff")
+    assert json.loads(written.metadata["metrics"])["probe"]["data"] == "set\\udcfe"

@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from smn_core.errors import InvalidArgument, InvalidImage
+from smn_core.imagefile import read_image_file
 
 Image: TypeAlias = Any
 """One image: a path (text or Path), the bytes of a file, a PIL image, an array. A folder is all of its images.
@@ -40,13 +41,13 @@ class Item:
         """The bytes of an image file, or a model input, float32 [3, h, w].
 
         Raises:
-            InvalidImage: a file that cannot be read, a PIL image that no file format holds.
+            InvalidImage: a file that cannot be read or is too large for one, a PIL image that no file format holds.
         """
         if isinstance(self.source, bytes):
             return self.source
         if isinstance(self.source, Path):
             try:
-                return self.source.read_bytes()
+                return read_image_file(self.source)
             except OSError as error:
                 raise InvalidImage(f"cannot read it: {error.strerror}") from error
         if isinstance(self.source, ndarray):

@@ -15,6 +15,7 @@ from numpy import ndarray
 from PIL import Image
 
 from smn_core.errors import InvalidData, InvalidImage
+from smn_core.imagefile import read_image_file
 from smn_core.names import sayable
 from smn_core.pixels import decode
 
@@ -73,7 +74,7 @@ class FolderSet:
     def image(self, index: int, draft_px: int | None = None) -> Image.Image:
         path = self.root / self.names[index]
         try:
-            return decode(path.read_bytes(), draft_px=draft_px)
+            return decode(read_image_file(path), draft_px=draft_px)
         except OSError as error:
             raise InvalidImage(f"cannot read {path}: {error.strerror}") from error
         except InvalidImage as error:

@@ -192,9 +192,7 @@ def identify(images: ImageSet, *, times: bool = True) -> str:
         sha.update(np.ascontiguousarray(images.pixels).data)
     elif isinstance(images, FolderSet):
         for name in images.names:
-            status = (images.root / name).stat()
-            changed = f"|{status.st_mtime_ns}" if times else ""
-            sha.update(f"{name}|{status.st_size}{changed}\n".encode(errors="surrogateescape"))
+            sha.update(f"{name}|{_identify_file(images.root / name, times)}\n".encode(errors="surrogateescape"))
     elif isinstance(images, Subset):
         sha.update(f"{identify(images.source, times=times)}|{images.indices.tolist()}".encode())
     elif isinstance(images, Renumbered):
@@ -202,6 +200,15 @@ def identify(images: ImageSet, *, times: bool = True) -> str:
     else:
         sha.update(f"{getattr(images, 'source', images)!r}|{list(images.names)}".encode())
     return sha.hexdigest()
+
+
+def _identify_file(path: Path, times: bool) -> str:
+    """Size and time; a link that leads nowhere has none, and is named as unreadable at its turn."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "unreadable"
+    return f"{status.st_size}|{status.st_mtime_ns}" if times else f"{status.st_size}"
 
 
 @dataclass(frozen=True)

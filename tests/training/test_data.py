@@ -20,6 +20,7 @@ from training.data import (
     Subset,
     Views,
     collate,
+    identify,
     open_split,
     seeded,
 )
@@ -198,3 +199,14 @@ def test_a_folder_of_classes_is_its_own_train_split_and_has_no_other(tmp_path):
 def test_no_data_is_not_the_folder_one_is_in():
     with pytest.raises(InvalidData, match="--data is empty"):
         open_split("", "train")
+
+
+def test_links_that_lead_nowhere_are_skipped_and_cost_no_other_image(folder):
+    whole = identify(open_split(str(folder), "train"))
+    (folder / "gone.png").symlink_to(folder / "nothing.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    images = open_split(str(folder), "train")
+    assert identify(images) != whole
+    assert identify(images) == identify(open_split(str(folder), "train"))
+    _, _, skipped = Views(images, as_tensor, 8)[Item(images.names.index("gone.png"), seed=0)]
+    assert [Path(reason.split(":")[0]).name for reason in skipped] == ["gone.png", "loop.png"]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 
 FIRST_WORD_S = 2.0
 """A refusal that comes sooner stays the one line on stderr. With it a user hears something within 5 seconds."""
@@ -38,6 +39,33 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int, step: int, total: int) -> None:
         super().__init__(f"stopped after step {step} of {total}")
         self.number, self.step, self.total = number, step, total
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came where it ends the work as ctrl-C does."""
+
+    number = int(signal.SIGTERM)
+
+
+@contextmanager
+def stopping_at_sigterm() -> Iterator[None]:
+    """In the block SIGTERM raises `Terminated`; once, so that what a stop leaves can be written.
+
+    In another thread than the main one, where Python sets no handlers, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def say(text: str) -> None:

@@ -1,10 +1,11 @@
-"""The order of `smn adapt`: look, time, race, end; what ctrl-C and a full disk leave."""
+"""The order of `smn adapt`: look, time, race, end; what ctrl-C, SIGTERM and a full disk leave."""
 
 from __future__ import annotations
 
 import errno
 import json
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from training.evaluation.labelled import open_labelled
 from training.features import sample
 from training.forms import choose_form
 from training.plan import require_float32
-from training.progress import Clock, Tell
+from training.progress import Clock, Stopped, Tell, Terminated
 from training.unseen import write_unseen
 
 SUFFIX = ".smn"
@@ -73,10 +74,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Ended:
-    """How it ended; after ctrl-C the file changes nothing, and the same command goes on."""
+    """How it ended; after ctrl-C or SIGTERM the file changes nothing, and the same command goes on.
+
+    `signal` is the number of the one that stopped it, or 0.
+    """
 
     answer: str
-    interrupted: bool = False
+    signal: int = 0
+
+    @property
+    def interrupted(self) -> bool:
+        return self.signal != 0
 
 
 def name_output(data: str) -> Path:
@@ -106,8 +114,9 @@ def adapt(request: Request, tell: Tell, clock: Clock = time.monotonic, began: fl
         write_backbone(request.folder, spec, backbone.fingerprint)
         try:
             return _adapt(request, spec, backbone, found, record, budget, tell)
-        except KeyboardInterrupt:
-            return _stop(request, backbone, record, tell)
+        except KeyboardInterrupt as stopped:
+            number = stopped.number if isinstance(stopped, Stopped | Terminated) else int(signal.SIGINT)
+            return _stop(request, backbone, record, tell, number)
 
 
 def _adapt(
@@ -156,7 +165,7 @@ def _open_record(request: Request, found: Found, backbone: Backbone) -> Record:
     return Record.open(request.folder, json.loads(tensorfile.canonical_json(plan)))
 
 
-def _stop(request: Request, backbone: Backbone, record: Record, tell: Tell) -> Ended:
+def _stop(request: Request, backbone: Backbone, record: Record, tell: Tell, number: int) -> Ended:
     """Leave a file that changes nothing, and say where the best is and how to go on."""
     write_nothing(backbone, CANNOT_TELL, "It was stopped before anything was judged.", request.out)
     best = record.best
@@ -164,7 +173,7 @@ def _stop(request: Request, backbone: Backbone, record: Record, tell: Tell) -> E
     tell(f"\nstopped: {kept}; {request.out} changes nothing")
     tell("the same command goes on from what is finished")
     tell(f"verdict: {CANNOT_TELL}")
-    return Ended(CANNOT_TELL, interrupted=True)
+    return Ended(CANNOT_TELL, number)
 
 
 def _require_options(request: Request) -> None:

@@ -13,7 +13,8 @@ from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import DEFAULT_BACKBONE, learning_options
 
 app = typer.Typer()
-INTERRUPTED = 130
+OF_SIGNAL = 128
+"""Exit codes of what a signal stopped begin here: 130 for ctrl-C, 143 for SIGTERM."""
 FEWEST_MINUTES, MOST_MINUTES = 0.2, 7 * 24 * 60.0
 
 
@@ -43,22 +44,29 @@ def adapt(
 
     Tries several recipes within the time, fits a map, and judges the best on images kept unseen, against the untouched
     backbone. The last line is "verdict: adopt", "verdict: leave it" (FILE then changes nothing) or "verdict: cannot
-    tell". Ctrl-C keeps what is finished; the same command goes on.
+    tell". Ctrl-C and SIGTERM keep what is finished; the same command goes on.
     """
     began = time.monotonic()
     print(f"smn adapt: {minutes:g} minutes at most for {data}", flush=True)
 
-    import torch
+    from training.progress import Terminated, stopping_at_sigterm
 
-    from training.adapt.adapt import Request, adapt, name_output
+    try:
+        with stopping_at_sigterm():
+            import torch
 
-    if threads:
-        torch.set_num_threads(threads)
-    file = out if out is not None else name_output(data)
-    request = Request(
-        spec, data, file, minutes=minutes, labelled=labelled, seed=seed, workers=workers, threads=threads,
-        overwrite=overwrite, command=["smn", *sys.argv[1:]], codec=codec,
-    )  # fmt: skip
-    ended = adapt(request, lambda line: print(line, flush=True), began=began)
-    if ended.interrupted:
-        raise typer.Exit(INTERRUPTED)
+            from training.adapt.adapt import Request, adapt, name_output
+
+            if threads:
+                torch.set_num_threads(threads)
+            file = out if out is not None else name_output(data)
+            request = Request(
+                spec, data, file, minutes=minutes, labelled=labelled, seed=seed, workers=workers, threads=threads,
+                overwrite=overwrite, command=["smn", *sys.argv[1:]], codec=codec,
+            )  # fmt: skip
+            ended = adapt(request, lambda line: print(line, flush=True), began=began)
+    except Terminated as stopped:
+        print("stopped before anything was learned; the same command begins again", flush=True)
+        raise typer.Exit(OF_SIGNAL + stopped.number) from stopped
+    if ended.signal:
+        raise typer.Exit(OF_SIGNAL + ended.signal)

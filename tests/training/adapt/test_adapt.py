@@ -126,6 +126,21 @@ def test_ctrl_c_keeps_the_best_and_the_same_command_goes_on(world: World, photos
     assert not any(line.startswith("bold:") and "going on" not in line for line in told)
 
 
+def test_sigterm_leaves_a_file_that_changes_nothing_and_says_how_to_go_on(
+    world: World, photos: Path, tmp_path: Path, smn_run, monkeypatch
+):
+    def terminate(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("training.adapt.adapt._adapt", terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    ran = smn_run("adapt", photos, "--out", tmp_path / "mine.smn", *world.flags())
+    assert ran.code == 143
+    assert ran.out.splitlines()[-2:] == ["the same command goes on from what is finished", "verdict: cannot tell"]
+    assert read_mask(tmp_path / "mine.smn").n_off == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_labels_are_handed_to_the_verdict(world: World, photos: Path, tmp_path: Path):
     found = digits()
     for label in (0, 1):

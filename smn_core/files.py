@@ -38,6 +38,25 @@ def replacing(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: Path | str, option: str = "--out") -> None:
+    """Check, before any work, that a file can be written at `path`; nothing is left there.
+
+    Raises:
+        InvalidArgument: it is a folder, or its folder is missing or cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InvalidArgument(f"{option} {path} is a folder: give the name of a file")
+    if not path.parent.is_dir():
+        raise InvalidArgument(f"{option} {path}: the folder {path.parent} does not exist")
+    probe = path.with_name(f".{secrets.token_hex(8)}")
+    try:
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        probe.unlink()
+    except OSError as error:
+        raise InvalidArgument(f"{option} {path}: cannot write into {path.parent}: {error.strerror}") from error
+
+
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Replace the file at `path` by `data` in one step."""
     with replacing(path) as temporary:

@@ -14,6 +14,7 @@ import torch
 from smn_core.backbone import Backbone
 from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.imageset import ImageSet
+from smn_core.verbs.recorded import require_places
 from training import masking
 from training.checkpoints import CHECKPOINT, README
 from training.config import AUTO, PLAIN
@@ -77,7 +78,7 @@ def forget(request: Request) -> None:
 
 
 def require_output(request: Request) -> None:
-    """Check the output: its suffix fits, its folder exists, and no earlier run is overwritten unasked.
+    """Check the output: its suffix fits, it can be written, and no earlier run is overwritten unasked.
 
     Raises:
         InvalidArgument: one of these does not hold.
@@ -85,8 +86,7 @@ def require_output(request: Request) -> None:
     wanted = ".smn" if request.config.learns_mask else ".safetensors"
     if request.out.suffix != wanted:
         raise InvalidArgument(f"--out {request.out}: objective {request.config.objective} writes a {wanted} file")
-    if not request.out.parent.is_dir():
-        raise InvalidArgument(f"--out {request.out}: the folder {request.out.parent} does not exist")
+    require_places(request.out)
     begun = (request.folder / CHECKPOINT).exists() or request.out.exists()
     if begun and not request.resume and not request.overwrite:
         raise InvalidArgument(f"{request.out} or its run exists: continue it with --resume, or say --overwrite")

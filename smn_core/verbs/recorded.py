@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from smn_core.errors import InvalidArgument
-from smn_core.files import write_bytes
+from smn_core.files import require_writable, write_bytes
 from smn_core.spec import BackboneSpec
 
 FILE_NAME = "backbone.json"
@@ -15,6 +16,20 @@ FILE_NAME = "backbone.json"
 def run_folder(file: Path) -> Path:
     """The folder of the run that wrote a file: `photos.run` beside `photos.smn`."""
     return file.with_name(f"{file.stem}.run")
+
+
+def require_places(out: Path) -> None:
+    """Check, before any work, that a run can write its file and its folder.
+
+    Raises:
+        InvalidArgument: one of them cannot be written.
+    """
+    require_writable(out)
+    folder = run_folder(out)
+    if folder.is_dir():
+        require_writable(folder / FILE_NAME)
+    elif os.path.lexists(folder):
+        raise InvalidArgument(f"--out {out}: {folder}, where its run is kept, is no folder: move it away")
 
 
 def write_backbone(folder: Path, spec: BackboneSpec, fingerprint: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from smn_core.errors import InvalidArgument
-from smn_core.files import replacing, write_bytes
+from smn_core.files import replacing, require_writable, write_bytes
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path):
@@ -62,3 +62,15 @@ def test_a_file_in_the_working_folder_needs_no_folder(tmp_path, monkeypatch):
     write_bytes(Path("x.bin"), b"x")
     write_bytes("y.bin", b"y")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "y.bin"]
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path):
+    require_writable(tmp_path / "new.smn")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "folder.smn").mkdir()
+    (tmp_path / "file").write_text("x")
+    for place in ("folder.smn", "file/new.smn", "nowhere/new.smn"):
+        with pytest.raises(InvalidArgument, match=f"--out {tmp_path / place}"):
+            require_writable(tmp_path / place)
+    with pytest.raises(InvalidArgument, match="cannot write into /proc"):
+        require_writable("/proc/new.smn")

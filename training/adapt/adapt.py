@@ -19,7 +19,7 @@ from smn_core.engine import Engine
 from smn_core.errors import InvalidArgument
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, for_learning
-from smn_core.verbs.recorded import run_folder, write_backbone
+from smn_core.verbs.recorded import require_places, run_folder, write_backbone
 from smn_core.verbs.repack import require_codec
 from smn_core.verdict import CANNOT_TELL
 from training.adapt.budget import LOOK, TIMING, Budget
@@ -181,8 +181,7 @@ def _require_options(request: Request) -> None:
     require_codec(request.codec)
     if out.suffix != SUFFIX:
         raise InvalidArgument(f"--out {out}: a mask is written to a {SUFFIX} file")
-    if not out.parent.is_dir():
-        raise InvalidArgument(f"--out {out}: the folder {out.parent} does not exist")
+    require_places(out)
     if request.labelled is not None:
         if not request.labelled.is_dir():
             raise InvalidArgument(f"--labelled {request.labelled} is no folder: it has a folder for each class")

@@ -11,6 +11,7 @@ import numpy as np
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
 from smn_core.errors import InvalidArgument
+from smn_core.files import require_writable
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask, with_bits, write_mask
@@ -50,6 +51,8 @@ def run(
     """
     if out is not None and len(files) != 1:
         raise InvalidArgument(f"--out writes one mask, and {len(files)} are judged: give one FILE")
+    if out is not None:
+        require_writable(out)
     masks = [(path.name, read_mask(path)) for path in files]
     other = read_mask(foreign) if foreign is not None else None
     few = open_labelled(labelled) if labelled is not None else None

@@ -38,6 +38,7 @@ def probe(
     Its strength is chosen by cross-validation. Accuracy and calibration are measured on a fifth of the images, which
     neither saw; then it is fitted on all of them. A cascade's classifiers act on its fused embeddings.
     """
+    from smn_core.files import require_writable
     from smn_core.verbs import show
     from training.data import others_among
     from training.probe.fused import probe_cascade
@@ -51,6 +52,8 @@ def probe(
         raise InvalidArgument(f"--out {out}: a mask is written to a .smn file")
     if cascade is not None and (out.suffix in (".smn", ".safetensors") or out.is_file()):
         raise InvalidArgument(f"--out {out}: a cascade is written to a folder, with its masks")
+    if cascade is None:
+        require_writable(out)
     limit_threads(threads)
     images = open_labelled(data)
     others = others_among(images)

@@ -333,3 +333,12 @@ def test_a_damaged_compressed_npz_is_refused_or_reads_the_same(tmp_path):
         except InvalidData:
             continue
         assert np.array_equal(np.asarray(images.image(3)), pixels[3]), place
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [(".jfif", "JPEG"), (".JPE", "JPEG"), (".apng", "PNG"), (".dib", "DIB"), (".pbm", "PPM"), (".pnm", "PPM")],
+)
+def test_rarer_suffixes_of_formats_that_are_decoded_are_images(suffix, kind, tmp_path):
+    Image.new("1" if suffix == ".pbm" else "RGB", (4, 3)).save(tmp_path / f"a{suffix}", kind)
+    assert open_images(tmp_path).image(0).size == (4, 3)

@@ -66,7 +66,8 @@ def _read(
         n_read += 1
         yield index, image
     if n_read < 2:
-        raise InvalidData(f"{n_read} of {len(picked)} images can be read: at least two are needed")
+        first = f"; the first that cannot: {next(iter(skipped))}" if skipped else ""
+        raise InvalidData(f"{n_read} of {len(picked)} images can be read: at least two are needed{first}")
 
 
 def _shuffle(images: ImageSet) -> list[int]:

@@ -229,6 +229,8 @@ def test_a_folder_of_which_next_to_nothing_can_be_read_is_refused(n_readable, wo
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "00.png")
     said = refused(*command(world, tmp_path / "m.smn", "--data", folder))
     assert f"{n_readable} of 20 images can be read" in said
+    assert "; the first that cannot: " in said
+    assert "not an image of a known format" in said
 
 
 def test_an_export_does_not_write_over_the_backbone_or_under_another_suffix(finished: Path, world: World, refused):

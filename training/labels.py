@@ -14,6 +14,18 @@ from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.imageset import ImageSet
 
 
+def name_smallest(labels: Int64[ndarray, "n"], classes: Sequence[str] = ()) -> tuple[str, int]:
+    """The class of the fewest labels, as a message names it, and how many it has; the first of equal ones."""
+    present, counts = np.unique(labels, return_counts=True)
+    number, count = int(present[counts.argmin()]), int(counts.min())
+    return f"class {classes[number] if number < len(classes) else number}", count
+
+
+def say_readable(count: int) -> str:
+    """So many readable images, in words."""
+    return f"{count} readable image{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Renumbered:
     """A set of images whose labels are the class numbers of another set."""

@@ -27,7 +27,7 @@ from training.data import has_split, name_data, open_split, others_among
 from training.evaluation import probes, signs
 from training.evaluation.compare import compare
 from training.features import EMBEDDINGS, Cache, Features, embed_view
-from training.labels import pick_labels, renumber_classes
+from training.labels import name_smallest, pick_labels, renumber_classes, say_readable
 
 TEST = "test"
 
@@ -96,7 +96,7 @@ def evaluate(
 
     def scored(bank: Features, tested: Features | None) -> dict[str, Any]:
         if settings.folds:
-            found = _score_folds(bank, settings)
+            found = _score_folds(bank, settings, train.classes)
         else:
             found = _score(bank, tested, settings, train.classes) if tested is not None else {}
         return found | {"skipped": len(bank.skipped)}
@@ -185,14 +185,16 @@ def _score(bank: Features, test: Features, settings: EvaluationSettings, classes
     return found
 
 
-def _score_folds(bank: Features, settings: EvaluationSettings) -> dict[str, Any]:
+def _score_folds(bank: Features, settings: EvaluationSettings, classes: Sequence[str]) -> dict[str, Any]:
     """Predict every image from the folds without it. Each fold has the classes in their shares of the whole."""
     labels = bank.labels
     if labels is None:
         raise InvalidData("--folds scores labels, and the train split has none")
-    smallest = int(np.unique(labels, return_counts=True)[1].min())
-    if smallest < settings.folds:
-        raise InvalidArgument(f"--folds {settings.folds}: a class has {smallest} readable images")
+    name, count = name_smallest(labels, classes)
+    if count < settings.folds:
+        raise InvalidArgument(
+            f"--folds {settings.folds}: {name} has {say_readable(count)}: fewer folds, or move its folder away"
+        )
     predicted = {name: np.empty_like(labels) for name in settings.probes}
     for rest, fold in StratifiedKFold(settings.folds, shuffle=True, random_state=0).split(bank.z, labels):
         z, known, asked = bank.z[rest], labels[rest], bank.z[fold]

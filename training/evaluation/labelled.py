@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from smn_core.imageset import ImageSet
 from training.data import TRAIN, open_split
 from training.evaluation import probes
 from training.evaluation.signs import normalise
+from training.labels import name_smallest, say_readable
 
 KNN_K = 5
 FEWEST_CLASSES, FEWEST_PER_CLASS = 2, 3
@@ -28,12 +30,12 @@ def open_labelled(folder: Path) -> ImageSet:
         InvalidData: as `open_split` and `require_labels`.
     """
     images = open_split(str(folder), TRAIN)
-    require_labels(images.labels)
+    require_labels(images.labels, images.classes)
     return images
 
 
-def require_labels(labels: Int64[ndarray, "n"] | None) -> Int64[ndarray, "n"]:
-    """The labels.
+def require_labels(labels: Int64[ndarray, "n"] | None, classes: Sequence[str] = ()) -> Int64[ndarray, "n"]:
+    """The labels; `classes` are their names for the message.
 
     Raises:
         InvalidData: there are none, one class alone, or a class with too few images.
@@ -41,11 +43,11 @@ def require_labels(labels: Int64[ndarray, "n"] | None) -> Int64[ndarray, "n"]:
     asked = f"--labelled takes a folder for each class with ten images in it, at least {FEWEST_PER_CLASS}"
     if labels is None:
         raise InvalidData(f"{asked}: images lie beside the folders, so there are no labels")
-    counts = np.unique(labels, return_counts=True)[1]
-    if len(counts) < FEWEST_CLASSES:
+    if len(np.unique(labels)) < FEWEST_CLASSES:
         raise InvalidData(f"{asked}: there is one class alone")
-    if counts.min() < FEWEST_PER_CLASS:
-        raise InvalidData(f"{asked}: a class has {counts.min()} readable")
+    name, count = name_smallest(labels, classes)
+    if count < FEWEST_PER_CLASS:
+        raise InvalidData(f"{asked}: {name} has {say_readable(count)}: add some, or move its folder away")
     return labels
 
 

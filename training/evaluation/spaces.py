@@ -93,7 +93,7 @@ class Spaces:
         keys = list(self._judged)
         found = embed_each(self._engine, keys, images, batch_size, on_batch)
         self._few = dict(zip(keys, found, strict=True))
-        require_labels(found[0].labels)
+        require_labels(found[0].labels, images.classes)
 
     def measure(self, mask: TaskMask | None) -> Measured:
         """The signs of a mask's space, or of the frozen backbone's."""

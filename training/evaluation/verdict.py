@@ -158,7 +158,7 @@ def judge(
         WrongBackbone: a mask was made for another backbone.
     """
     if labelled is not None:
-        require_labels(labelled.labels)
+        require_labels(labelled.labels, labelled.classes)
     flipped = {n: flip_at_random(mask, seed) for n, (_, mask) in enumerate(masks) if mask.n_off > 0}
     judged = [mask for _, mask in masks] + ([foreign] if foreign is not None else [])
     for mask in judged:

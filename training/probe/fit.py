@@ -25,6 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from smn_core.errors import InvalidData
 from smn_core.labels import probabilities
 from smn_core.mask import Head
+from training.labels import say_readable
 
 PROBE = "probe"
 """The key of a file's `metrics` under which the scores of its classifier stand."""
@@ -104,7 +105,10 @@ def _require_classes(labels: Int64[ndarray, "n"], classes: Sequence[str]) -> tup
         raise InvalidData("a classifier takes two classes at least: a folder for each, with images in it")
     if counts.min() < FEWEST_PER_CLASS:
         short = classes[present[counts.argmin()]]
-        raise InvalidData(f"class {short} has {counts.min()} readable images: it takes {FEWEST_PER_CLASS} at least")
+        raise InvalidData(
+            f"class {short} has {say_readable(counts.min())}: it takes {FEWEST_PER_CLASS} at least; add some, or move "
+            "its folder away"
+        )
     return [str(classes[number]) for number in present], numbers.astype(np.int64)
 
 

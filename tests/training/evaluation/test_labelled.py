@@ -36,11 +36,12 @@ def test_class_numbers_may_have_gaps(rng):
 
 
 @pytest.mark.parametrize(
-    ("labels", "says"), [(None, "no labels"), ([0, 0, 0, 0], "one class"), ([0, 0, 0, 1, 1], "a class has 2")]
+    ("labels", "says"),
+    [(None, "no labels"), ([0, 0, 0, 0], "one class"), ([0, 0, 0, 1, 1], "class dog has 2 readable images: add some")],
 )
 def test_labels_that_are_too_few_are_refused(labels, says):
     with pytest.raises(InvalidData, match=says):
-        require_labels(np.array(labels) if labels is not None else None)
+        require_labels(np.array(labels) if labels is not None else None, ["cat", "dog"])
 
 
 def test_folders_of_splits_are_never_taken_for_classes(tmp_path):

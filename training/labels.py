@@ -14,6 +14,18 @@ from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.imageset import ImageSet
 
 
+def say_why_unlabelled(images: ImageSet) -> str:
+    """Why a set has no labels, for the end of a message; "" where there is nothing to add.
+
+    One image beside class folders takes the labels of all: it has none.
+    """
+    loose = [name for name in images.names if "/" not in name]
+    if not 0 < len(loose) < len(images.names):
+        return ""
+    more = f" and {len(loose) - 1:,} more lie" if len(loose) > 1 else " lies"
+    return f": {loose[0]}{more} beside the class folders: move {'them' if len(loose) > 1 else 'it'} away"
+
+
 def name_smallest(labels: Int64[ndarray, "n"], classes: Sequence[str] = ()) -> tuple[str, int]:
     """The class of the fewest labels, as a message names it, and how many it has; the first of equal ones."""
     present, counts = np.unique(labels, return_counts=True)

@@ -19,7 +19,7 @@ from training import masking
 from training.checkpoints import CHECKPOINT, README
 from training.config import AUTO, PLAIN
 from training.data import Subset, identify, open_split
-from training.labels import pick_labels
+from training.labels import pick_labels, say_why_unlabelled
 from training.request import Request
 from training.sizing import PROTOTYPES, fit_to
 
@@ -118,7 +118,8 @@ def choose_images(request: Request) -> tuple[Request, ImageSet, list[str]]:
     if objective.needs_labels:
         labels = images.labels
         if labels is None:
-            raise InvalidData(f"objective {config.objective} needs labels: {request.data} has no class folders")
+            why = say_why_unlabelled(images) or f": {request.data} has no class folders"
+            raise InvalidData(f"objective {config.objective} needs labels{why}")
         if len(np.unique(labels)) < 2:
             raise InvalidData(f"objective {config.objective} needs at least two classes, {request.data} has one")
         if request.labels is not None:

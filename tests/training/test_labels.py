@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from smn_core.errors import InvalidArgument, InvalidData
+from smn_core.imageset import open_images
 from tests.training.builders import class_folders
 from training.data import open_split
-from training.labels import parse_amount, pick_labels, renumber_classes
+from training.labels import parse_amount, pick_labels, renumber_classes, say_why_unlabelled
 
 LABELS = np.repeat(np.arange(4), [10, 20, 30, 5])
 
@@ -70,3 +71,11 @@ def test_a_class_that_the_train_split_has_not_is_named(tmp_path):
     train, test = (open_split(str(tmp_path), split) for split in ("train", "test"))
     with pytest.raises(InvalidData, match="no class bb: it has a, b"):
         renumber_classes(train, test)
+
+
+def test_an_image_beside_the_class_folders_is_named_with_the_mend(tmp_path):
+    class_folders(tmp_path, "cat", "dog")
+    (tmp_path / "cat/x.png").rename(tmp_path / "thumb.png")
+    class_folders(tmp_path, "bird")
+    assert say_why_unlabelled(open_images(tmp_path)) == ": thumb.png lies beside the class folders: move it away"
+    assert say_why_unlabelled(open_images(tmp_path / "dog")) == ""

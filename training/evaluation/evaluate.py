@@ -27,7 +27,7 @@ from training.data import has_split, name_data, open_split, others_among
 from training.evaluation import probes, signs
 from training.evaluation.compare import compare
 from training.features import EMBEDDINGS, Cache, Features, embed_view
-from training.labels import name_smallest, pick_labels, renumber_classes, say_readable
+from training.labels import name_smallest, pick_labels, renumber_classes, say_readable, say_why_unlabelled
 
 TEST = "test"
 
@@ -83,6 +83,10 @@ def evaluate(
     """
     train = open_split(settings.data, settings.train_split)
     test, remarks = _open_test_split(settings, train)
+    if train.labels is None and (settings.folds or test is not None):
+        missing = "--folds scores labels, and the train split has none"
+        missing = missing if settings.folds else "the train split has no labels and the test split has"
+        raise InvalidData(f"{missing}{say_why_unlabelled(train)}")
     others = {settings.train_split: others_among(train)}
     if test is not None:
         others[settings.test_split] = others_among(test)
@@ -168,13 +172,14 @@ def _open_test_split(settings: EvaluationSettings, train: ImageSet) -> tuple[Ima
         return None, ["no test split: nothing is scored; --folds scores the train split"]
     test = open_split(settings.data, settings.test_split)
     if test.labels is None:
-        return None, [f"the split {settings.test_split!r} has no labels: nothing is scored"]
+        why = say_why_unlabelled(test)
+        return None, [f"the split {settings.test_split!r} has no labels, nothing is scored{why}"]
     return renumber_classes(train, test), []
 
 
 def _score(bank: Features, test: Features, settings: EvaluationSettings, classes: Sequence[str]) -> dict[str, Any]:
-    if bank.labels is None or test.labels is None:
-        raise InvalidData("the train split has no labels and the test split has")
+    assert bank.labels is not None
+    assert test.labels is not None
     found: dict[str, Any] = {
         name: probes.accuracy(probes.PROBES[name](bank.z, bank.labels, test.z), test.labels) for name in settings.probes
     }
@@ -188,8 +193,7 @@ def _score(bank: Features, test: Features, settings: EvaluationSettings, classes
 def _score_folds(bank: Features, settings: EvaluationSettings, classes: Sequence[str]) -> dict[str, Any]:
     """Predict every image from the folds without it. Each fold has the classes in their shares of the whole."""
     labels = bank.labels
-    if labels is None:
-        raise InvalidData("--folds scores labels, and the train split has none")
+    assert labels is not None
     name, count = name_smallest(labels, classes)
     if count < settings.folds:
         raise InvalidArgument(

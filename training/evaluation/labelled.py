@@ -15,7 +15,7 @@ from smn_core.imageset import ImageSet
 from training.data import TRAIN, open_split
 from training.evaluation import probes
 from training.evaluation.signs import normalise
-from training.labels import name_smallest, say_readable
+from training.labels import name_smallest, say_readable, say_why_unlabelled
 
 KNN_K = 5
 FEWEST_CLASSES, FEWEST_PER_CLASS = 2, 3
@@ -30,6 +30,8 @@ def open_labelled(folder: Path) -> ImageSet:
         InvalidData: as `open_split` and `require_labels`.
     """
     images = open_split(str(folder), TRAIN)
+    if images.labels is None and (why := say_why_unlabelled(images)):
+        raise InvalidData(f"--labelled {folder} has no labels{why}")
     require_labels(images.labels, images.classes)
     return images
 
@@ -42,7 +44,7 @@ def require_labels(labels: Int64[ndarray, "n"] | None, classes: Sequence[str] = 
     """
     asked = f"--labelled takes a folder for each class with ten images in it, at least {FEWEST_PER_CLASS}"
     if labels is None:
-        raise InvalidData(f"{asked}: images lie beside the folders, so there are no labels")
+        raise InvalidData(f"{asked}: these images have no labels")
     if len(np.unique(labels)) < FEWEST_CLASSES:
         raise InvalidData(f"{asked}: there is one class alone")
     name, count = name_smallest(labels, classes)

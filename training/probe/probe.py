@@ -18,6 +18,7 @@ from training.data import TRAIN, name_data, open_split
 from training.evaluation.controls import make_all_on
 from training.export import copy_pixels
 from training.features import embed
+from training.labels import say_why_unlabelled
 from training.metrics import add_metrics
 from training.probe.fit import PROBE, Fitted, fit_head
 from training.progress import Bar
@@ -40,7 +41,8 @@ def open_labelled(data: str) -> ImageSet:
     """
     images = open_split(data, TRAIN)
     if images.labels is None:
-        raise InvalidData(f"{data} has no labels: give a folder for each class, with images in it")
+        why = say_why_unlabelled(images) or ": give a folder for each class, with images in it"
+        raise InvalidData(f"{data} has no labels{why}")
     return images
 
 

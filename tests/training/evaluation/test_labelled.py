@@ -37,7 +37,11 @@ def test_class_numbers_may_have_gaps(rng):
 
 @pytest.mark.parametrize(
     ("labels", "says"),
-    [(None, "no labels"), ([0, 0, 0, 0], "one class"), ([0, 0, 0, 1, 1], "class dog has 2 readable images: add some")],
+    [
+        (None, "no labels"),
+        ([0, 0, 0, 0], "one class"),
+        ([0, 0, 0, 1, 1], "class dog has 2 readable images: add some"),
+    ],
 )
 def test_labels_that_are_too_few_are_refused(labels, says):
     with pytest.raises(InvalidData, match=says):

@@ -219,6 +219,7 @@ def _open_npz(path: Path, split: str | None) -> ArraySet:
 def _labels(
     path: Path, split: str, labels: ndarray | None, n_images: int, named: list[str] | None
 ) -> tuple[Int64[ndarray, "n"] | None, Sequence[str]]:
+    """Labels and classes: the named ones; without names the class numbers that occur, which may lie far apart."""
     if labels is None:
         return None, ()
     if labels.shape != (n_images,) or labels.dtype.kind not in "iu":
@@ -228,10 +229,13 @@ def _labels(
     if labels.min() < 0 or labels.max() >= MAX_CLASSES:
         found = f"{labels.min()} to {labels.max()}"
         raise InvalidData(f"{path}: y_{split} is {found}, expected {n_images} class numbers from 0")
-    n_classes = int(labels.max()) + 1
-    classes = (
-        list(map(sayable, named))
-        if named is not None and len(named) >= n_classes
-        else [str(c) for c in range(n_classes)]
-    )
-    return labels.astype(np.int64), classes
+    present, numbers = np.unique(labels, return_inverse=True)
+    if named is None:
+        return numbers.reshape(-1).astype(np.int64), [str(number) for number in present]
+    if len(named) <= present[-1]:
+        raise InvalidData(f"{path}: class_names has {len(named)} names, and y_{split} goes up to {present[-1]}")
+    names = list(map(sayable, named))
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise InvalidData(f"{path}: class_names has {twice!r} more than once")
+    return labels.astype(np.int64), names

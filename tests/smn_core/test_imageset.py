@@ -221,6 +221,25 @@ def test_labels_without_class_names_are_named_by_number(tmp_path):
     assert open_images(npz(tmp_path / "a.npz", x_train=X, y_train=Y)).classes == ["0", "1"]
 
 
+def test_class_numbers_that_lie_far_apart_are_as_many_classes_as_occur(tmp_path):
+    images = open_images(npz(tmp_path / "a.npz", x_train=X, y_train=np.array([900_000, 7, 900_000])))
+    assert images.classes == ["7", "900000"]
+    assert images.labels.tolist() == [1, 0, 1]
+    assert images.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize(("names", "says"), [(["a"], "has 1 names"), (["a", "b", "a"], "'a' more than once")])
+def test_class_names_that_are_too_few_or_not_distinct_are_refused(names, says, tmp_path):
+    with pytest.raises(InvalidData, match=says):
+        open_images(npz(tmp_path / "a.npz", x_train=X, y_train=Y, class_names=np.array(names)))
+
+
+def test_class_names_of_classes_that_a_split_lacks_keep_the_numbers(tmp_path):
+    path = npz(tmp_path / "a.npz", x_train=X, y_train=2 * Y, class_names=np.array(["a", "b", "c", "d"]))
+    assert open_images(path).labels.tolist() == [2, 0, 2]
+    assert open_images(path).classes == ["a", "b", "c", "d"]
+
+
 def test_class_names_are_read(tmp_path):
     path = npz(tmp_path / "a.npz", x_train=X, y_train=Y, class_names=np.array(["cät", "dog"]))
     assert list(open_images(path).classes) == ["cät", "dog"]

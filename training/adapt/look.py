@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,15 +17,12 @@ from PIL import Image
 
 from smn_core.errors import InvalidData, InvalidImage
 from smn_core.imageset import SUFFIXES, FolderSet, ImageSet
+from training.copies import DRAFT_PX, group_copies, thumbnail
 from training.data import TRAIN, Subset, open_split
 from training.progress import Clock, Tell
 
 FEWEST_IMAGES = 30
 MOST_IMAGES = 10_000
-THUMBNAIL_PX = 16
-DRAFT_PX = 64
-NEAR_COPY = 0.97
-"""Correlation of two thumbnails from which two images count as near-copies."""
 TELL_EVERY_S = 10.0
 DECODE_THREADS = 2
 N_NAMED = 3
@@ -153,7 +149,7 @@ def _read(images: ImageSet, until: float, tell: Tell, clock: Clock) -> tuple[lis
 def _see(images: ImageSet, index: int) -> _Seen | str:
     try:
         image = images.image(index, DRAFT_PX)
-        return _Seen(_thumbnail(image), _size_px(images, index, image))
+        return _Seen(thumbnail(image), _size_px(images, index, image))
     except InvalidImage as error:
         return str(error)
 
@@ -164,44 +160,6 @@ def _size_px(images: ImageSet, index: int, image: Image.Image) -> tuple[int, int
         with Image.open(images.root / images.names[index]) as header:
             return header.size
     return image.size
-
-
-def _thumbnail(image: Image.Image) -> Float32[ndarray, "p"]:
-    """Grey, small, with mean 0 and length 1, so that brightness and contrast do not count; zeros for one colour."""
-    small = image.convert("L").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
-    x = np.asarray(small, np.float32).reshape(-1)
-    x = x - x.mean()
-    length = float(np.linalg.norm(x))
-    return x / length if length > THUMBNAIL_PX / 2 else np.zeros_like(x)
-
-
-def group_copies(thumbnails: Float32[ndarray, "n p"]) -> Int64[ndarray, "n"]:
-    """Number the groups of near-copies, from 0: images are linked where their thumbnails correlate by `NEAR_COPY`.
-
-    Images of one colour make one group.
-    """
-    flat = np.flatnonzero(~thumbnails.any(1))
-    root = np.arange(len(thumbnails))
-    root[flat] = flat[0] if len(flat) else 0
-    for i, j in _pairs(thumbnails):
-        a, b = _find(root, i), _find(root, j)
-        root[max(a, b)] = min(a, b)
-    tops = np.array([_find(root, i) for i in range(len(root))])
-    return np.unique(tops, return_inverse=True)[1].reshape(-1).astype(np.int64)
-
-
-def _pairs(thumbnails: Float32[ndarray, "n p"]) -> Iterator[tuple[int, int]]:
-    for first in range(0, len(thumbnails), 1024):
-        near = thumbnails[first : first + 1024] @ thumbnails[first:].T > NEAR_COPY
-        for i, j in zip(*np.nonzero(np.triu(near, 1)), strict=True):
-            yield first + int(i), first + int(j)
-
-
-def _find(root: Int64[ndarray, "n"], i: int) -> int:
-    while root[i] != i:
-        root[i] = root[root[i]]
-        i = int(root[i])
-    return i
 
 
 def _require_enough(data: str, n_read: int, n_all: int, unreadable: list[str]) -> None:

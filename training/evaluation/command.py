@@ -10,7 +10,7 @@ import numpy as np
 
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
-from smn_core.errors import InvalidArgument
+from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.files import require_writable
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
@@ -18,10 +18,13 @@ from smn_core.maskfile import read_mask, with_bits, write_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs import show
 from smn_core.verbs.options import as_trained
+from training.copies import count_distinct
 from training.data import TRAIN, Subset, has_split, name_data, open_split, others_among
 from training.evaluation.labelled import open_labelled
+from training.evaluation.spaces import FEWEST_IMAGES, MOST_IMAGES
 from training.evaluation.tables import print_verdicts
 from training.evaluation.verdict import count_embeddings, judge, store_verdict
+from training.features import sample
 from training.unseen import find_unseen
 
 UNSEEN_SPLITS = ("test", "val")
@@ -60,6 +63,7 @@ def run(
     show.count_others(others_among(seen))
     if unseen is None:
         show.note(ALL_SEEN)
+    require_difference(data, seen, unseen)
     engine = Engine(load_backbone(as_trained(spec, masks[0][1], files[0])), slots=1)
     masks = [(name, with_bits(mask, engine.backbone)) for name, mask in masks]
     other = with_bits(other, engine.backbone) if other is not None else None
@@ -74,6 +78,21 @@ def run(
         show.as_json({"data": name_data(data), "verdicts": [verdict.as_json() for verdict in verdicts]})
     else:
         print_verdicts(verdicts)
+
+
+def require_difference(data: str, seen: ImageSet, unseen: ImageSet | None) -> None:
+    """Refuse images that are near-copies of each other, of those that a verdict looks at.
+
+    Raises:
+        InvalidData: fewer than `FEWEST_IMAGES` of them differ.
+    """
+    sets = [sample(images, MOST_IMAGES) for images in (seen, unseen) if images is not None]
+    n_distinct, n_read = count_distinct(sets, FEWEST_IMAGES)
+    if n_distinct < FEWEST_IMAGES <= n_read:
+        alike = (
+            "all images are alike" if n_distinct == 1 else f"only {n_distinct} images differ, the rest are near-copies"
+        )
+        raise InvalidData(f"{data}: {alike}: a verdict takes {FEWEST_IMAGES} different images at least; add others")
 
 
 def open_seen_and_unseen(

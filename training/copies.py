@@ -27,14 +27,13 @@ def count_distinct(sets: Sequence[ImageSet], enough: int) -> tuple[int, int]:
     """
     places = chain.from_iterable(((images, index) for index in range(len(images.names))) for images in sets)
     found: list[ndarray] = []
-    distinct = 0
     for images, index in places:
         try:
             found.append(thumbnail(images.image(index, DRAFT_PX)))
         except InvalidImage:
             continue
-        if len(found) % READ_AT_ONCE == 0 and (distinct := _count_groups(found)) >= enough:
-            return distinct, len(found)
+        if len(found) % READ_AT_ONCE == 0 and _count_groups(found) >= enough:
+            break
     return _count_groups(found), len(found)
 
 

@@ -52,6 +52,8 @@ def race(
 ) -> None:
     """Run candidates until the learning time ends, and keep every finished run in the record.
 
+    None begins when there is no time left for its start, not even the first one.
+
     Args:
         candidates: those of which there is time for fewer are tried in this order.
         step_s: seconds that a step of each is expected to take.
@@ -65,6 +67,9 @@ def race(
     entered = [c for c in candidates if c.name in heats or record.best_of(c.name) is not None]
     for i, candidate in enumerate(entered):
         if record.best_of(candidate.name) is None:
+            if course.budget.learning_left_s <= LEARNING_STARTS_S:
+                course.tell(f"no time is left for {candidate.name}: more --minutes let it learn")
+                continue
             _run(course, candidate, None, heats[candidate.name], seconds, record, scorer)
         elif i == 0:
             course.tell(f"{len(record.runs)} runs are finished already, in {record.folder}")

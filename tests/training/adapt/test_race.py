@@ -157,3 +157,9 @@ def test_a_heat_has_what_it_needs_to_tell_something_and_the_rest_is_shared(heat_
         assert share >= min(heat_s, 24 * step_s[name] + 2)
     cheap = [share for name, share in found.items() if name != "dear"]
     assert max(cheap) == pytest.approx(min(cheap))
+
+
+def test_no_candidate_begins_after_the_learning_time(world: World, tmp_path):
+    track = Track(world, tmp_path / "race.run", tick_s=30.0)
+    assert track.run().runs == []
+    assert [line for line in track.told if line.startswith("no time is left for bold")]

@@ -127,7 +127,7 @@ def serialise_with_content(tensors: Mapping[str, ndarray], metadata: Mapping[str
         InvalidTensorFile: a key or text that UTF-8 cannot write.
     """
     for key, value in metadata.items():
-        if not _is_unicode(key + value):
+        if not is_unicode(key + value):
             raise InvalidTensorFile(f"metadata key {key!r} has half a surrogate pair")
     return serialise_tensors(tensors, {**metadata, "content": content_of(metadata, tensors)})
 

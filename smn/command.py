@@ -23,6 +23,7 @@ from smn.translate import app as translate_verb
 from smn_core.__main__ import app as core_verbs
 from smn_core.errors import SMNError
 from smn_core.verbs.heap import keep_freed_memory
+from smn_core.verbs.texts import visible
 from training.__main__ import app as training_verbs
 
 MALLOC_TUNED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
@@ -139,5 +140,5 @@ def _say_extra(error: ModuleNotFoundError) -> str:
 
 
 def _fail(message: str) -> None:
-    print(f"smn: error: {message}", file=sys.stderr)
+    print(f"smn: error: {visible(message)}", file=sys.stderr)
     sys.exit(2)

@@ -64,9 +64,11 @@ def show(scores: Sequence[dict[str, Any]]) -> None:
         if harms:
             worse.append(f"{row['domain']} digits through {through}, by {' and by '.join(harms)}")
     table(("digits", "seen through", "kNN", "probe", "beside the untouched backbone"), rows)
-    note(EXPLAINED.format(images=scores[0]["images"]))
+    for line in EXPLAINED.format(images=scores[0]["images"]).splitlines():
+        note(line)
     if worse:
-        note(f"Worse than the untouched backbone: {'; '.join(worse)}.\n{ADVICE}")
+        note(f"Worse than the untouched backbone: {'; '.join(worse)}.")
+        note(ADVICE)
 
 
 def someone_looks(terminal: bool, screen: str, platform: str) -> bool:
@@ -127,11 +129,14 @@ def _serve(made: Demo, folder: Path, port: int, opens: bool) -> None:
 
     def say_serving(bound: int) -> None:
         page = f"http://{HOST}:{bound}/{PAGE}"
-        note(f"\nserving, stop with ctrl-C; {'opening' if opens else 'open in a browser:'} {page}")
+        note("")
+        note(f"serving, stop with ctrl-C; {'opening' if opens else 'open in a browser:'} {page}")
         n_pictures = sum(1 for _ in made.pictures.rglob("*.png"))
         note(f"Explore has {n_pictures} digits; the page of a mask says in its notes what it is good at;")
-        note(f"under Try drop {made.sample} and pictures of your own. In another shell:\n")
-        note(f"  curl -F image=@{made.sample} 'http://{HOST}:{bound}/embed?mask=inverted'\n")
+        note(f"under Try drop {made.sample} and pictures of your own. In another shell:")
+        note("")
+        note(f"  curl -F image=@{made.sample} 'http://{HOST}:{bound}/embed?mask=inverted'")
+        note("")
         if opens:
             _open(page)
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from smn_core.verbs.texts import visible
+
 PIPED_WIDTH = 10_000
 """Characters of a line that no terminal shows: a digest, a name or a path stays whole for what reads it."""
 SOME_LEFT_OUT = 1
@@ -25,8 +27,8 @@ def as_json(value: object) -> None:
 
 
 def note(text: str) -> None:
-    """A line on stderr: stdout belongs to results."""
-    print(text, file=sys.stderr, flush=True)
+    """A line on stderr: stdout belongs to results. Control characters of names are shown as escapes, never obeyed."""
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def name_unreadable(reasons: Sequence[str], where: str = "", say: Callable[[str], None] = note) -> None:
@@ -35,7 +37,7 @@ def name_unreadable(reasons: Sequence[str], where: str = "", say: Callable[[str]
         what, verb = ("image", "was") if len(reasons) == 1 else ("images", "were")
         say(f"warning: {len(reasons)} {what}{where} could not be read and {verb} left out:")
         for reason in reasons:
-            say(f"  {reason}")
+            say(f"  {visible(reason)}")
 
 
 def count_others(others: Mapping[str, int], where: str = "", say: Callable[[str], None] = note) -> None:
@@ -45,7 +47,7 @@ def count_others(others: Mapping[str, int], where: str = "", say: Callable[[str]
 
         n = sum(others.values())
         what = "file of another kind is" if n == 1 else "files of other kinds are"
-        say(f"{n:,} {what} not read{where}: {say_others(others)}")
+        say(f"{n:,} {what} not read{where}: {visible(say_others(others))}")
 
 
 def end_by(left_out: Sequence[str]) -> None:
@@ -92,7 +94,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for heading in headings:
         shown.add_column(heading, overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(visible, row))
     _console().print(shown)
 
 
@@ -163,7 +165,7 @@ def _pairs(title: str, rows: dict[str, str]) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for key, value in rows.items():
-        table.add_row(key, value)
+        table.add_row(visible(key), visible(value))
     return table
 
 

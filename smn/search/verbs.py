@@ -76,6 +76,8 @@ def index(
     from smn_core.imageset import FolderSet, open_images
     from smn_core.verbs import show
 
+    if not data.is_dir():
+        raise InvalidData(f"{data} is no folder: index takes a folder of photos")
     chosen = Chosen(None if mask == ROOT else mask, cascade, mode, server)
     chosen.check()
     if server is not None:
@@ -83,8 +85,7 @@ def index(
     place, opened_by = place_of(out), _secret(store_key)
     open_store(place, opened_by).close()  # before anything is loaded
     images = open_images(data)
-    if not isinstance(images, FolderSet):
-        raise InvalidData(f"{data} is no folder: a collection shows a folder of photos")
+    assert isinstance(images, FolderSet)  # of a folder
     show.count_others(images.others)
     making = open_through(spec, chosen, key=key, batch_size=batch_size, workers=workers, in_flight=in_flight)
     with (

@@ -336,7 +336,8 @@ WRONG = {
         ["index", "{photos}", "--out", "{tmp}/my photos.lance", "{model}"],
         "cannot write",
     ),
-    "an array": (["index", "{tmp}/set.npz", "--out", "{tmp}/x.lance"], "is no folder"),
+    "an array": (["index", "{tmp}/set.npz", "--out", "{tmp}/x.lance"], "is no folder: index takes a folder of"),
+    "nothing there": (["index", "{tmp}/none", "--out", "{tmp}/x.lance"], "is no folder: index takes a folder of"),
     "no collection": (["search", "{tmp}/none.lance", "{photos}/even/00.png"], "make it with smn index"),
     "no query": (["search", "{tmp}/none.lance", "{tmp}/none.png"], "is no file"),
     "mask and cascade": (["index", "{photos}", "--out", "{tmp}/x.lance", "--mask", "a", "--cascade", "b"], "one of"),
@@ -350,7 +351,8 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_call_is_one_line(world, run, photos, tmp_path, name):
     arguments, said = WRONG[name]
-    np.savez(tmp_path / "set.npz", x_test=np.zeros((1, 8, 8, 3), np.uint8))
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "set.npz", x_test=pixels, x_train=pixels)
     filled = [text.format(photos=photos, tmp=tmp_path, model="{model}") for text in arguments]
     command = [part for text in filled for part in (world.model if text == "{model}" else [text])]
     code, printed, err = run(*command)

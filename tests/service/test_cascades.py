@@ -448,30 +448,31 @@ def test_the_client_asks_for_one_version_of_a_cascade_whatever_is_pushed_meanwhi
         (folder / "cascade.safetensors").write_bytes(files[name])
         for number, mask in enumerate(fused.masks):
             (folder / f"{number}.smn").write_bytes(mask.data)
-    client = Client(real.url)
-    client.push_cascade("asked", folders["wide"])
-    client.push_cascade("asked", folders["fused"])
-    space = client.space(cascade="asked@1", dimensions=Q)
-    assert space.endswith(f":d{Q}"), "c@2 is no wider than that, c@1 is"
-    assert (
-        client.embed(np.zeros((1, 3, 32, 32), np.float32), cascade="asked@1", dimensions=Q, space=space).space == space
-    )
-    assert not client.space(cascade="asked", dimensions=Q).endswith(f":d{Q}")
+    with Client(real.url) as client:
+        client.push_cascade("asked", folders["wide"])
+        client.push_cascade("asked", folders["fused"])
+        space = client.space(cascade="asked@1", dimensions=Q)
+        assert space.endswith(f":d{Q}"), "c@2 is no wider than that, c@1 is"
+        assert (
+            client.embed(np.zeros((1, 3, 32, 32), np.float32), cascade="asked@1", dimensions=Q, space=space).space
+            == space
+        )
+        assert not client.space(cascade="asked", dimensions=Q).endswith(f":d{Q}")
 
-    answered, sent = [], client._http.send
+        answered, sent = [], client._http.send
 
-    def push_after_the_first(request, **more):
-        answered.append(request.url.path)
-        response = sent(request, **more)
-        if len(answered) == 1:
-            client._http.send = sent
-            client.push_cascade("asked", folders["wide"])
-            client._http.send = push_after_the_first
-        return response
+        def push_after_the_first(request, **more):
+            answered.append(request.url.path)
+            response = sent(request, **more)
+            if len(answered) == 1:
+                client._http.send = sent
+                client.push_cascade("asked", folders["wide"])
+                client._http.send = push_after_the_first
+            return response
 
-    client._http.send = push_after_the_first
-    client.pull_cascade("asked", tmp_path / "back")
-    assert (tmp_path / "back" / "cascade.safetensors").read_bytes() == fused.data
+        client._http.send = push_after_the_first
+        client.pull_cascade("asked", tmp_path / "back")
+        assert (tmp_path / "back" / "cascade.safetensors").read_bytes() == fused.data
 
 
 def test_push_list_pull_rollback_and_delete_work_on_cascades(smn, theta, tmp_path):

@@ -106,8 +106,8 @@ def _require_classes(labels: Int64[ndarray, "n"], classes: Sequence[str]) -> tup
     if counts.min() < FEWEST_PER_CLASS:
         short = classes[present[counts.argmin()]]
         raise InvalidData(
-            f"class {short} has {say_readable(counts.min())}: it takes {FEWEST_PER_CLASS} at least; add some, or move "
-            "its folder away"
+            f"class {short} has {say_readable(int(counts.min()))}: it takes {FEWEST_PER_CLASS} at least; add some, "
+            "or move its folder away"
         )
     return [str(classes[number]) for number in present], numbers.astype(np.int64)
 

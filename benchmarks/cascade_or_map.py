@@ -13,7 +13,6 @@ JSON line a space.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +22,8 @@ import torch
 import typer
 
 from benchmarks.maps import SEED, Right, score, score_folds
-from benchmarks.scores import rounded
+from benchmarks.scores import mapped, rounded, tell
 from smn_core import codec
-from smn_core.affine import Affine
 from smn_core.backbone import load_backbone
 from smn_core.cascade.file import CascadeFolder, open_folder
 from smn_core.engine import Engine
@@ -36,7 +34,7 @@ from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, model_options
 from training.adapt.ending import MAP_PRECISION
 from training.cascade.fusion import FusionChoice, parse_fusion
-from training.data import open_split
+from training.data import name_data, open_split
 from training.evaluation.compare import compare as compare_cascade
 from training.evaluation.controls import make_all_on
 from training.evaluation.paired import compare
@@ -65,25 +63,15 @@ def main(
     whole = open_split(data, "train")
     train = sample(whole, most, SEED)
     asked = sample(renumber_classes(whole, open_split(data, "test")), most, SEED)
-    scored: dict[str, tuple[int, Right]] = {}
+    against: Right | None = None
     for name, n_bytes, bank, other in spaces(engine, cascade, [parse_fusion(f) for f in fusion or []], train, asked):
         assert bank.labels is not None
         assert other.labels is not None
         right = score(bank.z, bank.labels, other.z, other.labels) if test else score_folds(bank.z, bank.labels)
-        scored[name] = n_bytes, right
-        against = scored[AGAINST][1] if AGAINST in scored else right
+        against = against or right
         changes = {kind: rounded(compare(against[kind], right[kind])) for kind in right}
-        line = {
-            "data": Path(data).name,
-            "split": "test" if test else "train",
-            "space": name,
-            "bytes": n_bytes,
-            **changes,
-        }
-        print(json.dumps(line), flush=True)
-        if out is not None:
-            with out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        facts = {"data": name_data(data), "split": "test" if test else "train", "space": name, "bytes": n_bytes}
+        tell(facts | changes, out)
 
 
 def spaces(
@@ -131,14 +119,9 @@ def bytes_of(engine: Engine, mask: TaskMask, parent: TaskMask | None = None) -> 
 def saved_bytes(engine: Engine, found: CascadeFolder) -> tuple[int, int]:
     """How much shorter codec `context` makes the root's file, and all files, each expert's against the root."""
     root, *experts = (with_bits(mask, engine.backbone) for mask in found.masks())
-    sizes = [file.stat().st_size for file in found.files]
-    of_experts = sum(bytes_of(engine, mask, root) for mask in experts)
-    return sizes[0] - bytes_of(engine, root), sum(sizes) - bytes_of(engine, root) - of_experts
-
-
-def mapped(features: Features, affine: Affine) -> Features:
-    """The embeddings through a map."""
-    return replace(features, z=affine.apply(features.z))
+    saved = [file.stat().st_size for file in found.files]
+    saved[0] -= bytes_of(engine, root)
+    return saved[0], sum(saved) - sum(bytes_of(engine, mask, root) for mask in experts)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ split. Changes against the frozen backbone are paired by image, five labels by 2
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +22,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from numpy import ndarray
 from sklearn.model_selection import StratifiedKFold
 
-from benchmarks.scores import rounded, score_few
+from benchmarks.scores import rounded, score_few, tell
 from smn_core.affine import Affine
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
@@ -56,10 +55,7 @@ def main(
     engine = Engine(load_backbone(as_trained(spec, None)), slots=1)
     for name in data:
         for row in compare_on(engine, name, most, fit, test):
-            print(json.dumps(row), flush=True)
-            if out is not None:
-                with out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+            tell(row, out)
 
 
 def compare_on(engine: Engine, data: str, most: int, fit: int, test: bool) -> Iterator[dict[str, Any]]:

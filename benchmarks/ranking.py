@@ -10,7 +10,6 @@ both gains.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from scipy.stats import spearmanr
 
+from benchmarks.scores import tell
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
 from smn_core.imageset import ImageSet
@@ -71,10 +71,7 @@ def main(
         engine.release(str(bare.digest))
         name = f"{path.parent.stem}/{path.stem}"
         rows.append(row_of(Path(data).name, name, bare.n_off, images.labels, frozen, found))
-        print(json.dumps(rows[-1]), flush=True)
-        if out is not None:
-            with out.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+        tell(rows[-1], out)
     for line in correlate(rows):
         print(line)
 

@@ -11,7 +11,6 @@ beside, and five labels a class: the mean of 40 draws, with its standard error o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 import typer
 from numpy import ndarray
 
-from benchmarks.scores import rounded, score_few
+from benchmarks.scores import rounded, score_few, tell
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
 from smn_core.imageset import ImageSet
@@ -63,10 +62,7 @@ def main(
     for name in data:
         for row in judge_on(Engine(backbone, slots=1), name, files, images, most):
             rows.append(row)
-            print(json.dumps(row), flush=True)
-            if out is not None:
-                with out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+            tell(row, out)
     wrong = [row for row in rows if not row["right"]]
     adopted = [row for row in wrong if row["answer"] == ADOPT]
     print(f"{len(rows)} pairs, {len(rows) - len(wrong)} answers right, {len(adopted)} harmful ones adopted")

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from service.admission import QueueFull
 from service.registry.within import TooLate
 from smn_core import errors
+from smn_core.names import sayable
 
 RETRY_AFTER_S = 1
 NEAR = "; near it: "
@@ -67,14 +68,9 @@ CODES = {404: "no_such_route", 405: "method_not_allowed"}
 
 
 def error_body(status: int, code: str, message: str, param: str | None = None) -> dict[str, object]:
-    """`{"error": {"message", "type", "param", "code"}}`."""
-    said = {"message": _sayable(message), "type": TYPES.get(status, "server_error")}
-    return {"error": {**said, "param": _sayable(param) if param is not None else None, "code": code}}
-
-
-def _sayable(text: str) -> str:
-    """A text that UTF-8 can write: a message may repeat what a client sent, and an answer must not fail for that."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """`{"error": {"message", "type", "param", "code"}}`: a message that repeats what a client sent can be written."""
+    said = {"message": sayable(message), "type": TYPES.get(status, "server_error")}
+    return {"error": {**said, "param": sayable(param) if param is not None else None, "code": code}}
 
 
 def _without_names_of_others(message: str, prefix: str) -> str:
@@ -106,7 +102,7 @@ def answer_to(request: Request, status: int, code: str, message: str, param: str
     answer = response_of(status, code, message, param)
     if HEADER_LENGTH in request.headers and request.url.path.startswith("/v2/models/"):
         del answer.headers["content-length"]
-        return JSONResponse({"error": _sayable(message)}, status, dict(answer.headers))
+        return JSONResponse({"error": sayable(message)}, status, dict(answer.headers))
     return answer
 
 

@@ -257,15 +257,12 @@ def _width_of(cascade: str, mode: str, n_features: int) -> Talk[int]:
     """How wide the vectors of a cascade are in a mode. What the server tells is of the current version."""
     name, pin = parse_reference(cascade)
     told = table_of(check((yield Call("GET", path_of("cascades", name)))), MODES)
-    current = told["current"]
-    version = told["aliases"].get(pin, pin)
-    if version is None or version in (current["version"], current["digest"]):
+    numbers = {entry["digest"]: entry["version"] for entry in told["versions"]} | told["aliases"]
+    version = numbers.get(pin, pin)
+    if version in (None, told["current"]["version"]):
         return int(told["modes"].get(mode, 0))
     from smn_core.cascade.file import parse_cascade
 
-    if isinstance(version, str):
-        numbers = [entry["version"] for entry in told["versions"] if entry["digest"] == version]
-        version = numbers[0] if numbers else None
     found = parse_cascade((yield from pull(name, version, kind="cascades")))
     return found.width(mode, n_features) if mode in found.modes else 0
 

@@ -6,7 +6,6 @@ resumed at step s sees exactly what an uninterrupted run sees from step s on, wi
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from smn_core.errors import InvalidData, InvalidImage
-from smn_core.imageset import ArraySet, FolderSet, ImageSet, array_splits, open_images
+from smn_core.imageset import FolderSet, ImageSet, array_splits, open_images
 from smn_core.names import sayable
 from training.labels import Renumbered
 
@@ -179,36 +178,6 @@ def others_among(images: ImageSet) -> Mapping[str, int]:
     while isinstance(images, Subset | Renumbered):
         images = images.source
     return images.others if isinstance(images, FolderSet) else {}
-
-
-def identify(images: ImageSet, *, times: bool = True) -> str:
-    """Hex sha256 of what identifies the images of a set: pixels of an `.npz`; names, sizes and times of files.
-
-    Without `times` a copy of a folder has the digest of the original.
-    """
-    sha = hashlib.sha256()
-    if isinstance(images, ArraySet):
-        sha.update(f"{images.pixels.shape}|".encode())
-        sha.update(np.ascontiguousarray(images.pixels).data)
-    elif isinstance(images, FolderSet):
-        for name in images.names:
-            sha.update(f"{name}|{_identify_file(images.root / name, times)}\n".encode(errors="surrogateescape"))
-    elif isinstance(images, Subset):
-        sha.update(f"{identify(images.source, times=times)}|{images.indices.tolist()}".encode())
-    elif isinstance(images, Renumbered):
-        return identify(images.source, times=times)
-    else:
-        sha.update(f"{getattr(images, 'source', images)!r}|{list(images.names)}".encode())
-    return sha.hexdigest()
-
-
-def _identify_file(path: Path, times: bool) -> str:
-    """Size and time; a link that leads nowhere has none, and is named as unreadable at its turn."""
-    try:
-        status = path.stat()
-    except OSError:
-        return "unreadable"
-    return f"{status.st_size}|{status.st_mtime_ns}" if times else f"{status.st_size}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from smn_core.images import draft_side_px
 from smn_core.imageset import ImageSet
 from smn_core.tensorfile import canonical_json
 from smn_core.verbs.offline import OnBatch, embed_through, make_loader, read_batches, say_nothing
-from training.data import Subset, identify, seeded
+from training.data import Subset, seeded
+from training.identity import identify
 from training.supervised import make_crop
 
 VIEW_IMAGES = 500

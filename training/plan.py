@@ -18,7 +18,8 @@ from smn_core.verbs.recorded import require_places
 from training import masking
 from training.checkpoints import CHECKPOINT, README
 from training.config import AUTO, PLAIN
-from training.data import Subset, identify, open_split
+from training.data import Subset, open_split
+from training.identity import identify
 from training.labels import pick_labels, say_why_unlabelled
 from training.request import Request
 from training.sizing import PROTOTYPES, fit_to

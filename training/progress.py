@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
+OF_SIGNAL = 128
+"""Exit codes of what a signal stopped begin here: 130 for ctrl-C, 143 for SIGTERM."""
 FIRST_WORD_S = 2.0
 """A refusal that comes sooner stays the one line on stderr. With it a user hears something within 5 seconds."""
 
@@ -140,4 +142,4 @@ def say_how_to_go_on(words: Iterable[str], stopped: KeyboardInterrupt) -> int:
     else:
         say("stopped before the first step. This begins again:")
     say(shlex.join(command))
-    return 128 + int(number)
+    return OF_SIGNAL + int(number)

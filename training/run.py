@@ -28,9 +28,10 @@ from smn_core.verbs.show import note
 from training import calibrate, export, starts
 from training.checkpoints import CHECKPOINT, read_checkpoint
 from training.config import PRECISIONS
-from training.data import StepLoader, StepSampler, Views, collate, identify, name_data
+from training.data import StepLoader, StepSampler, Views, collate, name_data
 from training.folder import write_folder
 from training.forms import settle_form
+from training.identity import identify
 from training.learner import Learner
 from training.plan import choose_images, forget, require_float32, require_output
 from training.progress import Bar, count, count_silently

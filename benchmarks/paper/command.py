@@ -25,7 +25,7 @@ from smn_core.files import write_bytes
 from smn_core.verbs import show
 from training.cascade.build import build
 from training.checkpoints import README, is_finished
-from training.data import identify
+from training.identity import identify
 from training.plan import PLAN, require_same
 from training.progress import count, say
 from training.request import Request

@@ -15,7 +15,7 @@ from numpy import ndarray
 from benchmarks.finetuned import load_finetuned
 from benchmarks.paper.probe import predict
 from benchmarks.paper.wanted import CLUSTERS, EXPERTS, FINETUNE, ROOT, SUPERVISED, Wanted, name_few
-from smn_core.affine import Affine
+from benchmarks.scores import mapped
 from smn_core.backbone import load_backbone
 from smn_core.cascade.file import open_folder
 from smn_core.engine import Engine
@@ -120,7 +120,7 @@ class Scorer:
             if with_map and f"{name} + map" in missing:
                 affine = fit_map(self._engine, digest, self._train, precision="int8", batch_size=wanted.batch_size)
                 facts = facts | {"name": f"{name} + map", "bytes": n_bytes + affine.nbytes}
-                self._keep(facts, _mapped(bank, affine), _mapped(tested, affine), few=True)
+                self._keep(facts, mapped(bank, affine), mapped(tested, affine), few=True)
             if mask is not None:
                 self._engine.release(str(mask.digest))
 
@@ -235,10 +235,6 @@ class Scorer:
 
     def _path(self, name: str) -> Path:
         return self._wanted.out / SCORES / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.npz"
-
-
-def _mapped(features: Features, affine: Affine) -> Features:
-    return replace(features, z=affine.apply(features.z))
 
 
 def _labels(features: Features) -> ndarray:

@@ -47,7 +47,7 @@ class ServerSide:
         if digest == self._parent[0]:
             return self._parent[1]
         if digest != version.digest:  # a server gives out nothing by its digest
-            hold = next((hold for hold in version.holds if hold.digest == digest), None)
+            hold = version.hold_of(digest)
             if hold is None:
                 raise MissingMasks(f"{kind[:-1]} {name}@{number} needs {digest}, which the key may not see at {self}")
             place, number = hold.name, hold.version

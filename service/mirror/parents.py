@@ -43,7 +43,7 @@ class Expected:
             if version.parent is None:
                 continue
             told = f"mask {name}@{version.version} is coded against"
-            hold = next((hold for hold in version.holds if hold.digest == version.parent), None)
+            hold = version.hold_of(version.parent)
             if hold is None:
                 raise MissingMasks(f"{told} {version.parent}, which the key may not see at the first place")
             if hold not in self._found:

@@ -60,6 +60,10 @@ class Version:
     needs: tuple[str, ...] = ()
     notes: str | None = field(default=None, compare=False)
 
+    def hold_of(self, digest: str) -> Hold | None:
+        """Where a mask that this version holds was, by its digest."""
+        return next((hold for hold in self.holds if hold.digest == digest), None)
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from smn.search.through import Through
 from smn_core.answers import Row, Skipped
 from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.imageset import FolderSet
+from smn_core.verbs.texts import as_text
 
 TOGETHER = 256
 """Rows that are written together: what a killed run may lose."""
@@ -60,7 +60,7 @@ def sync(
         InvalidArgument: it shows another folder.
         InvalidData: no image can be read.
     """
-    folder = stored_name(str(images.root.resolve()))
+    folder = as_text(str(images.root.resolve()))
     if store.about is not None:
         through.check_same(store.about, where)
         if store.about.folder != folder:
@@ -68,12 +68,12 @@ def sync(
     known = store.stamps() if store.about is not None else {}
     stamps = {name: _stamp(images.root / name) for name in images.names}
     done = Synced(len(stamps))
-    stored = {stored_name(name) for name in stamps}
+    stored = {as_text(name) for name in stamps}
     gone = [name for name in known if name not in stored]
     if gone:
         store.remove(gone)
         done.removed = len(gone)
-    due = [name for name, stamp in stamps.items() if known.get(stored_name(name)) != stamp]
+    due = [name for name, stamp in stamps.items() if known.get(as_text(name)) != stamp]
     done.unchanged = len(stamps) - len(due)
     on_batch(done.unchanged)
     waiting: list[Row] = []
@@ -81,7 +81,7 @@ def sync(
     def write() -> None:
         good = [row for row in waiting if row.vector is not None]
         names = [due[row.number] for row in good]
-        paths = [stored_name(name) for name in names]
+        paths = [as_text(name) for name in names]
         if good:
             vectors = np.stack([row.vector for row in good if row.vector is not None]).astype(np.float32)
             if store.about is None:
@@ -89,7 +89,7 @@ def sync(
                 store.begin(About(through.space, vectors.shape[1], *kind, words, through.backbone))
             store.put(Rows(paths, [stamps[name] for name in names], vectors), known.keys())
         bad = [Skipped(row.number, due[row.number], row.error or "") for row in waiting if row.vector is None]
-        old = [stored_name(said.name) for said in bad if stored_name(said.name) in known]
+        old = [as_text(said.name) for said in bad if as_text(said.name) in known]
         if old:  # what it showed before is not there any more
             store.remove(old)
         done.changed += sum(path in known for path in paths)
@@ -110,11 +110,6 @@ def sync(
         raise InvalidData(f"none of the {len(stamps)} images can be read; the first: {done.unreadable[0]}")
     store.finish()
     return done
-
-
-def stored_name(name: str) -> str:
-    """A path as text that UTF-8 can write."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _stamp(path: Path) -> Stamp:

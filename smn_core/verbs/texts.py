@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 
@@ -26,6 +27,11 @@ def as_line(name: str) -> str:
 def of_line(line: str) -> str:
     """The name that a line of `as_line` stands for."""
     return ESCAPE.sub(_unescape, line)
+
+
+def as_text(name: str) -> str:
+    """A name as text that UTF-8 can write; bytes that are not UTF-8 are `\\xNN`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def visible(text: str) -> str:

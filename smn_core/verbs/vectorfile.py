@@ -20,7 +20,7 @@ from numpy import ndarray
 from smn_core.errors import InvalidArgument
 from smn_core.files import replacing
 from smn_core.imageset import FolderSet, ImageSet
-from smn_core.verbs.texts import as_line, of_line
+from smn_core.verbs.texts import as_line, as_text, of_line
 
 FORMS = (".npy", ".npz", ".parquet")
 ROWS_AT_ONCE = 4096
@@ -172,7 +172,7 @@ def _write_npz(table: Table, path: Path) -> None:
     import zipfile
 
     texts = {"path": table.paths, "label": table.labels}
-    arrays = {name: np.array(list(map(_said, found)), np.str_) for name, found in texts.items() if found is not None}
+    arrays = {name: np.array(list(map(as_text, found)), np.str_) for name, found in texts.items() if found is not None}
     arrays["space"] = np.array(table.space, np.str_)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
@@ -189,8 +189,8 @@ def _write_parquet(table: Table, path: Path) -> None:
     vectors = pa.list_(pa.float32(), table.width)
     schema = pa.schema([("path", pa.string()), ("vector", vectors), ("label", pa.string()), ("space", pa.string())])
     n_rows, done = len(table.order), 0
-    paths = [None] * n_rows if table.paths is None else list(map(_said, table.paths))
-    labels = [None] * n_rows if table.labels is None else list(map(_said, table.labels))
+    paths = [None] * n_rows if table.paths is None else list(map(as_text, table.paths))
+    labels = [None] * n_rows if table.labels is None else list(map(as_text, table.labels))
     with pq.ParquetWriter(path, schema) as writer:
         for rows in table.chunks():
             these = slice(done, done + len(rows))
@@ -202,8 +202,3 @@ def _write_parquet(table: Table, path: Path) -> None:
             ]
             writer.write_batch(pa.record_batch(columns, schema=schema))
             done += len(rows)
-
-
-def _said(name: str) -> str:
-    """A name as text that UTF-8 can write."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -2,17 +2,15 @@
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from preloaded import SMN
 
 from benchmarks.redis_server import RedisServer
 from service.client import Client
 from service.registry.open import open_registry
 
 FINGERPRINT = "0123456789abcdef" * 4
-SMN = Path(sys.executable).parent / "smn"
 
 
 def smn(*arguments, cwd):

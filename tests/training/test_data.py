@@ -20,10 +20,10 @@ from training.data import (
     Subset,
     Views,
     collate,
-    identify,
     open_split,
     seeded,
 )
+from training.identity import identify
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:

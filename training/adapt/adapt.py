@@ -31,10 +31,11 @@ from training.adapt.record import RECORD, Record
 from training.adapt.score import Scorer
 from training.adapt.timing import choose_threads, time_step
 from training.checkpoints import README
-from training.data import Subset, identify
+from training.data import Subset
 from training.evaluation.labelled import open_labelled
 from training.features import sample
 from training.forms import choose_form
+from training.identity import identify
 from training.plan import require_float32
 from training.progress import Clock, Stopped, Tell, Terminated
 from training.unseen import write_unseen

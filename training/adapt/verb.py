@@ -13,8 +13,6 @@ from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import DEFAULT_BACKBONE, learning_options
 
 app = typer.Typer()
-OF_SIGNAL = 128
-"""Exit codes of what a signal stopped begin here: 130 for ctrl-C, 143 for SIGTERM."""
 FEWEST_MINUTES, MOST_MINUTES = 0.2, 7 * 24 * 60.0
 
 
@@ -49,7 +47,7 @@ def adapt(
     began = time.monotonic()
     print(f"smn adapt: {minutes:g} minutes at most for {data}", flush=True)
 
-    from training.progress import Terminated, stopping_at_sigterm
+    from training.progress import OF_SIGNAL, Terminated, stopping_at_sigterm
 
     try:
         with stopping_at_sigterm():

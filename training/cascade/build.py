@@ -37,8 +37,9 @@ from training.cascade.clusters import Clusters, cluster, measure_purity
 from training.cascade.fusion import FusionChoice, fit, inputs
 from training.checkpoints import is_finished
 from training.config import Config
-from training.data import identify, name_data, open_split, others_among
+from training.data import name_data, open_split, others_among
 from training.features import EMBEDDINGS, Cache, Features
+from training.identity import identify
 from training.plan import PLAN, require_same
 from training.plots import draw_clusters
 from training.request import Request

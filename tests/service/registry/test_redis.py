@@ -280,14 +280,17 @@ def test_two_instances_start_from_one_crash_between_blob_and_name(registry, clie
 
 def test_closing_ends_the_thread_quickly_with_or_without_redis(server):
     for stopped in (False, True):
+        before = set(threading.enumerate())  # other tests of this process may have left some
         registry = RedisRegistry(server.url, FINGERPRINT)
+        followers = {t for t in threading.enumerate() if t.name == "smn-registry-follower"} - before
+        assert len(followers) == 1
         if stopped:
             server.stop()
             eventually(lambda registry=registry: _raises(registry.check))
         start = time.monotonic()
         registry.close()
         assert time.monotonic() - start < 0.5
-        assert not [t for t in threading.enumerate() if t.name == "smn-registry-follower"]
+        assert not [t for t in followers if t.is_alive()]
         with pytest.raises(Unavailable, match="closed"):
             registry.blob(digest_of(b""))
 

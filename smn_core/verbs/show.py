@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from smn_core.verbs.console import open_console
 from smn_core.verbs.texts import visible
 
-PIPED_WIDTH = 10_000
-"""Characters of a line that no terminal shows: a digest, a name or a path stays whole for what reads it."""
 SOME_LEFT_OUT = 1
 """The exit code where a result was written without some of the images."""
 
@@ -60,12 +59,6 @@ def end_by(left_out: Sequence[str]) -> None:
         raise typer.Exit(SOME_LEFT_OUT)
 
 
-def _console() -> Console:
-    """stdout; text of files is shown as it is, never taken for markup. Only a terminal has an edge to fold lines at."""
-    console = Console(markup=False, emoji=False)
-    return console if console.is_terminal else Console(markup=False, emoji=False, width=PIPED_WIDTH)
-
-
 def images_progress(total: int | None) -> AbstractContextManager[Callable[[int], None]]:
     """A progress bar on stderr that counts images; without a total it only counts."""
     return progress("images", total)
@@ -95,12 +88,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         shown.add_column(heading, overflow="fold")
     for row in rows:
         shown.add_row(*map(visible, row))
-    _console().print(shown)
+    open_console().print(shown)
 
 
 def mask(found: dict[str, Any]) -> None:
     """The tables of `smn inspect`."""
-    console = _console()
+    console = open_console()
     sizes = found["sizes"]
     console.print(_pairs("mask", _identity(found)))
     console.print(
@@ -138,7 +131,7 @@ def cascade(found: dict[str, Any]) -> None:
     )
     for name, size in found.get("mask_bytes", {}).items():
         rows[name] = f"{size:,} bytes"
-    _console().print(_pairs("cascade", rows | found["metadata"]))
+    open_console().print(_pairs("cascade", rows | found["metadata"]))
 
 
 def _identity(found: dict[str, Any]) -> dict[str, str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from smn_core.verbs.console import open_console
 from training.evaluation.paired import AGREEMENT, EVIDENCE, SIGNS, Change
 from training.evaluation.rule import ALL, Changes
 from training.evaluation.verdict import Verdict
 
-PIPED_COLUMNS = 200
 SHOWN = (*SIGNS, EVIDENCE)
 EVALUATED_LEGEND = (
     "verdict: what the mask's file carries of `smn verdict`: adopt, leave it (it does harm or nothing), or cannot tell"
@@ -27,9 +26,7 @@ VERDICT_LEGEND = (
 
 def print_results(found: dict[str, Any]) -> None:
     """Print scores with labels, then signs without labels. The untouched backbone is the first row."""
-    console, rows = Console(), found["rows"]
-    if not console.is_terminal:
-        console.width = PIPED_COLUMNS  # a file has room for every digit
+    console, rows = open_console(), found["rows"]
     low = list(rows[0].get("low_shot", {}))
     scored = f"{found['folds']} folds of them" if found["folds"] else f"{found['test_images']} test"
     title = f"{found['data']}: {found['train_images']} train, {scored}, {found['image_size']} px"
@@ -70,9 +67,7 @@ def print_results(found: dict[str, Any]) -> None:
 
 def print_verdicts(verdicts: Sequence[Verdict]) -> None:
     """Print the numbers, the reason and last the answer of each."""
-    console = Console(markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = PIPED_COLUMNS
+    console = open_console()
     console.print(VERDICT_LEGEND)
     for verdict in verdicts:
         title = f"{verdict.name}: {verdict.n_seen} images, {verdict.n_unseen or 'none'} unseen"

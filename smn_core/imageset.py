@@ -141,8 +141,12 @@ def say_others(others: Mapping[str, int]) -> str:
 
 
 def _image_paths(root: Path, others: Counter[str]) -> Iterator[str]:
-    """The paths of images; other files that are not hidden are counted by their suffix."""
-    for folder, folders, files in os.walk(root, followlinks=True):
+    """The paths of images; other files that are not hidden are counted by their suffix.
+
+    Raises:
+        InvalidData: a folder cannot be looked into. Passed over, its images would be missing from what is made of them.
+    """
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_refuse_folder):
         here = Path(folder)
         if here.is_symlink() and here.resolve() in {parent.resolve() for parent in here.parents}:  # back up the tree
             folders.clear()
@@ -159,7 +163,20 @@ def _image_paths(root: Path, others: Counter[str]) -> Iterator[str]:
 
 def _is_made(folder: Path) -> bool:
     """Whether `smn train` or `smn cascade` made a folder: its plots are no images of the set."""
-    return any((folder / name).exists() for name in MADE)
+    try:
+        return any((folder / name).exists() for name in MADE)
+    except PermissionError as error:
+        raise _unseen(folder, error) from error
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise _unseen(error.filename, error) from error
+
+
+def _unseen(folder: Path | str, error: OSError) -> InvalidData:
+    return InvalidData(
+        f"cannot look into the folder {folder}: {error.strerror}: make it readable, or name a folder without it"
+    )
 
 
 def array_splits(path: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """A folder or an `.npz` is a set of images in one order, with labels where it has them."""
 
+import errno
 import os
 import zipfile
 from pathlib import Path
@@ -137,6 +138,29 @@ def test_two_links_to_one_folder_are_both_followed_whatever_the_disk_lists_first
     for name in ("cat", "dog"):
         (root / name).symlink_to(store, target_is_directory=True)
     assert open_images(root).names == ["cat/1.png", "dog/1.png"]
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o111, 0o444])
+def test_a_folder_that_cannot_be_looked_into_is_refused_by_name(mode, tmp_path, monkeypatch):
+    """Its images are not passed over in silence: an index would lose them."""
+    closed = folder(tmp_path, "open/1.png", "closed/2.png") / "closed"
+    if os.getuid() == 0:  # who may do everything: the kernel's answers to others are put in
+
+        def deny(*_: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(closed))
+
+        scan, look = os.scandir, os.stat
+        if not mode & 0o444:
+            monkeypatch.setattr(os, "scandir", lambda path: deny() if Path(path) == closed else scan(path))
+        if not mode & 0o111:
+            below = lambda path: isinstance(path, (str, os.PathLike)) and Path(path).parent == closed  # noqa: E731
+            monkeypatch.setattr(os, "stat", lambda p, **more: deny() if below(p) else look(p, **more))
+    closed.chmod(mode)
+    try:
+        with pytest.raises(InvalidData, match=f"folder {closed}: Permission denied: make it readable"):
+            open_images(tmp_path)
+    finally:
+        closed.chmod(0o755)
 
 
 def test_an_empty_folder_is_refused_with_the_suffixes_it_looked_for(tmp_path):

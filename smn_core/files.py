@@ -19,6 +19,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
     Raises:
         InvalidArgument: the folder does not exist, cannot be written, or `path` is a folder.
+        OSError: what ended the writing in the block; it names `path` where it named nothing or the temporary path.
     """
     path = Path(path)
     if path.is_dir():
@@ -34,6 +35,10 @@ def replacing(path: Path | str) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, failure):
         raise failure
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("named", [[], ["temporary"]])
+def test_an_error_of_the_disk_names_the_file(tmp_path, named):
+    """A write that finds no space names nothing by itself, or a name that is gone by then."""
+    path = tmp_path / "x.bin"
+    with pytest.raises(OSError, match="No space left") as raised, replacing(path) as temporary:
+        raise OSError(errno.ENOSPC, "No space left on device", *[str(temporary) for _ in named])
+    assert raised.value.filename == str(path)
 
 
 def test_a_new_file_has_the_rights_that_the_user_gives(tmp_path):

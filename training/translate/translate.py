@@ -14,7 +14,7 @@ from numpy import ndarray
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
 from smn_core.errors import InvalidArgument
-from smn_core.files import replacing
+from smn_core.files import replacing, require_writable
 from smn_core.maskfile import read_mask
 from smn_core.spaces import space_of_mask
 from smn_core.spec import BackboneSpec
@@ -97,11 +97,12 @@ def run(pair: Pair, data: str, out: Path, *, bar: Bar = count_silently) -> Trans
     Recall is measured on the test split, or without one on 30 % of the images; the map is not fitted on them.
 
     Raises:
-        InvalidArgument: both are the same space.
+        InvalidArgument: both are the same space, or `out` cannot be written.
         InvalidData: too few images.
     """
     if pair.before == pair.after:
         raise InvalidArgument(f"--from and --to are one space, {pair.before}: nothing needs moving")
+    require_writable(out)
     fitted, held = _cut(data)
     others = Counter(others_among(fitted))
     if held.source is not fitted.source:

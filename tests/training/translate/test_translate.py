@@ -51,6 +51,11 @@ def test_one_space_is_not_translated_into_itself(world, mask, tmp_path, smn_run)
     assert not (tmp_path / "m.npz").exists()
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_an_image_is_embedded(world, mask, tmp_path, refused):
+    words = ["translate", "--from", "root", "--to", mask, "--data", world.data]
+    assert "the folder" in refused(*words, "--out", tmp_path / "no" / "m.npz", *world.flags())
+
+
 def test_a_map_goes_to_an_npz_file(world, mask, tmp_path, smn_run):
     ran = smn_run("translate", "--from", "root", "--to", mask, "--data", world.data, "--out", tmp_path / "m.npy",
                   *world.flags())  # fmt: skip

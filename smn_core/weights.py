@@ -87,9 +87,11 @@ def _read(path: Path) -> Mapping[str, object]:
     except OSError as error:
         raise InvalidWeights(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the unpickler meets other formats with IndexError, KeyError, AssertionError, ...
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # Of torch's own words the first sentence alone: the others advise to let a file run code.
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise InvalidWeights(
-            f"{path} is neither a safetensors file nor a checkpoint that loads with weights_only: {reason}"
+            f"{path} is neither a safetensors file (named .safetensors) nor a checkpoint that loads with weights_only: "
+            f"{reason}"
         ) from error
 
 

@@ -25,6 +25,9 @@ PRECISIONS: dict[str, torch.dtype] = {
 PLAIN, AUTO = "32-true", "auto"
 """What every machine can, and: whichever form of a step is fastest here (`training/forms.py`)."""
 
+MOST_STEPS = 10**12
+"""At a thousand steps a second a run would take thirty years."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -99,9 +102,15 @@ class Config:
         return OBJECTIVES[self.objective].make(self)
 
     def total_steps(self, n_images: int) -> int:
-        """The optimiser steps of a run on `n_images` images."""
-        per_epoch = n_images // self.batch_size
-        return self.steps if self.steps is not None else max(1, round(self.epochs * per_epoch))
+        """The optimiser steps of a run on `n_images` images.
+
+        Raises:
+            InvalidArgument: more than any run takes.
+        """
+        steps = self.steps if self.steps is not None else self.epochs * (n_images // self.batch_size)
+        if steps > MOST_STEPS:
+            raise InvalidArgument(f"{steps:.2g} steps: {MOST_STEPS:,} at most; give fewer epochs or steps")
+        return max(1, round(steps))
 
 
 @dataclass(frozen=True)

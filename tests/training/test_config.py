@@ -28,6 +28,12 @@ def test_epochs_may_be_parts_and_are_at_least_one_step():
     assert Config("x", epochs=0.001, batch_size=10).total_steps(100) == 1
 
 
+@pytest.mark.parametrize("more", [{"epochs": 1e30}, {"epochs": 1e308}, {"steps": 10**30}])
+def test_more_steps_than_any_run_takes_are_refused(more):
+    with pytest.raises(InvalidArgument, match="give fewer epochs or steps"):
+        Config("x", batch_size=10, **more).total_steps(1000)
+
+
 def test_settings_of_every_depth_and_kind_can_be_changed():
     settings = ["steps=7", "lr=3", "swav.crops.big_px=64", "swav.crops.big_scale=[0.2,1.0]", "mask.density=0.5"]
     settings += ["mask.only=fc", "freeze_norm=true", "precision=bf16-mixed"]

@@ -26,6 +26,7 @@ from smn_core.errors import InvalidData, InvalidImage
 from smn_core.imageset import FolderSet, ImageSet, array_splits, open_images
 from smn_core.names import sayable
 from training.labels import Renumbered
+from training.progress import holding_stops
 
 # The splits of each torchvision set. A set with None has no splits of its own: a fixed seed cuts it 80 to 20.
 TORCHVISION: dict[str, tuple[str, dict[str, dict[str, Any]] | None]] = {
@@ -310,6 +311,10 @@ class StepLoader(DataLoader[Any]):
 
     def __len__(self) -> int:
         return len(self.batch_sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Any:
+        with holding_stops():  # workers are forked here
+            return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
         return {}

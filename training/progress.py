@@ -70,6 +70,28 @@ def stopping_at_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def holding_stops() -> Iterator[None]:
+    """Ctrl-C and SIGTERM in the block are heard at its end.
+
+    For a block that forks: Python runs callbacks around a fork, and an exception in one of them is lost. In another
+    thread than the main one, which hears no signals, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for heard in came:
+        signal.raise_signal(heard)
+
+
 def say(text: str) -> None:
     """A line on stderr: stdout belongs to results."""
     print(text, file=sys.stderr, flush=True)

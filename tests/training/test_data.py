@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tests.training.builders import World, class_folders
 from training.data import (
     Batch,
     Item,
+    StepLoader,
     StepSampler,
     Subset,
     Views,
@@ -24,6 +27,7 @@ from training.data import (
     seeded,
 )
 from training.identity import identify
+from training.progress import stopping_at_sigterm
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
@@ -45,6 +49,20 @@ def test_an_epoch_shows_every_image_once():
     for epoch in (batches[:4], batches[4:]):
         assert sorted(chain.from_iterable(epoch)) == list(range(20))
     assert batches[:4] != batches[4:]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_a_worker_is_forked_is_heard(number, folder):
+    """An exception in what Python runs around a fork is lost, and SIGTERM would then be ignored for good."""
+    asked = [number]
+    os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), asked.pop()) if asked else None)
+    views = Views(open_split(str(folder), "train"), lambda image: [as_tensor(image)], 8)
+    loader = StepLoader(views, batch_sampler=StepSampler(6, 2, 3, seed=1), num_workers=1, collate_fn=collate)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stopping_at_sigterm():
+        iter(loader)
+    assert not asked
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_the_rest_of_an_epoch_that_fills_no_batch_is_dropped():

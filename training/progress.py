@@ -49,6 +49,11 @@ class Terminated(KeyboardInterrupt):
     number = int(signal.SIGTERM)
 
 
+def number_of(stopped: KeyboardInterrupt) -> int:
+    """The number of the signal that stopped something: ctrl-C's where nothing says another."""
+    return stopped.number if isinstance(stopped, Stopped | Terminated) else int(signal.SIGINT)
+
+
 @contextmanager
 def stopping_at_sigterm() -> Iterator[None]:
     """In the block SIGTERM raises `Terminated`; once, so that what a stop leaves can be written.

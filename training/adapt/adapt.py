@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from training.features import sample
 from training.forms import choose_form
 from training.identity import identify
 from training.plan import require_float32
-from training.progress import Clock, Stopped, Tell, Terminated
+from training.progress import Clock, Tell, number_of
 from training.unseen import write_unseen
 
 SUFFIX = ".smn"
@@ -116,8 +115,7 @@ def adapt(request: Request, tell: Tell, clock: Clock = time.monotonic, began: fl
         try:
             return _adapt(request, spec, backbone, found, record, budget, tell)
         except KeyboardInterrupt as stopped:
-            number = stopped.number if isinstance(stopped, Stopped | Terminated) else int(signal.SIGINT)
-            return _stop(request, backbone, record, tell, number)
+            return _stop(request, backbone, record, tell, number_of(stopped))
 
 
 def _adapt(
@@ -171,7 +169,8 @@ def _stop(request: Request, backbone: Backbone, record: Record, tell: Tell, numb
     write_nothing(backbone, CANNOT_TELL, "It was stopped before anything was judged.", request.out)
     best = record.best
     kept = f"the best so far is {record.path(best)}, not judged yet" if best is not None else "no run was finished yet"
-    tell(f"\nstopped: {kept}; {request.out} changes nothing")
+    tell("")
+    tell(f"stopped: {kept}; {request.out} changes nothing")
     tell("the same command goes on from what is finished")
     tell(f"verdict: {CANNOT_TELL}")
     return Ended(CANNOT_TELL, number)

@@ -44,13 +44,17 @@ def adapt(
     backbone. The last line is "verdict: adopt", "verdict: leave it" (FILE then changes nothing) or "verdict: cannot
     tell". Ctrl-C and SIGTERM keep what is finished; the same command goes on.
     """
+    from smn_core.verbs.texts import visible
+    from training.progress import OF_SIGNAL, number_of, stopping_at_sigterm
+
+    def tell(line: str) -> None:
+        print(visible(line), flush=True)
+
     began = time.monotonic()
-    print(f"smn adapt: {minutes:g} minutes at most for {data}", flush=True)
-
-    from training.progress import OF_SIGNAL, Terminated, stopping_at_sigterm
-
     try:
         with stopping_at_sigterm():
+            tell(f"smn adapt: {minutes:g} minutes at most for {data}")
+
             import torch
 
             from training.adapt.adapt import Request, adapt, name_output
@@ -62,9 +66,11 @@ def adapt(
                 spec, data, file, minutes=minutes, labelled=labelled, seed=seed, workers=workers, threads=threads,
                 overwrite=overwrite, command=["smn", *sys.argv[1:]], codec=codec,
             )  # fmt: skip
-            ended = adapt(request, lambda line: print(line, flush=True), began=began)
-    except Terminated as stopped:
-        print("stopped before anything was learned; the same command begins again", flush=True)
-        raise typer.Exit(OF_SIGNAL + stopped.number) from stopped
+            ended = adapt(request, tell, began=began)
+    except KeyboardInterrupt as stopped:
+        tell("stopped: nothing was learned yet, and no mask was written")
+        tell("the same command goes on from what is finished")
+        tell("verdict: cannot tell")
+        raise typer.Exit(OF_SIGNAL + number_of(stopped)) from stopped
     if ended.signal:
         raise typer.Exit(OF_SIGNAL + ended.signal)

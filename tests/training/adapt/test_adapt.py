@@ -141,6 +141,22 @@ def test_sigterm_leaves_a_file_that_changes_nothing_and_says_how_to_go_on(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_the_backbone_is_there_is_said_as_a_later_one(
+    number, world: World, photos: Path, tmp_path: Path, smn_run, monkeypatch
+):
+    """No mask can be written yet: the last lines say so, how to go on, and the verdict."""
+    monkeypatch.setattr("training.adapt.adapt.look", lambda *_: os.kill(os.getpid(), number))
+    ran = smn_run("adapt", photos, "--out", tmp_path / "mine.smn", *world.flags())
+    assert ran.code == 128 + number
+    assert ran.out.splitlines()[1:] == [
+        "stopped: nothing was learned yet, and no mask was written",
+        "the same command goes on from what is finished",
+        "verdict: cannot tell",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_labels_are_handed_to_the_verdict(world: World, photos: Path, tmp_path: Path):
     found = digits()
     for label in (0, 1):
@@ -211,3 +227,12 @@ def test_the_command_says_something_at_once_and_refuses_in_one_line(
     assert ran.out.startswith("smn adapt: 15 minutes at most")  # type: ignore[attr-defined]
     assert ran.err.count("\n") == 1  # type: ignore[attr-defined]
     assert "a mask needs 30 at least" in ran.err  # type: ignore[attr-defined]
+
+
+def test_no_name_of_a_file_commands_the_terminal(world: World, tmp_path: Path, smn_run):
+    """Folder and images may be named anything: what is shown of a name has no control character."""
+    folder = save_photos(tmp_path / "fe\x1b[2Jw", 3)
+    (folder / "bro\x1b[31mken.png").write_bytes(b"no image")
+    ran = smn_run("adapt", folder, "--out", tmp_path / "few.smn", *world.flags())
+    assert "\x1b" not in ran.out + ran.err
+    assert r"bro\x1b[31mken.png" in ran.out and r"fe\x1b[2Jw" in ran.out.splitlines()[0]

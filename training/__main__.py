@@ -86,8 +86,10 @@ def train(
     if resume and overwrite:
         raise InvalidArgument("--resume and --overwrite exclude each other")
     command = ["smn", *sys.argv[1:]]
+    by_variable = spec.by_variable.get("name", DEFAULT_BACKBONE)
+    backbone = spec.name or (f"of {start}" if start is not None else by_variable)
     try:
-        with first_word(f"smn train: reading {data} and the backbone {spec.name or DEFAULT_BACKBONE}"):
+        with first_word(f"smn train: reading {data} and the backbone {backbone}"):
             import torch
 
             from smn_core.verbs.show import count_others

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
+from smn_core.verbs.texts import visible
+
 OF_SIGNAL = 128
 """Exit codes of what a signal stopped begin here: 130 for ctrl-C, 143 for SIGTERM."""
 FIRST_WORD_S = 2.0
@@ -98,8 +100,8 @@ def holding_stops() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """A line on stderr: stdout belongs to results."""
-    print(text, file=sys.stderr, flush=True)
+    """A line on stderr: stdout belongs to results. Control characters of names are shown as escapes, never obeyed."""
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -168,5 +170,5 @@ def say_how_to_go_on(words: Iterable[str], stopped: KeyboardInterrupt) -> int:
         say(f"{stopped}, with a checkpoint. This goes on:")
     else:
         say("stopped before the first step. This begins again:")
-    say(shlex.join(command))
+    print(shlex.join(command), file=sys.stderr, flush=True)  # as it was typed, or it would name other files
     return OF_SIGNAL + int(number)

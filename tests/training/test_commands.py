@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -343,6 +344,30 @@ def test_the_first_word_comes_while_the_slow_part_still_runs(capsys, monkeypatch
     with progress.first_word("smn train: reading"):
         pass
     assert not said.is_set()
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "named"),
+    [
+        (["--backbone", "resnet18"], "test_vit", "the backbone resnet18"),
+        ([], "test_vit", "the backbone test_vit"),
+        ([], "", "the backbone vit_tiny_patch16_224"),
+        (["--start", "early.smn"], "test_vit", "the backbone of early.smn"),
+    ],
+)
+def test_the_first_word_names_the_backbone_that_is_read(words, variable, named, smn_run, monkeypatch):
+    """That of a flag, of --start, of the variable, or the default, in this order; and no name is obeyed."""
+    said = []
+    monkeypatch.setattr(progress, "first_word", lambda text: said.append(text) or nullcontext())
+    if variable:
+        monkeypatch.setenv("SMN_BACKBONE", variable)
+    assert smn_run("train", "--data", "no\x1bwhere", "--out", "/nowhere/m.smn", *words).code == 2
+    assert said[0].endswith(named)
+
+
+def test_a_name_in_what_a_run_says_is_never_obeyed_by_the_terminal(capsys):
+    progress.say("smn train: reading fe\x1b[2Jw")
+    assert capsys.readouterr().err == "smn train: reading fe\\x1b[2Jw\n"
 
 
 def test_a_stop_before_the_first_step_names_the_same_command(capsys):

@@ -28,6 +28,7 @@ from smn_core.weights import Unfilled, load_weights, require_finite
 LOG = logging.getLogger("smn.backbone")
 PREPROCESS_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 MIN_CROP_PCT = 0.25
+MAX_IMAGE_PX = 4096
 HUB_TIMEOUT_S = 5
 MAX_ARGUMENT, MAX_ARGUMENTS = 8192, 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -300,8 +301,8 @@ def _preprocess(model: nn.Module, spec: BackboneSpec) -> dict[str, Any]:
 
 
 def _set_input_size(model: nn.Module, size_px: int) -> None:
-    if size_px < 1:
-        raise InvalidArgument(f"--image-size {size_px}: it must be at least 1 px")
+    if not 1 <= size_px <= MAX_IMAGE_PX:
+        raise InvalidArgument(f"--image-size {size_px}: it must be at least 1 px and at most {MAX_IMAGE_PX}")
     if hasattr(model, "set_input_size"):
         try:
             model.set_input_size(img_size=(size_px, size_px))  # type: ignore[operator]

@@ -287,7 +287,9 @@ def _close(a: object, b: object) -> bool:
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
     if metadata.get("format") != FORMAT:
-        raise InvalidMask(f"format is {metadata.get('format')!r}, expected {FORMAT!r}")
+        found = metadata.get("format")
+        what = ": a safetensors file without one holds weights, which go to --weights" if found is None else ""
+        raise InvalidMask(f"format is {found!r}, expected {FORMAT!r}{what}")
     for key in REQUIRED:
         if key not in metadata:
             raise InvalidMask(f"metadata key {key!r} is missing")

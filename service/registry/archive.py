@@ -178,6 +178,8 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
                 if file is None:
                     raise InvalidArchive(f"{path}: {member.name!r} is no file")
                 yield member.name, file.read()
+    except FileNotFoundError as error:
+        raise InvalidArchive(f"there is no archive {path}") from error
     except (OSError, tarfile.TarError, EOFError) as error:
         raise InvalidArchive(f"{path} is not a whole archive of a registry: {error}") from error
 

@@ -85,6 +85,7 @@ def test_the_size_that_a_model_was_built_for_is_the_size_of_its_images():
     [
         ({"image_size": 0}, "--image-size 0"),
         ({"image_size": -32}, "--image-size -32"),
+        ({"image_size": 100_000}, "--image-size 100000"),
         ({"mean": (0.5, 0.5)}, "--mean"),
         ({"mean": (float("nan"),)}, "--mean"),
         ({"std": (0.0,)}, "--std"),

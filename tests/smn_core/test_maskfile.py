@@ -143,7 +143,7 @@ ONES = np.ones(8, np.float32)
 STATE = "state.bn1.running_mean"
 REFUSED = {
     "unknown format": (text("format", "smn-mask/2"), r"format is 'smn-mask/2'"),
-    "no format": (without_text("format"), r"format is None"),
+    "no format": (without_text("format"), r"format is None.*--weights"),
     "unknown codec": (text("codec", "lzma"), r"unknown codec 'lzma'"),
     "no codec": (without_text("codec"), r"'codec' is missing"),
     "no model": (without_text("model"), r"'model' is missing"),

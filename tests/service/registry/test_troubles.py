@@ -443,6 +443,11 @@ def test_an_archive_that_is_not_whole_is_refused_before_anything_is_put_in(regis
         assert backbones_in(targets[0]) == []
 
 
+def test_an_archive_that_is_not_there_is_named_as_such(tmp_path):
+    with pytest.raises(InvalidArchive, match=r"there is no archive .*missing\.tar"):
+        read_archive(tmp_path / "missing.tar")
+
+
 def test_a_place_without_a_registry_of_the_backbone_is_refused_and_not_made(tmp_path, targets):
     for target in targets:
         with pytest.raises(NotFound, match="holds no registry of the backbone"):

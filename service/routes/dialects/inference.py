@@ -90,7 +90,8 @@ async def live() -> dict[str, bool]:
 async def ready(server: TheServer) -> JSONResponse:
     """Whether to send work here."""
     found = await readyz(server)
-    return JSONResponse({"ready": found.status_code == 200}, found.status_code, headers={"Retry-After": "1"})
+    is_ready = found.status_code == 200
+    return JSONResponse({"ready": is_ready}, found.status_code, headers={} if is_ready else {"Retry-After": "1"})
 
 
 @router.get("/models/{model}", response_model=ModelInfo)
@@ -192,7 +193,7 @@ async def _infer(
 def _asked(body: InferRequest, reference: str, images: Images) -> Asked:
     for output in body.outputs or []:
         if output.name != OUTPUT:
-            said = f"there is no output {output.name[:32]!r}: the one there is is {OUTPUT!r}"
+            said = f"there is no output {output.name[:32]!r}: the only one is {OUTPUT!r}"
             raise Rejected(422, "invalid_tensor", said, "outputs")
     dimensions, normalize = body.parameters.get("dimensions"), body.parameters.get("normalize", False)
     if dimensions is not None and (type(dimensions) is not int or dimensions < 1):

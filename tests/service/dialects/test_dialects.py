@@ -133,6 +133,15 @@ def test_weaviate_asks_whether_it_may_send(client, wanted):
     client.app.state.server.draining = False
 
 
+@pytest.mark.parametrize("path", ["/readyz", "/v2/health/ready"])
+def test_only_a_server_that_is_not_ready_says_when_to_ask_again(client, wanted, path):
+    wanted()
+    assert "retry-after" not in client.get(path).headers
+    client.app.state.server.draining = True
+    assert client.get(path).headers["retry-after"] == "1"
+    client.app.state.server.draining = False
+
+
 def test_every_answer_says_what_made_its_vectors(client, theta, wanted):
     wanted()
     digest = theta.mask(31).digest

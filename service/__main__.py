@@ -59,14 +59,16 @@ def serve(ctx: typer.Context) -> None:
         return
 
     from service.app import create_app, registry_of
-    from service.listen import run
+    from service.listen import bind, run
     from service.offer import put_in
     from service.security import guard_of
     from smn_core.backbone import load_backbone
 
+    # Refused before anything is loaded or written: a start that fails makes no version current for other servers.
+    guard_of(settings)
+    bind(settings.host, settings.port, backlog=1).close()
     backbone = registry = None
     if offers:
-        guard_of(settings)  # before anything is loaded or written
         backbone = load_backbone(settings.spec())
         registry = registry_of(settings, backbone)
         for line in put_in(registry, backbone, offers):

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import socket
 import subprocess
 from dataclasses import replace
 
@@ -154,6 +155,14 @@ def test_a_real_server_says_where_it_is_and_a_line_that_works(write, theta, tmp_
     x = theta.pixels((tmp_path / "photo.jpg").read_bytes())
     wanted = engine.embed(torch.from_numpy(x), [Segment(read_mask(path).digest, 0, 1)]).embeddings.numpy()
     assert relative_error(np.array(answer["embeddings"]), wanted) < 1e-4
+
+
+def test_a_start_on_a_port_in_use_leaves_the_registry_as_it_was(write, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = ServerProcess([write("photos.smn")], tmp_path, port=taken.getsockname()[1]).start(False)
+        assert server.process.wait(120) == 2
+    assert "is in use" in server.log and "photos@1" not in server.log
+    assert not (tmp_path / "registry").exists()
 
 
 def test_serving_on_comes_after_what_is_preloaded_and_not_where_the_start_fails(write, theta, tmp_path):

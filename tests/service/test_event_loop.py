@@ -13,6 +13,7 @@ from served import ServerProcess
 
 MIB = 2**20
 RUNS = 3
+TRIES = 3
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +109,13 @@ def nothing(server):
 @pytest.mark.parametrize("case", CASES)
 def test_others_are_answered_meanwhile(busy, case):
     method, path, body, status = CASES[case]
-    beside, found = [], []
-    for _ in range(RUNS):
-        beside.append(worst_s(busy, lambda: nothing(busy))[0])
-        found.append(worst_s(busy, lambda: sent(busy, method, path, body)))
-    assert {answer for _, answer in found} == {status}
-    assert statistics.median(seconds for seconds, _ in found) < 0.1 + 2 * statistics.median(beside), (found, beside)
+    for _ in range(TRIES):  # neighbours on the machine stretch a try; what blocks the loop does so in each
+        beside, found = [], []
+        for _ in range(RUNS):
+            beside.append(worst_s(busy, lambda: nothing(busy))[0])
+            found.append(worst_s(busy, lambda: sent(busy, method, path, body)))
+        assert {answer for _, answer in found} == {status}
+        worst, most = statistics.median(seconds for seconds, _ in found), 0.1 + 2 * statistics.median(beside)
+        if worst < most:
+            return
+    pytest.fail(f"/livez waited {worst:.3f} s, at most {most:.3f}: {found}, {beside}")

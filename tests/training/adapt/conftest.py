@@ -10,7 +10,7 @@ import pytest
 from training.recipes import RECIPES, tiny
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # not "package": that lasts for all tests of the process
 def bold() -> Iterator[None]:
     """`tiny` at ten times its rate, under the name `bold`."""
     recipe = replace(tiny(), name="bold", lr=10 * tiny().lr)

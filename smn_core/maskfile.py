@@ -286,8 +286,8 @@ def _close(a: object, b: object) -> bool:
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
-    if metadata.get("format") != FORMAT:
-        found = metadata.get("format")
+    found = metadata.get("format")
+    if found != FORMAT:
         what = ": a safetensors file without one holds weights, which go to --weights" if found is None else ""
         raise InvalidMask(f"format is {found!r}, expected {FORMAT!r}{what}")
     for key in REQUIRED:

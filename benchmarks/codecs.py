@@ -13,6 +13,7 @@ with codec context, and with rounded statistics. A damaged file is refused or is
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -45,6 +46,8 @@ DENSITIES = (0.95, 0.9995)
 TURNS = 5
 SMALL = BackboneSpec("resnet18", args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "stem_width": 8})
 """9,400 weights, with running statistics: decoded in a millisecond."""
+SAID_EVERY = 50_000
+"""Damaged files between two lines of progress."""
 
 app = typer.Typer(add_completion=False)
 
@@ -58,12 +61,13 @@ def main(
         Path | None, typer.Option(metavar="FILE", help="Code the learned masks against this too.")
     ] = None,
     damage: Annotated[int, typer.Option(min=0, help="Read so many damaged files instead.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Damages differ with it: a long run may be several.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="One turn.")] = False,
     out: Annotated[Path | None, typer.Option(help="Add the rows to this file.")] = None,
 ) -> None:
     turns = 1 if quick else TURNS
     if damage:
-        _damage(damage, out)
+        _damage(damage, seed, out)
         return
     if mask:
         _files(spec, [Path(name) for name in mask.split(",")], parent, out)
@@ -137,18 +141,20 @@ def _bits_bytes(data: bytes) -> int:
     return parse_tensors(data).tensors[codec.WHOLE_TENSOR].nbytes
 
 
-def _damage(n: int, out: Path | None) -> None:
+def _damage(n: int, seed: int, out: Path | None) -> None:
     """Read n files whose coded tensors, or whole bytes, were changed: refused, or another mask, and nothing else."""
     torch.manual_seed(0)
     model = timm.create_model(SMALL.name, pretrained=False, num_classes=0, **SMALL.args)
-    backbone, rng = wrap(model, SMALL.name, SMALL), np.random.default_rng(0)
+    backbone, rng = wrap(model, SMALL.name, SMALL), np.random.default_rng(seed)
     state = {name: rng.random(shape, np.float32) for name, shape in backbone.layout.buffers.items()}
     drawn = (random_mask(backbone.layout, density, rng) for density in (0.9, 0.95))
     parent, task = (replace(m, model=backbone.model_json, fingerprint=backbone.fingerprint, state=state) for m in drawn)
     there = serialise_mask(parent, codec.CONTEXT, backbone)
     data = serialise_mask(task, codec.CONTEXT, backbone, parse_mask(there, backbone.layout))
     whole, counts, longest_s = parse_tensors(data), {"refused": 0, "another mask": 0}, 0.0
-    for _ in range(n):
+    for i in range(n):
+        if i % SAID_EVERY == 0:
+            print(f"{i:,} of {n:,} files: {counts}", file=sys.stderr, flush=True)
         if rng.random() < 0.1:
             damaged = _changed(data, rng)
         else:  # the checksum is that of the damaged tensors, or else nothing would be decoded
@@ -164,7 +170,7 @@ def _damage(n: int, out: Path | None) -> None:
         except SMNError:
             counts["refused"] += 1
         longest_s = max(longest_s, time.thread_time() - began)
-    params = {"kind": "damaged", "model": SMALL.name, "files": n, "parent": True, "bytes": len(data)}
+    params = {"kind": "damaged", "model": SMALL.name, "files": n, "seed": seed, "parent": True, "bytes": len(data)}
     for outcome, count in counts.items():
         row("codecs", codec.CONTEXT, params, f"damaged files: {outcome}", "", [count], out=out)
     row("codecs", codec.CONTEXT, params, "damaged files: the longest read", "s", [longest_s], out=out)

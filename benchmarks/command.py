@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.all import BENCHES, RESULTS, Failed, find, run
 from smn_core.verbs.show import as_json as print_json
-from smn_core.verbs.show import note, table
+from smn_core.verbs.show import table
+from smn_core.verbs.stderr import note
 
 
 def measure(names: Sequence[str], *, quick: bool, as_json: bool, out: Path | None) -> bool:

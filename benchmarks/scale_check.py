@@ -25,7 +25,7 @@ from benchmarks.server import Running, pixels, serving
 from benchmarks.traffic import popularity_of
 from service.client import AsyncClient, Client
 from smn_core.backbone import layout_for, model_json
-from smn_core.verbs.show import note
+from smn_core.verbs.stderr import note
 
 MODEL = "test_vit"
 CACHE_BYTES = 2**20

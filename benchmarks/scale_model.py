@@ -34,7 +34,7 @@ from benchmarks.masks import measure_mask
 from benchmarks.rows import row
 from benchmarks.traffic import popularity_of
 from smn_core.engine.compact import SPARSE_DENSITY
-from smn_core.verbs.show import note
+from smn_core.verbs.stderr import note
 
 RESULTS = Path(__file__).parent / "results"
 MOST_REPLICAS = 400

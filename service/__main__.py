@@ -50,7 +50,7 @@ def serve(ctx: typer.Context) -> None:
     settings = _settle(given, offers) if offers else settings
 
     from service.telemetry import configure_logs
-    from smn_core.verbs.show import note
+    from smn_core.verbs.stderr import note
 
     configure_logs(settings.log_format)
     note(f"loading {settings.spec().name}")
@@ -148,7 +148,7 @@ def pull(
 
     from service.registry.base import parse_reference
     from service.transfer import pull_mask
-    from smn_core.verbs.show import note
+    from smn_core.verbs.stderr import note
 
     kind, name = _kind_of(reference)
     try:
@@ -215,7 +215,7 @@ def delete(
     """Delete a mask or cascade, or one of its versions. A cascade's masks stay. Asks first."""
     from service.calls import hide_user
     from smn_core.names import check_name
-    from smn_core.verbs.show import note
+    from smn_core.verbs.stderr import note
 
     kind, name = _kind_of(name)
     check_name(name)
@@ -239,7 +239,7 @@ def alias(
 ) -> None:
     """Let NAME@ALIAS mean a version, such as photos@champion, until it is moved or deleted."""
     from smn_core.verbs.show import as_json as print_json
-    from smn_core.verbs.show import note
+    from smn_core.verbs.stderr import note
 
     if delete == (version is not None):
         raise InvalidArgument("alias takes NAME ALIAS VERSION, or NAME ALIAS --delete")
@@ -273,7 +273,7 @@ def _settle(given: dict[str, Any], offers: list[Offer]) -> Settings:
 def _say_serving(settings: Settings, port: int, offers: list[Offer]) -> None:
     """The first lines of a server that answers."""
     from service.hints import say_try, url_of
-    from smn_core.verbs.show import note
+    from smn_core.verbs.stderr import note
 
     where = "docs at /docs" if settings.no_console else "open it in a browser; docs at /docs"
     note(f"serving on {url_of(settings.host, port)} ({where}, stop with ctrl-C)")
@@ -285,7 +285,7 @@ def _say_serving(settings: Settings, port: int, offers: list[Offer]) -> None:
 def _serve_on_ray(settings: Settings, offers: list[Offer]) -> None:
     from importlib.util import find_spec
 
-    from smn_core.verbs.show import note
+    from smn_core.verbs.stderr import note
 
     if find_spec("ray") is None or find_spec("ray.serve") is None:
         raise InvalidArgument("--on ray needs the extra ray: uv pip install -e '.[ray]'")
@@ -339,17 +339,17 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 def _say_next(server: str, reference: str, *, keyed: bool) -> None:
     from service.hints import say_try
-    from smn_core.verbs.show import note
+    from smn_core.verbs.stderr import note
 
     note(f"next: {say_try(server.rstrip('/'), reference, keyed=keyed)}")
 
 
 def _written(done: dict[str, Any], *, as_json: bool) -> None:
-    from smn_core.verbs import show
+    from smn_core.verbs import show, stderr
 
     if as_json:
         show.as_json(done)
         return
     print(f"{done['name']}@{done['version']} {done['digest']} ({done['bytes']:,} bytes)")
     for warning in done["warnings"]:
-        show.note(f"warning: {warning}")
+        stderr.note(f"warning: {warning}")

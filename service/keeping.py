@@ -40,7 +40,7 @@ def gc(
 ) -> None:
     """Delete what no version of a registry refers to any more, or find and mend what is damaged. Asks first."""
     from service.registry.open import hide_user, open_registry, require_there
-    from smn_core.verbs import show
+    from smn_core.verbs import show, stderr
 
     require_there(registry, fingerprint)
     opened = open_registry(registry, fingerprint)
@@ -55,7 +55,7 @@ def gc(
     if as_json:
         show.as_json(gone)
     else:
-        show.note(f"{len(gone)} blobs deleted")
+        stderr.note(f"{len(gone)} blobs deleted")
 
 
 @app.command()
@@ -160,22 +160,22 @@ def _mirror(first: Side, second: Side, every: float | None, *, delete: bool, as_
     from service.answers import ServerAway
     from service.mirror.step import take_turn
     from smn_core.errors import Unavailable
-    from smn_core.verbs import show
+    from smn_core.verbs import show, stderr
 
     while True:
         try:
-            turn = take_turn(first, second, delete=delete, say=lambda line: None if as_json else show.note(line))
+            turn = take_turn(first, second, delete=delete, say=lambda line: None if as_json else stderr.note(line))
         except (ServerAway, Unavailable) as error:
             if every is None:
                 raise
-            show.note(f"{error}; again in {every:g} s")
+            stderr.note(f"{error}; again in {every:g} s")
         else:
             for line in turn.refused:
-                show.note(f"refused: {line}")
+                stderr.note(f"refused: {line}")
             if as_json:
                 show.as_json(asdict(turn))
             elif turn.brought or turn.deleted or turn.refused or every is None:
-                show.note(
+                stderr.note(
                     f"{len(turn.brought)} names brought ({turn.files} files, {turn.bytes:,} bytes), {turn.in_step} "
                     f"were in step, {len(turn.deleted)} deletions, {len(turn.refused)} refused"
                 )
@@ -201,12 +201,12 @@ def _check(registry: Registry, place: str, *, as_json: bool, yes: bool) -> None:
     """Look, ask before anything is mended, mend; exit code 1 where something stays wrong."""
     from dataclasses import asdict
 
-    from smn_core.verbs import show
+    from smn_core.verbs import show, stderr
 
     found = registry.examine(mend=False)
     if any(finding.what.startswith(("mask ", "cascade ")) for finding in found):
         for finding in found:
-            show.note(f"{finding.what}: {finding.wrong}")
+            stderr.note(f"{finding.what}: {finding.wrong}")
         agree(f"the damaged records in registry {place}, once their copies or numbers are kept", yes=yes)
         found = registry.examine(mend=True)
     if as_json:
@@ -214,7 +214,7 @@ def _check(registry: Registry, place: str, *, as_json: bool, yes: bool) -> None:
     else:
         for finding in found:
             print(f"{finding.what}: {finding.wrong} ({'mended' if finding.mended else 'not mended'})")
-        show.note(f"{len(found)} things wrong" if found else "nothing is wrong")
+        stderr.note(f"{len(found)} things wrong" if found else "nothing is wrong")
     if not all(finding.mended for finding in found):
         raise typer.Exit(1)
 

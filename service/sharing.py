@@ -23,7 +23,7 @@ from smn_core.files import write_bytes
 from smn_core.maskfile import read_file
 from smn_core.verbs.card import CardFacts, make_card, make_cascade_card
 from smn_core.verbs.show import as_json as print_json
-from smn_core.verbs.show import note
+from smn_core.verbs.stderr import note
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 

@@ -37,7 +37,7 @@ def demo(
     screen: Annotated[str, typer.Option(envvar=["WAYLAND_DISPLAY", "DISPLAY"], hidden=True)] = "",
 ) -> None:
     """Train a small backbone and two masks on digits, show their gain, serve them: two minutes, no download."""
-    from smn_core.verbs.show import note
+    from smn_core.verbs.stderr import note
     from training.demo import prepare
 
     if not prepare_only:
@@ -54,7 +54,8 @@ def demo(
 
 def show(scores: Sequence[dict[str, Any]]) -> None:
     """Print the table, and in words what its columns are and where a mask does harm."""
-    from smn_core.verbs.show import note, table
+    from smn_core.verbs.show import table
+    from smn_core.verbs.stderr import note
 
     rows, worse = [], []
     for row in scores:
@@ -109,7 +110,7 @@ def _serve(made: Demo, folder: Path, port: int, opens: bool) -> None:
     from service.settings import Settings
     from service.telemetry import configure_logs
     from smn_core.backbone import load_backbone
-    from smn_core.verbs.show import note
+    from smn_core.verbs.stderr import note
 
     settings = Settings(
         registry=str(folder / "registry"),

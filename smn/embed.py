@@ -70,7 +70,7 @@ def embed(
     named and counted, and the exit code is then 1. With --server the same command goes on after ctrl-C.
     """
     from smn_core.imageset import FolderSet, open_images
-    from smn_core.verbs.show import count_others, end_by, name_unreadable, note
+    from smn_core.verbs.stderr import count_others, end_by, name_unreadable, note
     from smn_core.verbs.vectorfile import check_out, write_table
 
     check_out(out)
@@ -181,7 +181,8 @@ def _there(
     from service.remote import embed_set, table_of
     from service.settings import secret
     from smn_core.verbs.journal import Journal
-    from smn_core.verbs.show import images_progress, note
+    from smn_core.verbs.show import images_progress
+    from smn_core.verbs.stderr import note
 
     with (
         Client(server, secret(key), in_flight=in_flight) as client,

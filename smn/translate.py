@@ -52,7 +52,7 @@ def translate(
     if server is not None:
         refuse_model(spec)
 
-    from smn_core.verbs import show
+    from smn_core.verbs import show, stderr
     from training.progress import count
     from training.threads import limit_threads
     from training.translate.translate import pair_of_files, run
@@ -66,16 +66,16 @@ def translate(
 
         with Client(server, secret(key)) as client:
             made = run(pair_on_server(client, before, after), data, out, bar=count)
-    show.name_unreadable(made.unreadable)
+    stderr.name_unreadable(made.unreadable)
     if as_json:
         show.as_json({"out": str(out), **made.as_json()})
     else:
         found = made.found
-        show.note(
+        stderr.note(
             f"{out}: of ten neighbours in the new space translated vectors find {10 * found.recall:.1f}, the old ones "
             f"{10 * found.recall_untouched:.1f} ({found.n_held_out} held-out images; fitted on {found.n_fitted})"
         )
-    show.end_by(made.unreadable)
+    stderr.end_by(made.unreadable)
 
 
 def pair_on_server(client: Client, before: str, after: str) -> Pair:

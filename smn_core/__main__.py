@@ -95,16 +95,16 @@ def repack(
     """Write the same mask, or the masks of a cascade, in other bytes: not a bit changes, their digests do."""
     from dataclasses import asdict
 
-    from smn_core.verbs import show
+    from smn_core.verbs import show, stderr
     from smn_core.verbs.repack import repack as write
 
     done = write(spec, file, out, codec, parent, state)
     if as_json:
         show.as_json({"file": str(out), "codec": codec, **asdict(done)})
     else:
-        show.note(f"{out}: {done.after:,} bytes as {codec}, {done.before:,} before")
+        stderr.note(f"{out}: {done.after:,} bytes as {codec}, {done.before:,} before")
         if done.moved:
-            show.note(
+            stderr.note(
                 "its statistics are rounded, so it is another mask in another space: embeddings of 8 drawn pictures "
                 f"move by at most {done.moved:.1e} of their length"
             )
@@ -134,7 +134,7 @@ def export(
     from smn_core.verbs.export import FORMATS, n_classes_of
     from smn_core.verbs.export import export as write
     from smn_core.verbs.loading import backbone_and_mask
-    from smn_core.verbs.show import note
+    from smn_core.verbs.stderr import note
 
     if spec.weights is not None and out.exists() and out.resolve() == Path(spec.weights).resolve():
         raise InvalidArgument(f"--out {out} is the backbone itself: give another name")

@@ -81,7 +81,8 @@ def train(
 
     Images that cannot be read are left out and named, and the exit code is then 1.
     """
-    from training.progress import first_word, say, say_how_to_go_on
+    from smn_core.verbs.stderr import count_others, note
+    from training.progress import first_word, say_how_to_go_on
 
     if resume and overwrite:
         raise InvalidArgument("--resume and --overwrite exclude each other")
@@ -92,7 +93,6 @@ def train(
         with first_word(f"smn train: reading {data} and the backbone {backbone}"):
             import torch
 
-            from smn_core.verbs.show import count_others
             from training.command import tell_result
             from training.data import others_among
             from training.request import make_request
@@ -107,9 +107,9 @@ def train(
                 torch.set_num_threads(threads)
             prepared = prepare(request)
         if prepared.rank == 0:
-            count_others(others_among(prepared.images), say=say)
+            count_others(others_among(prepared.images))
         for remark in prepared.remarks:
-            say(remark)
+            note(remark)
         result = learn(prepared)
     except KeyboardInterrupt as stopped:
         raise typer.Exit(say_how_to_go_on(command, stopped)) from stopped
@@ -145,7 +145,7 @@ def train_many(
 
     An entry says what `smn train` is told, by the same names: data, out, recipe, set, seed, backbone ...; and push.
     """
-    from smn_core.verbs import show
+    from smn_core.verbs import show, stderr
     from training.several.fan_out import choose_fan_out
     from training.several.jobs import RunFailed
     from training.several.manifest import read_manifest
@@ -156,7 +156,7 @@ def train_many(
     entries = read_manifest(manifest, _parse_train)
     device = next((entry.job.request.spec.device for entry in entries if entry.job), "auto")
     fan_out = choose_fan_out(on, processes, threads, cpus, gpus, retries, len(entries), device)
-    made = run_many(entries, fan_out, show.progress, show.note, resume=resume, overwrite=overwrite)
+    made = run_many(entries, fan_out, show.progress, stderr.note, resume=resume, overwrite=overwrite)
     rows = [outcome.as_json() for outcome in made]
     if as_json:
         show.as_json({"masks": rows})
@@ -164,7 +164,7 @@ def train_many(
         show.table(("mask", "state", "digest"), [(r["out"], r["state"], r.get("digest", r["trouble"])) for r in rows])
     if failed := [outcome for outcome in made if outcome.state == FAILED]:
         for outcome in failed:
-            show.note(f"{outcome.entry.name}: {outcome.trouble}")
+            stderr.note(f"{outcome.entry.name}: {outcome.trouble}")
         raise RunFailed(f"{len(failed)} of {len(made)} masks failed, as listed; mend them and say --resume")
 
 
@@ -231,7 +231,7 @@ def cascade(
 
     from smn_core.cascade.fusion import MODES, UNCONDITIONAL
     from smn_core.maskfile import read_mask
-    from smn_core.verbs import show
+    from smn_core.verbs import show, stderr
     from training.cascade.build import CascadeRequest, build
     from training.cascade.fusion import parse_fusion
     from training.config import override
@@ -259,13 +259,13 @@ def cascade(
         resume=resume, overwrite=overwrite, workers=workers, fan_out=fan_out, batch_size=batch_size,
         command=["smn", *sys.argv[1:]],
     )  # fmt: skip
-    made = build(request, show.progress, show.note)
+    made = build(request, show.progress, stderr.note)
     if as_json:
         show.as_json({"digest": made.cascade.digest, "sizes": made.sizes, "purity": made.purity, "bytes": made.bytes})
     else:
         pure = f", purity {made.purity['all']:.3f}" if made.purity else ""
-        show.note(f"{out}: clusters {made.sizes}{pure}, {sum(made.bytes.values()):,} bytes, {made.cascade.digest}")
-    show.end_by(made.unreadable)
+        stderr.note(f"{out}: clusters {made.sizes}{pure}, {sum(made.bytes.values()):,} bytes, {made.cascade.digest}")
+    stderr.end_by(made.unreadable)
 
 
 def _read_clusters_and_split(clusters: str, split: str, train_split: str) -> tuple[str, str]:
@@ -273,7 +273,7 @@ def _read_clusters_and_split(clusters: str, split: str, train_split: str) -> tup
 
     `--split` was the name of `--clusters`, and the part of the data was `--train-split`.
     """
-    from smn_core.verbs.show import note
+    from smn_core.verbs.stderr import note
     from training.cascade.clusters import KINDS
 
     if split in KINDS and not clusters:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
-from smn_core.verbs.texts import visible
+from smn_core.verbs.stderr import note
 
 OF_SIGNAL = 128
 """Exit codes of what a signal stopped begin here: 130 for ctrl-C, 143 for SIGTERM."""
@@ -99,15 +99,10 @@ def holding_stops() -> Iterator[None]:
         signal.raise_signal(heard)
 
 
-def say(text: str) -> None:
-    """A line on stderr: stdout belongs to results. Control characters of names are shown as escapes, never obeyed."""
-    print(visible(text), file=sys.stderr, flush=True)
-
-
 @contextmanager
 def first_word(text: str) -> Iterator[None]:
     """Say `text` if the block takes longer than `FIRST_WORD_S`."""
-    timer = threading.Timer(FIRST_WORD_S, say, (text,))
+    timer = threading.Timer(FIRST_WORD_S, note, (text,))
     timer.daemon = True
     timer.start()
     try:
@@ -147,7 +142,7 @@ def count(what: str, total: int) -> Iterator[Advance]:
         nonlocal done
         done += n
         if pace.is_due():
-            say(f"{what}: {done} of {total}")
+            note(f"{what}: {done} of {total}")
 
     yield tell
 
@@ -167,8 +162,8 @@ def say_how_to_go_on(words: Iterable[str], stopped: KeyboardInterrupt) -> int:
     if isinstance(stopped, Stopped):
         command = [word for word in command if word not in ("--overwrite", "--resume")] + ["--resume"]
         number = signal.Signals(stopped.number)
-        say(f"{stopped}, with a checkpoint. This goes on:")
+        note(f"{stopped}, with a checkpoint. This goes on:")
     else:
-        say("stopped before the first step. This begins again:")
+        note("stopped before the first step. This begins again:")
     print(shlex.join(command), file=sys.stderr, flush=True)  # as it was typed, or it would name other files
     return OF_SIGNAL + int(number)

@@ -24,7 +24,7 @@ from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import write_mask
 from smn_core.precision import slow_on_cpu
-from smn_core.verbs.show import note
+from smn_core.verbs.stderr import note
 from training import calibrate, export, starts
 from training.checkpoints import CHECKPOINT, read_checkpoint
 from training.config import PRECISIONS

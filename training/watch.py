@@ -14,10 +14,11 @@ from typing import Any
 import pytorch_lightning as pl
 
 from smn_core.files import write_bytes
+from smn_core.verbs.stderr import note
 from training import masking
 from training.learner import Learner
 from training.objective import Watch
-from training.progress import EVERY_S, Pace, Stopped, say
+from training.progress import EVERY_S, Pace, Stopped
 
 EARLY_STEPS, EARLY_S = 5, 60.0
 """A first checkpoint is saved after so many steps or so many seconds, whichever comes first."""
@@ -89,7 +90,7 @@ class TellSteps(pl.Callback):
 class LogSteps(pl.Callback):
     """Where there is no terminal: a line at the start, at most one each `EVERY_S`, and one at the end."""
 
-    def __init__(self, say: Callable[[str], None] = say, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, say: Callable[[str], None] = note, clock: Callable[[], float] = time.monotonic) -> None:
         self._say, self._clock = say, clock
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -23,11 +23,12 @@ from smn_core.backbone import load_backbone
 from smn_core.errors import InvalidArgument, SMNError
 from smn_core.files import write_bytes
 from smn_core.verbs import show
+from smn_core.verbs.stderr import note
 from training.cascade.build import build
 from training.checkpoints import README, is_finished
 from training.identity import identify
 from training.plan import PLAN, require_same
-from training.progress import count, say
+from training.progress import count
 from training.request import Request
 from training.run import train
 
@@ -66,9 +67,9 @@ def run(wanted: Wanted, *, dry_run: bool, overwrite: bool, as_json: bool) -> boo
     del backbone
     failed = _learn(wanted)
     began = time.monotonic()
-    say("scoring on the test split")
-    Scorer(wanted, wanted.spec, say).score()
-    say(f"scored in {in_words(time.monotonic() - began)}")
+    note("scoring on the test split")
+    Scorer(wanted, wanted.spec, note).score()
+    note(f"scored in {in_words(time.monotonic() - began)}")
     name = name_set(wanted.data)
     rows = make_rows(read_scores(wanted.out))
     found = {"data": name, **facts, "command": list(wanted.command), "failed": failed, "rows": rows}
@@ -79,7 +80,7 @@ def run(wanted: Wanted, *, dry_run: bool, overwrite: bool, as_json: bool) -> boo
         show.as_json(found)
     else:
         print(page)
-    say(f"{wanted.out / 'paper.md'}, {wanted.out / 'paper.json'}")
+    note(f"{wanted.out / 'paper.md'}, {wanted.out / 'paper.json'}")
     return not failed
 
 
@@ -130,17 +131,17 @@ def _learn(wanted: Wanted) -> dict[str, str]:
     for number, (name, is_done, do) in enumerate(work, 1):
         place = f"[{number}/{len(work)}] {name}"
         if is_done():
-            say(f"{place}: finished before")
+            note(f"{place}: finished before")
             continue
-        say(place)
+        note(place)
         began = time.monotonic()
         try:
             do()
         except SMNError as error:
             failed[name] = str(error)
-            say(f"{place}: not done: {error}")
+            note(f"{place}: not done: {error}")
         else:
-            say(f"{place}: {in_words(time.monotonic() - began)}")
+            note(f"{place}: {in_words(time.monotonic() - began)}")
     return failed
 
 
@@ -156,6 +157,6 @@ def _builder(wanted: Wanted, clusters: str) -> Callable[[], object]:
     def make() -> None:
         if not is_finished(wanted.root().out):
             raise InvalidArgument("there is no root to go on from")
-        build(wanted.cascade(clusters), count, say)
+        build(wanted.cascade(clusters), count, note)
 
     return make

@@ -50,7 +50,7 @@ from smn_core.images import ImageReader
 from smn_core.maskfile import parse_mask
 from smn_core.precision import slow_on_cpu
 from smn_core.verbs.export import masked_weights
-from smn_core.verbs.show import note
+from smn_core.verbs.stderr import note
 
 MODEL, DENSITY, SEED = "vit_tiny_patch16_224", 0.9995, 7
 BUDGET_BYTES = 512 * 2**20

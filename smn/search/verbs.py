@@ -74,7 +74,7 @@ def index(
     from smn.search.sync import sync
     from smn.search.through import ROOT, Chosen, open_through
     from smn_core.imageset import FolderSet, open_images
-    from smn_core.verbs import show
+    from smn_core.verbs import show, stderr
 
     if not data.is_dir():
         raise InvalidData(f"{data} is no folder: index takes a folder of photos")
@@ -86,7 +86,7 @@ def index(
     open_store(place, opened_by).close()  # before anything is loaded
     images = open_images(data)
     assert isinstance(images, FolderSet)  # of a folder
-    show.count_others(images.others)
+    stderr.count_others(images.others)
     making = open_through(spec, chosen, key=key, batch_size=batch_size, workers=workers, in_flight=in_flight)
     with (
         alone(place),
@@ -95,15 +95,15 @@ def index(
         show.images_progress(len(images.names)) as on_batch,
     ):
         done = sync(images, store, through, chosen.as_json(), where=str(place), on_batch=on_batch)
-    show.name_unreadable(list(map(str, done.unreadable)))
+    stderr.name_unreadable(list(map(str, done.unreadable)))
     kept = done.unchanged + done.new + done.changed
     if as_json:
         show.as_json({"collection": str(place), "space": through.space, "kept": kept, **done.as_json()})
-    show.note(
+    stderr.note(
         f"{kept:,} images in {place}: {done.new:,} new, {done.changed:,} changed, {done.unchanged:,} as before; "
         f"{done.removed:,} removed; space {through.space}"
     )
-    show.end_by([said.name for said in done.unreadable])
+    stderr.end_by([said.name for said in done.unreadable])
 
 
 @app.command()
@@ -132,7 +132,7 @@ def search(
     from smn.search.opening import open_made
     from smn.search.places import place_of
     from smn.search.through import Chosen, as_indexed, open_through
-    from smn_core.verbs import show
+    from smn_core.verbs import show, stderr
 
     if server is not None:
         refuse_model(spec)
@@ -155,13 +155,13 @@ def search(
 
         page = write_page(query, found, about.folder, about.space)
         opened = webbrowser.open(page.as_uri())
-        show.note(f"{'opened' if opened else 'no browser could be opened; the page is'} {page}")
+        stderr.note(f"{'opened' if opened else 'no browser could be opened; the page is'} {page}")
     if as_json:
         told = {"collection": str(place), "query": str(query), "folder": about.folder, "space": about.space}
         show.as_json({**told, "found": [{"path": path, "similarity": near} for path, near in found]})
         return
     show.table(("", "similarity", "photo"), [(str(n), f"{near:.4f}", path) for n, (path, near) in enumerate(found, 1)])
-    show.note(f"paths are below {about.folder}")
+    stderr.note(f"paths are below {about.folder}")
 
 
 @app.command()
@@ -184,7 +184,7 @@ def dedupe(
     from smn.search.near import near_copies
     from smn.search.opening import open_made
     from smn.search.places import place_of
-    from smn_core.verbs import show
+    from smn_core.verbs import show, stderr
 
     place = place_of(collection)
     store, about = open_made(place, _secret(store_key))
@@ -208,7 +208,7 @@ def dedupe(
     ]
     show.table(("group", "similarity", "photo"), rows)
     n_copies = sum(len(group.copies) for group in groups)
-    show.note(
+    stderr.note(
         f"{n_copies:,} near-copies in {len(groups):,} groups of {len(paths):,} photos; paths are below {about.folder}"
     )
 

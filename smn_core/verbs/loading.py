@@ -19,7 +19,7 @@ from smn_core.spec import BackboneSpec
 from smn_core.vectors import vectors_of_mask
 from smn_core.verbs.offline import Embed, embed_through, keep_first
 from smn_core.verbs.options import as_trained
-from smn_core.verbs.show import note
+from smn_core.verbs.stderr import note
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,12 @@
-"""What verbs print: tables and JSON on stdout, notes and progress on stderr."""
+"""What verbs print: tables and JSON on stdout, progress on stderr."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -16,47 +14,10 @@ from rich.table import Table
 from smn_core.verbs.console import open_console
 from smn_core.verbs.texts import visible
 
-SOME_LEFT_OUT = 1
-"""The exit code where a result was written without some of the images."""
-
 
 def as_json(value: object) -> None:
     """One JSON object on stdout."""
     print(json.dumps(value, indent=2))
-
-
-def note(text: str) -> None:
-    """A line on stderr: stdout belongs to results. Control characters of names are shown as escapes, never obeyed."""
-    print(visible(text), file=sys.stderr, flush=True)
-
-
-def name_unreadable(reasons: Sequence[str], where: str = "", say: Callable[[str], None] = note) -> None:
-    """Say how many images could not be read, and which ones, with the reasons. Without any, nothing is said."""
-    if reasons:
-        what, verb = ("image", "was") if len(reasons) == 1 else ("images", "were")
-        say(f"warning: {len(reasons)} {what}{where} could not be read and {verb} left out:")
-        for reason in reasons:
-            say(f"  {visible(reason)}")
-
-
-def count_others(others: Mapping[str, int], where: str = "", say: Callable[[str], None] = note) -> None:
-    """Say how many files beside the images are of kinds that are not read, by suffix. Without any, nothing is said."""
-    if others:
-        from smn_core.imageset import say_others
-
-        n = sum(others.values())
-        what = "file of another kind is" if n == 1 else "files of other kinds are"
-        say(f"{n:,} {what} not read{where}: {visible(say_others(others))}")
-
-
-def end_by(left_out: Sequence[str]) -> None:
-    """End the verb, whose work is done: with code 1 where images were left out.
-
-    Raises:
-        typer.Exit: some were.
-    """
-    if left_out:
-        raise typer.Exit(SOME_LEFT_OUT)
 
 
 def images_progress(total: int | None) -> AbstractContextManager[Callable[[int], None]]:

@@ -365,11 +365,6 @@ def test_the_first_word_names_the_backbone_that_is_read(words, variable, named, 
     assert said[0].endswith(named)
 
 
-def test_a_name_in_what_a_run_says_is_never_obeyed_by_the_terminal(capsys):
-    progress.say("smn train: reading fe\x1b[2Jw")
-    assert capsys.readouterr().err == "smn train: reading fe\\x1b[2Jw\n"
-
-
 def test_a_stop_before_the_first_step_names_the_same_command(capsys):
     words = ["smn", "train", "--data", "my photos", "--overwrite"]
     assert progress.say_how_to_go_on(words, KeyboardInterrupt()) == 130

@@ -32,7 +32,7 @@ from smn_core.maskfile import read_mask
 from smn_core.parents import beside, parent_path
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.recorded import run_folder
-from smn_core.verbs.show import count_others, name_unreadable
+from smn_core.verbs.stderr import count_others, name_unreadable
 from training.cascade.clusters import Clusters, cluster, measure_purity
 from training.cascade.fusion import FusionChoice, fit, inputs
 from training.checkpoints import is_finished

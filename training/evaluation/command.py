@@ -16,7 +16,7 @@ from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask, with_bits, write_mask
 from smn_core.spec import BackboneSpec
-from smn_core.verbs import show
+from smn_core.verbs import show, stderr
 from smn_core.verbs.options import as_trained
 from training.copies import count_distinct
 from training.data import TRAIN, Subset, has_split, name_data, open_split, others_among
@@ -60,9 +60,9 @@ def run(
     other = read_mask(foreign) if foreign is not None else None
     few = open_labelled(labelled) if labelled is not None else None
     seen, unseen = open_seen_and_unseen(data, [mask for _, mask in masks], files)
-    show.count_others(others_among(seen))
+    stderr.count_others(others_among(seen))
     if unseen is None:
-        show.note(ALL_SEEN)
+        stderr.note(ALL_SEEN)
     require_difference(data, seen, unseen)
     engine = Engine(load_backbone(as_trained(spec, masks[0][1], files[0])), slots=1)
     masks = [(name, with_bits(mask, engine.backbone)) for name, mask in masks]

@@ -67,7 +67,7 @@ def evaluate(
     from smn_core.maskfile import read_mask, with_bits
     from smn_core.verbs import show
     from smn_core.verbs.plots import require_plottable
-    from smn_core.verbs.show import count_others, end_by, name_unreadable
+    from smn_core.verbs.stderr import count_others, end_by, name_unreadable
     from training.cascade.fusion import parse_fusion
     from training.evaluation.evaluate import EvaluationSettings
     from training.evaluation.evaluate import evaluate as run

@@ -13,7 +13,7 @@ from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask, with_bits, write_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained
-from smn_core.verbs.show import note
+from smn_core.verbs.stderr import note
 from training.data import TRAIN, name_data, open_split
 from training.evaluation.controls import make_all_on
 from training.export import copy_pixels

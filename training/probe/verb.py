@@ -39,7 +39,7 @@ def probe(
     neither saw; then it is fitted on all of them. A cascade's classifiers act on its fused embeddings.
     """
     from smn_core.files import require_writable
-    from smn_core.verbs import show
+    from smn_core.verbs import show, stderr
     from training.data import others_among
     from training.probe.fused import probe_cascade
     from training.probe.probe import open_labelled, probe_mask
@@ -57,10 +57,10 @@ def probe(
     limit_threads(threads)
     images = open_labelled(data)
     others = others_among(images)
-    show.count_others(others)
+    stderr.count_others(others)
     if cascade is not None:
         fused = probe_cascade(
-            spec, images, cascade, out, data, batch_size=batch_size, seed=seed, bar=count, say=show.note
+            spec, images, cascade, out, data, batch_size=batch_size, seed=seed, bar=count, say=stderr.note
         )
         digest, unreadable, fitted = fused.cascade.digest, fused.unreadable, dict(fused.fitted)
         told: dict[str, Any] = {"modes": {mode: each.as_json() for mode, each in fitted.items()}}
@@ -68,11 +68,11 @@ def probe(
         made = probe_mask(spec, images, mask, out, data, batch_size=batch_size, seed=seed, bar=count)
         digest, unreadable, fitted = made.mask.digest, made.unreadable, {"": made.fitted}
         told = made.fitted.as_json()
-    show.name_unreadable(unreadable)
+    stderr.name_unreadable(unreadable)
     if as_json:
         show.as_json({"out": str(out), "digest": digest, **told, "other_files": dict(others)})
     else:
         for mode, each in fitted.items():
-            show.note(f"{out}{f', {mode}' if mode else ''}: {each.say()}")
-        show.note(f"next: smn serve {out}" if cascade is None else f"next: smn push {out} --name NAME")
-    show.end_by(unreadable)
+            stderr.note(f"{out}{f', {mode}' if mode else ''}: {each.say()}")
+        stderr.note(f"next: smn serve {out}" if cascade is None else f"next: smn push {out} --name NAME")
+    stderr.end_by(unreadable)

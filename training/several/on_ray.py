@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from smn_core.errors import InvalidArgument, SMNError
-from smn_core.verbs.show import note
+from smn_core.verbs.stderr import note
 from training.several.jobs import Job, OnJobStep, PushFailed, RunFailed, work
 
 try:

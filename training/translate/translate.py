@@ -20,7 +20,7 @@ from smn_core.spaces import space_of_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.offline import OnBatch
 from smn_core.verbs.options import as_trained
-from smn_core.verbs.show import count_others, note
+from smn_core.verbs.stderr import count_others, note
 from training.data import TRAIN, Subset, has_split, open_split, others_among
 from training.features import embed_each
 from training.progress import Bar, count_silently

@@ -335,7 +335,7 @@ def test_recipes_are_listed_with_when_to_take_which(smn_run):
 def test_the_first_word_comes_while_the_slow_part_still_runs(capsys, monkeypatch):
     monkeypatch.setattr(progress, "FIRST_WORD_S", 0.01)
     said = threading.Event()
-    monkeypatch.setattr(progress, "say", lambda text: (print(text, file=sys.stderr), said.set()))
+    monkeypatch.setattr(progress, "note", lambda text: (print(text, file=sys.stderr), said.set()))
     with progress.first_word("smn train: reading"):
         assert said.wait(30)
     assert capsys.readouterr().err == "smn train: reading\n"

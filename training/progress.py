@@ -158,12 +158,11 @@ def say_how_to_go_on(words: Iterable[str], stopped: KeyboardInterrupt) -> int:
 
     A run that had not begun is started again by the same command: an earlier run of its name is still there.
     """
-    command, number = list(words), signal.SIGINT
+    command = list(words)
     if isinstance(stopped, Stopped):
         command = [word for word in command if word not in ("--overwrite", "--resume")] + ["--resume"]
-        number = signal.Signals(stopped.number)
         note(f"{stopped}, with a checkpoint. This goes on:")
     else:
         note("stopped before the first step. This begins again:")
     print(shlex.join(command), file=sys.stderr, flush=True)  # as it was typed, or it would name other files
-    return OF_SIGNAL + int(number)
+    return OF_SIGNAL + number_of(stopped)

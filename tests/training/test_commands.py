@@ -22,7 +22,7 @@ import smn
 from smn_core.maskfile import read_mask
 from tests.training.builders import REPOSITORY, World, digits, python
 from tests.training.builders import train_command as command
-from training import progress
+from training import progress, request
 from training.recipes import RECIPES, WHEN
 
 
@@ -365,10 +365,18 @@ def test_the_first_word_names_the_backbone_that_is_read(words, variable, named, 
     assert said[0].endswith(named)
 
 
-def test_a_stop_before_the_first_step_names_the_same_command(capsys):
-    words = ["smn", "train", "--data", "my photos", "--overwrite"]
-    assert progress.say_how_to_go_on(words, KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "smn train --data 'my photos' --overwrite"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_the_first_step_names_the_same_command(number, world: World, monkeypatch, smn_run):
+    """By ctrl-C and by SIGTERM alike."""
+    words = [*command(world, world.data.parent / "my masks/m.smn"), "--overwrite"]
+    monkeypatch.setattr(request, "make_request", lambda *_, **__: signal.raise_signal(number))
+    monkeypatch.setattr(sys, "argv", ["smn", *map(str, words)])
+    done = smn_run(*words)
+    assert done.code == 128 + number
+    assert done.err.splitlines() == [
+        "stopped before the first step. This begins again:",
+        shlex.join(["smn", *map(str, words)]),
+    ]
 
 
 @pytest.mark.timeout(300)

@@ -33,12 +33,12 @@ from smn_core.imageset import FolderSet
 from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, model_options
-from training.data import open_split
+from training.data import open_labelled, open_split
 from training.evaluation import probes
 from training.features import embed
 from training.labels import renumber_classes
 from training.probe.fit import MOST_ITERATIONS
-from training.probe.probe import open_labelled, probe_mask
+from training.probe.probe import probe_mask
 from training.progress import count
 
 BATCH, NAME = 32, "labelled"

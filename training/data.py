@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from smn_core.errors import InvalidData, InvalidImage
 from smn_core.imageset import FolderSet, ImageSet, array_splits, open_images
 from smn_core.names import sayable
-from training.labels import Renumbered
+from training.labels import Renumbered, say_why_unlabelled
 from training.progress import holding_stops
 
 # The splits of each torchvision set. A set with None has no splits of its own: a fixed seed cuts it 80 to 20.
@@ -86,6 +86,19 @@ def open_split(data: str, split: str) -> ImageSet:
     if split != TRAIN:
         raise InvalidData(f"{path} has no folder {split!r}; without splits of its own it is {TRAIN!r} as a whole")
     return open_images(path)
+
+
+def open_labelled(data: str) -> ImageSet:
+    """The train split of `data`, where it has splits; it must have labels.
+
+    Raises:
+        InvalidData: it has none, or cannot be opened.
+    """
+    images = open_split(data, TRAIN)
+    if images.labels is None:
+        why = say_why_unlabelled(images) or ": give a folder for each class, with images in it"
+        raise InvalidData(f"{data} has no labels{why}")
+    return images
 
 
 def name_data(data: str) -> str:

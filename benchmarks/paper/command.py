@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.paper.estimate import Planned, Speed, in_words, plan
-from benchmarks.paper.scores import Scorer, open_labelled, read_scores
+from benchmarks.paper.scores import Scorer, open_splits, read_scores
 from benchmarks.paper.table import make_page, make_rows
 from benchmarks.paper.wanted import CLUSTERS, EXPERTS, Wanted
 from smn_core import tensorfile
@@ -48,7 +48,7 @@ def run(wanted: Wanted, *, dry_run: bool, overwrite: bool, as_json: bool) -> boo
         SMNError: nothing can be done: the set, the backbone, a recipe or the folder.
         KeyboardInterrupt: ctrl-C; the same command goes on.
     """
-    images, test = open_labelled(wanted.data)
+    images, test = open_splits(wanted.data)
     wanted = wanted if wanted.labels else replace(wanted, labels=choose_labels(len(images.names)))
     if dry_run:
         planned = plan(wanted, images, test, Speed(wanted.spec, images, wanted.workers))

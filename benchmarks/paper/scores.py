@@ -52,7 +52,7 @@ class Scored:
     right: Right
 
 
-def open_labelled(data: str) -> tuple[ImageSet, ImageSet]:
+def open_splits(data: str) -> tuple[ImageSet, ImageSet]:
     """The train and the test split, both with labels, of equal class numbers.
 
     Raises:
@@ -80,7 +80,7 @@ class Scorer:
 
     def __init__(self, wanted: Wanted, spec: BackboneSpec, say: Tell) -> None:
         self._wanted, self._spec, self._say = wanted, spec, say
-        self._train, self._test = open_labelled(wanted.data)
+        self._train, self._test = open_splits(wanted.data)
         self._engine = Engine(load_backbone(spec), slots=1)
         self._cache = Cache([wanted.out / EMBEDDINGS])
         self._device = self._engine.backbone.device

@@ -31,7 +31,7 @@ from training.adapt.score import Scorer
 from training.adapt.timing import choose_threads, time_step
 from training.checkpoints import README
 from training.data import Subset
-from training.evaluation.labelled import open_labelled
+from training.evaluation.labelled import open_few
 from training.features import sample
 from training.forms import choose_form
 from training.identity import identify
@@ -185,7 +185,7 @@ def _require_options(request: Request) -> None:
     if request.labelled is not None:
         if not request.labelled.is_dir():
             raise InvalidArgument(f"--labelled {request.labelled} is no folder: it has a folder for each class")
-        open_labelled(request.labelled)
+        open_few(request.labelled)
     finished = out.exists() and (request.folder / README).exists()
     foreign = out.exists() and not (request.folder / RECORD).exists() and not finished
     if (finished or foreign) and not request.overwrite:

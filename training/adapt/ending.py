@@ -19,7 +19,7 @@ from training.adapt.score import Scorer
 from training.checkpoints import README
 from training.data import Subset, name_data
 from training.evaluation.controls import make_all_on
-from training.evaluation.labelled import open_labelled
+from training.evaluation.labelled import open_few
 from training.evaluation.paired import EVIDENCE, NEIGHBOURS
 from training.evaluation.rule import ALL
 from training.evaluation.verdict import FROZEN_AND_MAP, Verdict, judge, store_verdict
@@ -160,5 +160,5 @@ def _judge(parts: Parts, choices: dict[str, TaskMask]) -> list[Verdict]:
     unseen = sample(parts.unseen, n_judged // 2)
     seen = sample(parts.seen, n_judged - len(unseen.names))
     parts.tell(f"judging on {len(seen.names)} images that were learned from and {len(unseen.names)} that were not")
-    labelled = open_labelled(parts.labelled) if parts.labelled is not None else None
+    labelled = open_few(parts.labelled) if parts.labelled is not None else None
     return judge(parts.scorer.engine, list(choices.items()), seen, unseen, labelled=labelled)

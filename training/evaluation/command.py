@@ -20,7 +20,7 @@ from smn_core.verbs import show, stderr
 from smn_core.verbs.options import as_trained
 from training.copies import count_distinct
 from training.data import TRAIN, Subset, has_split, name_data, open_split, others_among
-from training.evaluation.labelled import open_labelled
+from training.evaluation.labelled import open_few
 from training.evaluation.spaces import FEWEST_IMAGES, MOST_IMAGES
 from training.evaluation.tables import print_verdicts
 from training.evaluation.verdict import count_embeddings, judge, store_verdict
@@ -58,7 +58,7 @@ def run(
         require_writable(out)
     masks = [(path.name, read_mask(path)) for path in files]
     other = read_mask(foreign) if foreign is not None else None
-    few = open_labelled(labelled) if labelled is not None else None
+    few = open_few(labelled) if labelled is not None else None
     seen, unseen = open_seen_and_unseen(data, [mask for _, mask in masks], files)
     stderr.count_others(others_among(seen))
     if unseen is None:

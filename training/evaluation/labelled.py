@@ -12,10 +12,10 @@ from sklearn.model_selection import StratifiedKFold
 
 from smn_core.errors import InvalidData
 from smn_core.imageset import ImageSet
-from training.data import TRAIN, open_split
+from training.data import open_labelled
 from training.evaluation import probes
 from training.evaluation.signs import normalise
-from training.labels import name_smallest, say_readable, say_why_unlabelled
+from training.labels import name_smallest, say_readable
 
 KNN_K = 5
 FEWEST_CLASSES, FEWEST_PER_CLASS = 2, 3
@@ -23,15 +23,13 @@ MOST_FOLDS = 5
 KNN, PROBE, BOTH = "knn", "probe", "both"
 
 
-def open_labelled(folder: Path) -> ImageSet:
-    """The few labelled images of a folder: its train split, where it has splits, as `smn probe` takes it.
+def open_few(folder: Path) -> ImageSet:
+    """The few labelled images of a folder, as `smn probe` takes it.
 
     Raises:
-        InvalidData: as `open_split` and `require_labels`.
+        InvalidData: as `open_labelled` and `require_labels`.
     """
-    images = open_split(str(folder), TRAIN)
-    if images.labels is None and (why := say_why_unlabelled(images)):
-        raise InvalidData(f"--labelled {folder} has no labels{why}")
+    images = open_labelled(str(folder))
     require_labels(images.labels, images.classes)
     return images
 

@@ -7,18 +7,16 @@ from pathlib import Path
 
 from smn_core.backbone import load_backbone
 from smn_core.engine import Engine
-from smn_core.errors import InvalidData
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask, with_bits, write_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained
 from smn_core.verbs.stderr import note
-from training.data import TRAIN, name_data, open_split
+from training.data import name_data
 from training.evaluation.controls import make_all_on
 from training.export import copy_pixels
 from training.features import embed
-from training.labels import say_why_unlabelled
 from training.metrics import add_metrics
 from training.probe.fit import PROBE, Fitted, fit_head
 from training.progress import Bar
@@ -31,19 +29,6 @@ class Probed:
     mask: TaskMask
     fitted: Fitted
     unreadable: tuple[str, ...]
-
-
-def open_labelled(data: str) -> ImageSet:
-    """The train split of `data`, which must have labels.
-
-    Raises:
-        InvalidData: it has none, or cannot be opened.
-    """
-    images = open_split(data, TRAIN)
-    if images.labels is None:
-        why = say_why_unlabelled(images) or ": give a folder for each class, with images in it"
-        raise InvalidData(f"{data} has no labels{why}")
-    return images
 
 
 def probe_mask(

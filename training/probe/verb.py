@@ -40,9 +40,9 @@ def probe(
     """
     from smn_core.files import require_writable
     from smn_core.verbs import show, stderr
-    from training.data import others_among
+    from training.data import open_labelled, others_among
     from training.probe.fused import probe_cascade
-    from training.probe.probe import open_labelled, probe_mask
+    from training.probe.probe import probe_mask
     from training.progress import count
     from training.threads import limit_threads
 

@@ -7,7 +7,7 @@ import pytest
 
 from smn_core.errors import InvalidData
 from tests.training.adapt.photos import save_photos
-from training.evaluation.labelled import BOTH, KNN, PROBE, leave_one_out, open_labelled, require_labels, score
+from training.evaluation.labelled import BOTH, KNN, PROBE, leave_one_out, open_few, require_labels, score
 
 LABELS = np.repeat(np.arange(3), 10)
 
@@ -52,9 +52,9 @@ def test_folders_of_splits_are_never_taken_for_classes(tmp_path):
     for split, classes in (("train", ("cat", "dog")), ("test", ("cat",))):
         for name in classes:
             save_photos(tmp_path / split / name, 4)
-    few = open_labelled(tmp_path)
+    few = open_few(tmp_path)
     assert list(few.classes) == ["cat", "dog"]
     assert few.labels.tolist() == [0] * 4 + [1] * 4
     (tmp_path / "train").rename(tmp_path / "val")
     with pytest.raises(InvalidData, match="has the splits test, val, not 'train'"):
-        open_labelled(tmp_path)
+        open_few(tmp_path)

@@ -244,14 +244,16 @@ def alias(
     if delete == (version is not None):
         raise InvalidArgument("alias takes NAME ALIAS VERSION, or NAME ALIAS --delete")
     kind, name = _kind_of(name)
+    done: dict[str, Any] = {"name": name, "alias": alias, "version": None, "warnings": []}
     with _client(server, key) as client:
         if version is None:
             client.delete_alias(name, alias, kind)
-            note(f"deleted {name}@{alias}")
-            return
-        done = client.set_alias(name, alias, version, kind)
+        else:
+            done = client.set_alias(name, alias, version, kind)
     if as_json:
         print_json(done)
+    elif version is None:
+        note(f"deleted {name}@{alias}")
     else:
         print(f"{name}@{alias} is {name}@{version}")
         for warning in done["warnings"]:

@@ -81,7 +81,8 @@ def test_an_alias_is_set_moved_and_deleted_from_the_shell(real, theta, tmp_path)
         assert code == 0 and "warning: vectors embedded through shell@2 are in another space" in err
         client.set_alias("shell", "champion", 2)
         assert client.mask("shell")["aliases"] == {"champion": 2}
-        assert smn("alias", "shell", "champion", "--delete", *server, cwd=tmp_path)[0] == 0
+        code, out, _ = smn("alias", "shell", "champion", "--delete", "--json", *server, cwd=tmp_path)
+        assert (code, json.loads(out)["version"]) == (0, None)
         assert client.mask("shell")["aliases"] == {}
     for wrong in (
         ("shell", "v1", 1),

@@ -128,8 +128,7 @@ def test_one_bad_image_is_named_and_left_out(world, run, photos, tmp_path, serve
 
 def spawn(world, photos, out):
     command = [sys.executable, "-m", "smn", "embed", photos, "--server", world.url, "--mask", "moving", "--out", out]
-    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, **heed)
+    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
 
 
 def test_a_stopped_run_goes_on_embeds_nothing_twice_and_never_mixes_spaces(world, run, photos, tmp_path):

@@ -84,9 +84,7 @@ def as_it_says(ran: Ran) -> torch.nn.Module:
 def spawn(*args: object, **more) -> subprocess.Popen[str]:
     """`smn` in a process of its own."""
     command = [sys.executable, "-m", "smn", *map(str, args)]
-    # A shell starts background jobs, CI's perhaps, with SIGINT ignored, and children inherit that.
-    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heed, **more)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 
 @dataclass(frozen=True)

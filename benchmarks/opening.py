@@ -55,7 +55,7 @@ def _swap(found: Found) -> str:
         for model in _models(found["time"])
     )
     return (
-        f"takes {_p50(found['ratio'])} times as long as a plain copy of the same bytes ({times}); where nearly all "
+        f"takes {_p50(found['ratio'])} times as long as a plain copy of the same bytes ({times}). Where nearly all "
         f"weights are ON, a patch takes {_p50(found['patch'])} of the time of a whole swap."
     )
 
@@ -74,34 +74,34 @@ def _bytes(found: Found) -> str:
     dense = found["dense"][0]
     return (
         f"of {name_of(VIT)} takes {_span_bytes(mine[0])} of a server's memory and {_span_bytes(mine[1])} of disk where "
-        f"nearly all weights are ON ({as_bytes(dense['p50'])} of memory at density {dense['params']['density']}); "
-        f"a full copy takes {_span_bytes(copies[0])} and {_span_bytes(copies[1])}, a LoRA adapter {as_bytes(lora[0])} "
-        f"and {as_bytes(lora[1])}."
+        f"nearly all weights are ON ({as_bytes(dense['p50'])} of memory at density {dense['params']['density']}). "
+        f"A full copy takes {_span_bytes(copies[0])} of memory and {_span_bytes(copies[1])} of disk, a LoRA adapter "
+        f"{as_bytes(lora[0])} and {as_bytes(lora[1])}."
     )
 
 
 def _peers(found: Found) -> str:
     each = {peer: [row for row in found["peers"] if row["variant"] == peer] for peer in COPIES}
-    told = [f"{_p50(rows)} times as many as {PEERS[peer]}" for peer, rows in each.items() if rows]
-    told[0] = told[0].replace("as many", "as many images a second", 1)
+    told = [f"{PEERS[peer]} {_p50(rows)}" for peer, rows in each.items() if rows]
     tasks = [row["params"]["tasks"] for row in found["peers"]]
     return (
-        f"that keep a full copy of the model for each of {min(tasks)} to {max(tasks)} tasks, SMN gives "
-        f"{', '.join(told)}; in process {_p50(found['lora'])} times as many as LoRA adapters."
+        f"keep a full copy of the model for each of {min(tasks)} to {max(tasks)} tasks. SMN's images a second "
+        f"over theirs: {', '.join(told)}. In process, over those of LoRA adapters: {_p50(found['lora'])}."
     )
 
 
 def _instead(found: Found) -> str:
     """What a user would pick for one model, and what they would have of it."""
     best = [
-        f"{_p50(rows)} times the images a second of the better one on {name_of(model)}"
+        f"{_p50(rows)} on {name_of(model)}"
         for model in _models(found["best"])
         if (rows := [row for row in found["best"] if row["params"]["model"] == model])
     ]
     return (
-        f"is ONNX Runtime or OpenVINO with a full copy of the model: in process, in float32, a hot mask gives "
-        f"{', '.join(best)}; in bfloat16 {_p50(found['half'])} times those of OpenVINO. The better one computes "
-        f"at {_p50(found['limit'])} of the rate of the core's best matrix product."
+        f"is ONNX Runtime or OpenVINO with a full copy of the model. Images a second of a hot mask, in process, over "
+        f"those of the better one in float32: {', '.join(best)}. Over those of OpenVINO in bfloat16: "
+        f"{_p50(found['half'])}. The better one computes at {_p50(found['limit'])} of the rate of the core's best "
+        f"matrix product."
     )
 
 
@@ -128,7 +128,8 @@ def _not_good(rows: Sequence[Row]) -> str:
         )
     if devices:
         parts.append(f"every figure is of {' or '.join(devices)}")
-    return f"**Where it is not good, or not known:** {'; '.join(parts)}."
+    told_all = " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
+    return f"**Where it is not good, or not known.** {told_all}"
 
 
 def _worst(asked: Asked, rows: Sequence[Row]) -> float:
@@ -216,7 +217,7 @@ SENTENCES = (
         _instead,
     ),
     Sentence(
-        "Beside servers",
+        "Other servers",
         {"peers": _asked("peers", f"images/s, {TO_IT}"), "lora": _asked("lora", f"images/s, {TO_IT}")},
         _peers,
     ),

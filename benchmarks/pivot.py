@@ -113,14 +113,15 @@ def _caption(table: Table, cells: Sequence[Cell]) -> str:
     """What a figure is, its aim where no row tells it, and what all rows have in common."""
     differing = _differing(cells)
     aims = [(f"{asked.short} {asked.where}".strip(), asked.aim) for asked in table.questions if asked.aim != "known"]
-    aim = ", ".join(f"{short} {text}" if len(aims) > 1 else text for short, text in aims)
+    aim = "; ".join(f"{short} {text}" if len(aims) > 1 else text for short, text in aims)
+    aim = f"Aim{'s' if len(aims) > 1 else ''}: {aim}"
     in_rows = "question" in differing and "question" not in table.columns
     names = [name for name in cells[0].told if name not in (*differing, *table.columns, "question", "variant", "on")]
     common = [f"{name} {name_of(cells[0].told[name])}" for name in names]
     repeats = sorted({cell.row["n"] for cell in cells})
     many = f"{repeats[0]}" if len(repeats) == 1 else f"{repeats[0]} to {repeats[-1]}"
     common.append(f"{many} repetition{'' if many == '1' else 's'}")
-    parts = [table.figures, f"Aim: {aim}" if aim and not in_rows else "", ", ".join(common)]
+    parts = [table.figures, aim if aims and not in_rows else "", ", ".join(common)]
     return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts if part)
 
 

@@ -17,13 +17,20 @@ from benchmarks.plots import PICTURES, draw
 from benchmarks.questions import TABLES
 
 PAGE = ROOT / "docs" / "performance.md"
-TITLE = ["# Performance", ""]
+TITLE = [
+    "# Performance",
+    "",
+    "What SMN costs in time and memory, beside what one would use instead: seven answers, then a table a question.",
+    "",
+]
 OVERVIEW = """
 ## All questions
 `smn bench --report` writes this page from the last measured rows of `benchmarks/results/`; do not edit it. A figure is
 the median of n repetitions; ratios are of variants that took turns in one run. Brackets hold the 20th and 80th
 percentile, where the aim lies between them or they are a quarter of the median apart. ✗ marks a median that misses its
-aim. `smn bench --only NAME` measures again, `--quick` in minutes.
+aim; an aim `known` asks for no more than a figure. *identical*, *uniform*, *zipf:1.5*, *skewed* and *distinct* say how
+images are spread over masks: all on one, evenly, by two laws in which few masks are popular, or each on another mask.
+`smn bench --only NAME` measures again, `--quick` in minutes.
 
 | question | aim | medians | met |
 |---|---|---|---|

@@ -86,7 +86,7 @@ def test_the_archives_commands_bring_a_registry_from_one_redis_to_another(tmp_pa
     import sys
     from pathlib import Path
 
-    backup, restore, check = block("## One archive")
+    backup, restore, check = block("## An archive of all masks")
     assert check.startswith("docker compose exec smn smn gc --check --fingerprint FINGERPRINT ")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with RedisServer(tmp_path / "one") as one, RedisServer(tmp_path / "other") as other:

@@ -28,11 +28,15 @@ app.add_typer(registry_verbs)
 
 Server = Annotated[str, typer.Option(metavar="URL", envvar="SMN_SERVER", help="The server.")]
 KeyOption = Annotated[
-    str | None, typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME is the variable NAME's.")
+    str | None,
+    typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME reads it from the variable NAME."),
 ]
 TokenOption = Annotated[
     str | None,
-    typer.Option("--token", help="Hub: a token; env:NAME is the variable NAME's. Default: HF_TOKEN, or hf auth login."),
+    typer.Option(
+        "--token",
+        help="Hub: a token; env:NAME reads it from the variable NAME. Default: HF_TOKEN, or what hf auth login saved.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 LOCAL = "http://127.0.0.1:8000"
@@ -88,14 +92,20 @@ def push(
     name: Annotated[str | None, typer.Option(help="Its name on the server.")] = None,
     server: Server = LOCAL,
     key: KeyOption = None,
-    if_match: Annotated[str | None, typer.Option(metavar="DIGEST", help="Only over this current version.")] = None,
-    if_absent: Annotated[bool, typer.Option("--if-absent", help="Only as a new name.")] = False,
-    codec: Annotated[str | None, typer.Option(help="Recode it first: raw, zstd or context.")] = None,
+    if_match: Annotated[
+        str | None, typer.Option(metavar="DIGEST", help="Push only where this digest is the current version.")
+    ] = None,
+    if_absent: Annotated[bool, typer.Option("--if-absent", help="Push only where the name is new.")] = False,
+    codec: Annotated[
+        str | None, typer.Option(help="Write the bits in another codec first: raw, zstd or context.")
+    ] = None,
     token: TokenOption = None,
-    private: Annotated[bool, typer.Option("--private", help="Hub: where the repository is made now.")] = False,
-    no_card: Annotated[bool, typer.Option("--no-card", help="Hub: leave its card as it is.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Hub: make the repository private, where this push makes it.")
+    ] = False,
+    no_card: Annotated[bool, typer.Option("--no-card", help="Hub: leave the card of the repository as it is.")] = False,
     base_model: Annotated[
-        str | None, typer.Option(metavar="TIMM/NAME", help="Hub: the backbone's own place, for the card.")
+        str | None, typer.Option(metavar="TIMM/NAME", help="Hub: where the backbone lies on the Hub, for the card.")
     ] = None,
     license: Annotated[str | None, typer.Option(metavar="ID", help="Hub: the licence, for the card.")] = None,
     as_json: Json = False,
@@ -132,12 +142,15 @@ def pull(
         str, typer.Argument(metavar="REF", help="name, name@version, cascade:name, or hf:user/name[@revision].")
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE_OR_DIR", help="Default: NAME.smn, of a cascade the folder NAME.")
+        Path | None,
+        typer.Option(
+            metavar="FILE_OR_DIR", help="Where to write it. Default: NAME.smn, for a cascade the folder NAME."
+        ),
     ] = None,
     server: Server = LOCAL,
     key: KeyOption = None,
     token: TokenOption = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Over a file or folder that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file or folder that exists.")] = False,
 ) -> None:
     """Download a mask file, with the parent that it is coded against, or a cascade with its masks."""
     if reference.startswith("hf:"):
@@ -172,7 +185,7 @@ def pull(
 
 @app.command("list")
 def list_masks(
-    cascades: Annotated[bool, typer.Option("--cascades", help="The cascades instead.")] = False,
+    cascades: Annotated[bool, typer.Option("--cascades", help="List the cascades instead of the masks.")] = False,
     server: Server = LOCAL,
     key: KeyOption = None,
     as_json: Json = False,
@@ -207,7 +220,7 @@ def rollback(
 @app.command()
 def delete(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A mask's name, or cascade:name.")],
-    version: Annotated[int | None, typer.Option(help="Only this version.")] = None,
+    version: Annotated[int | None, typer.Option(help="Delete only this version.")] = None,
     server: Server = LOCAL,
     key: KeyOption = None,
     yes: Yes = False,
@@ -230,8 +243,10 @@ def delete(
 @app.command()
 def alias(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A mask's name, or cascade:name.")],
-    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="NAME@ALIAS then means the version.")],
-    version: Annotated[int | None, typer.Argument(metavar="VERSION", help="Not with --delete.")] = None,
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="The word that will mean the version, as NAME@ALIAS.")],
+    version: Annotated[
+        int | None, typer.Argument(metavar="VERSION", help="The version that it means; none with --delete.")
+    ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Forget the alias; its version stays.")] = False,
     server: Server = LOCAL,
     key: KeyOption = None,

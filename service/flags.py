@@ -22,8 +22,8 @@ FILES = inspect.Parameter(
         list[Path] | None,
         typer.Argument(
             metavar="FILE.smn",
-            help="Masks to put into the registry, under their files' names, and to serve: backbone and pixels as they "
-            "say, weights as --weights or FILE.run/ says.",
+            help="Masks to put into the registry, under their files' names, and to serve. They say which backbone and "
+            "pixels; --weights or FILE.run/ says which weights.",
         ),
     ],
 )

@@ -25,12 +25,15 @@ Place = Annotated[str, typer.Argument(metavar="REGISTRY", help="A folder, or a r
 
 @app.command()
 def gc(
-    fingerprint: Annotated[str, typer.Option(help="Of the backbone whose masks it holds (GET /info, smn inspect).")],
+    fingerprint: Annotated[
+        str,
+        typer.Option(help="The backbone whose masks are looked through, by its fingerprint (GET /info, smn inspect)."),
+    ],
     registry: Annotated[
         str, typer.Option(metavar="DIR_OR_URL", envvar="SMN_REGISTRY", help="The registry.")
     ] = "registry",
     grace_s: Annotated[
-        float, typer.Option(min=0, help="Leave blobs that are younger, or lost their last version later.")
+        float, typer.Option(min=0, help="Keep files that came, or lost their last version, within so many seconds.")
     ] = 3600.0,
     check: Annotated[
         bool, typer.Option("--check", help="Instead: read every record and file, and mend what is damaged.")
@@ -61,9 +64,14 @@ def gc(
 @app.command()
 def backup(
     registry: Place,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive; must not exist.")],
-    fingerprint: Annotated[str | None, typer.Option(help="Of one backbone. Default: all of the registry.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Over an archive that exists.")] = False,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The archive to write; without --overwrite it must not exist.")
+    ],
+    fingerprint: Annotated[
+        str | None,
+        typer.Option(help="Only the masks of the backbone with this fingerprint. Default: all of the registry."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an archive that exists.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a registry into one verified archive, while servers use it."""
@@ -100,12 +108,19 @@ def mirror(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="A registry, a server's URL, or a store's, such as s3://bucket/dir.")
     ],
-    dest: Annotated[str, typer.Argument(metavar="DEST", help="What is kept in step with it; the same kinds.")],
-    once: Annotated[bool, typer.Option("--once", help="One turn; the default.")] = False,
-    every: Annotated[float | None, typer.Option(min=1, metavar="S", help="Again and again, S seconds apart.")] = None,
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="The place that is brought in step with SOURCE; of the same kinds.")
+    ],
+    once: Annotated[bool, typer.Option("--once", help="Make one turn and end; the default.")] = False,
+    every: Annotated[
+        float | None, typer.Option(min=1, metavar="S", help="Make turn after turn, S seconds apart.")
+    ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete what DEST has and SOURCE does not.")] = False,
     source_key: Annotated[
-        str | None, typer.Option(envvar="SMN_SOURCE_KEY", help="A key of the server SOURCE; env:NAME is NAME's value.")
+        str | None,
+        typer.Option(
+            envvar="SMN_SOURCE_KEY", help="A key of the server SOURCE; env:NAME reads it from the variable NAME."
+        ),
     ] = None,
     dest_key: Annotated[
         str | None, typer.Option(envvar="SMN_DEST_KEY", help="An admin key of the server DEST, likewise.")

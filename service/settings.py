@@ -93,8 +93,8 @@ class Settings(BackboneSettings):
     port: int = setting(8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
     preload: Names = setting(
         [],
-        "References that are resident before the server is ready.",
-        short="Resident before the server is ready.",
+        "References that are loaded before the server is ready.",
+        short="References that are loaded before the server is ready.",
         metavar="REF,...",
     )
     masks_from: Names = setting(
@@ -102,21 +102,21 @@ class Settings(BackboneSettings):
         "Masks to pull at start into the registry: hf:user/name or hf:user/name@revision, under the repository's name, "
         "of a private one with HF_TOKEN; or a store's URL, s3://bucket/dir, one file or all *.smn right below it, "
         "under the files' names. Several in a variable have commas.",
-        short="Pulled at start into the registry; may be repeated.",
+        short="Masks to pull into the registry at start; may be repeated.",
         metavar="ADDRESS,...",
         repeated=True,
     )
     pin: Names = setting(
         [],
         "References that stay in host memory whatever the budget; a name through uploads and rollbacks.",
-        short="Kept in memory whatever the budget.",
+        short="References that stay in memory whatever the budget.",
         metavar="REF,...",
     )
 
     gallery: str | None = setting(
         None,
         "Folder of pictures that the console shows, by id; links out of it are not followed.",
-        short="Pictures that the console shows.",
+        short="Folder of pictures that the console shows.",
         metavar="DIR",
     )
     no_console: bool = setting(False, "Serve no console at / and /console.", short="No console at /.")
@@ -162,8 +162,8 @@ class Settings(BackboneSettings):
     )
     batch_size: int = setting(
         0,
-        "Images a forward, for which all others wait; 0: 8 for each thread, 32 at most, and 32 on a GPU.",
-        short="Images a forward.",
+        "Images in one forward pass, for which all others wait; 0: 8 for each thread, 32 at most, and 32 on a GPU.",
+        short="Images in one forward pass.",
         otherwise="0, 8 a thread, 32 at most",
         ge=0,
     )
@@ -202,15 +202,15 @@ class Settings(BackboneSettings):
     queue_images: int = setting(
         512,
         "Images admitted at once, from before decode to the answer; then 429.",
-        short="Images admitted at once.",
+        short="Images in work or waiting at once.",
         ge=1,
     )
 
-    max_body_bytes: int = setting(64 * MIB, "Largest request body; then 413.", short="Largest body.", ge=1024)
+    max_body_bytes: int = setting(64 * MIB, "Largest request body; then 413.", short="Largest request body.", ge=1024)
     body_bytes: int = setting(
         256 * MIB,
         "Bytes of bodies in flight, claimed before they are read, of all requests; then 429.",
-        short="Bytes of bodies in flight.",
+        short="Bytes of request bodies under way at once.",
         ge=1024,
     )
     max_connections: int = setting(
@@ -249,18 +249,21 @@ class Settings(BackboneSettings):
     api_keys: Names = setting(
         [],
         "Keys that may embed and read; key=prefix binds one to names.",
-        short="May embed and read.",
+        short="Keys that may embed and read.",
         metavar="KEY,...",
         repr=False,
     )
     admin_keys: Names = setting(
-        [], "Keys that may change masks too.", short="May change masks.", metavar="KEY,...", repr=False
+        [], "Keys that may change masks too.", short="Keys that may change masks too.", metavar="KEY,...", repr=False
     )
     insecure: bool = setting(
         False, "Listen beyond loopback without an admin key.", short="Serve beyond loopback without keys."
     )
     log_format: str = setting(
-        "json", "Log lines as JSON or for people.", short="json or console.", pattern="json|console"
+        "json",
+        "How log lines are written: json, or console for people.",
+        short="How log lines are written: json or console.",
+        pattern="json|console",
     )
     otlp_endpoint: str | None = setting(
         None,

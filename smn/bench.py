@@ -37,12 +37,15 @@ def _naming_what_is_missing() -> Iterator[None]:
 def bench(
     context: typer.Context,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer turns, smaller sizes: minutes, not hours.")] = False,
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME,...", help="These; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,...", help="Only these benchmarks; may be repeated.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON lines.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Measure nothing: write docs/performance.md.")] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Measure nothing: list names and questions.")] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where NAME.jsonl are added to. Default: benchmarks/results.")
+        Path | None,
+        typer.Option(metavar="DIR", help="The folder whose NAME.jsonl get the rows. Default: benchmarks/results."),
     ] = None,
 ) -> None:
     """Measure what SMN costs, beside what one would use instead; keep the rows. For a clone of the repository."""
@@ -70,7 +73,7 @@ def paper(
         Path | None, typer.Option(metavar="DIR", help="Runs, scores, paper.md, paper.json. Default: paper-NAME, here.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="Of the mask. Default: the paper's for a ResNet, else small-vit.")
+        str, typer.Option(metavar="NAME", help="Recipe of the mask. Default: the paper's for a ResNet, else small-vit.")
     ] = "",
     supervised: Annotated[str, typer.Option(metavar="NAME", help="Recipe of the supervised mask.")] = "",
     finetune: Annotated[str, typer.Option(metavar="NAME", help="Recipe of full fine-tuning.")] = "",
@@ -85,19 +88,22 @@ def paper(
         list[str] | None,
         typer.Option(metavar="AMOUNT", help="Few labels: a fraction, or a number per class; may be repeated."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of the few labels.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the runs, the random flips and the clusters.")] = 0,
-    experts: Annotated[int, typer.Option(min=1, help="Of a cascade.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="How many times the few labels are drawn.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the runs, the random flips and the clusters.")] = 0,
+    experts: Annotated[int, typer.Option(min=1, help="How many experts a cascade has.")] = 5,
     fusion: Annotated[
-        str, typer.Option(metavar="KIND[:COMPONENTS[:PRECISION[:RANK]]]", help="Of the cascades, as for smn cascade.")
+        str,
+        typer.Option(
+            metavar="KIND[:COMPONENTS[:PRECISION[:RANK]]]", help="How the cascades are fused, as for smn cascade."
+        ),
     ] = "pca",
     foreign: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A mask learned on other images, as one more control.")
     ] = None,
     skip: Annotated[str, typer.Option(metavar="PART,...", help="Leave out supervised, finetune, few or experts.")] = "",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="torch's threads; 0: torch's default.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward where nothing is learned.")] = 32,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="torch's threads; 0 takes torch's default.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass where nothing is learned.")] = 32,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what will be done, and about how long it takes.")
     ] = False,

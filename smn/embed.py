@@ -32,37 +32,50 @@ def embed(
     out: Annotated[
         Path,
         typer.Option(
-            metavar="X.npy", help="Or X.npz, X.parquet: path, vector, label, space. X.json beside it says what it is."
+            metavar="X.npy",
+            help="The vectors; X.npz and X.parquet hold path, label, space too. X.json beside it says what they are.",
         ),
     ],
     spec: BackboneSpec,
     mask: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Mask to wear, with --server its name there. Default: root, without one."),
+        typer.Option(
+            metavar="FILE",
+            help="The mask: a file, or with --server a name there. Default: root, the untouched backbone.",
+        ),
     ] = None,
     parent: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The mask that --mask is coded against, where it is not beside it."),
     ] = None,
     cascade: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A cascade instead of a mask, with --server its name there.")
+        str | None,
+        typer.Option(metavar="DIR", help="A cascade instead of a mask: its folder, or with --server a name there."),
     ] = None,
     mode: Annotated[
-        str | None, typer.Option(help="Of the cascade: unconditional or conditional. Default: its own.")
+        str | None,
+        typer.Option(help="The cascade's mode: unconditional or conditional. Default: the one that it names."),
     ] = None,
-    dimensions: Annotated[int | None, typer.Option(help="Keep the first components.")] = None,
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="train, test: of an .npz, or a subfolder.")] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(help="Keep only the first so many components of each vector.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Embed one split alone, such as train or test: a subfolder, or x_NAME of an .npz."
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward, without a server.")] = 32,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode, without a server.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass; without a server.")] = 32,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode images; without a server.")] = 2,
     server: Annotated[
         str | None, typer.Option(metavar="URL", help="Embed through this server. A stopped run goes on by itself.")
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME is the variable NAME's."),
+        typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME reads it from the variable NAME."),
     ] = None,
-    in_flight: Annotated[int, typer.Option(min=1, help="Requests at once, with a server.")] = 4,
+    in_flight: Annotated[int, typer.Option(min=1, help="Requests under way at once; with a server.")] = 4,
 ) -> None:
     """Embed a folder or an .npz of images through a mask or a cascade, here or through a server.
 

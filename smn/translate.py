@@ -25,20 +25,26 @@ app = typer.Typer()
 def translate(
     before: Annotated[
         str,
-        typer.Option("--from", metavar="FILE", help="The mask of the old vectors, or root; with --server its name."),
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="The mask that the old vectors went through, or root; with --server a name there.",
+        ),
     ],
-    after: Annotated[str, typer.Option("--to", metavar="FILE", help="That of the new ones.")],
+    after: Annotated[str, typer.Option("--to", metavar="FILE", help="The mask that new vectors go through, or root.")],
     data: Annotated[str, typer.Option(metavar="SAMPLE", help="Images like those in the index: folder or .npz.")],
-    out: Annotated[Path, typer.Option(metavar="MAP.npz", help="matrix, mean_from, mean_to, from, to.")],
+    out: Annotated[
+        Path, typer.Option(metavar="MAP.npz", help="The map to write: matrix, mean_from, mean_to, from, to.")
+    ],
     spec: BackboneSpec,
     server: Annotated[
         str | None, typer.Option(metavar="URL", help="Embed through this server: --from photos@3 --to photos@4.")
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME is the variable NAME's."),
+        typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME reads it from the variable NAME."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward, without a server.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass; without a server.")] = 32,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="torch's threads; 0: torch's default.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as one JSON object.")] = False,
 ) -> None:

@@ -34,7 +34,11 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
     codings: Annotated[
-        bool, typer.Option("--codings", help="What the bits take in other codes, and their entropy by stage; seconds.")
+        bool,
+        typer.Option(
+            "--codings",
+            help="Also say how many bytes the bits take in other codecs, and their entropy by stage. Takes seconds.",
+        ),
     ] = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the density of every tensor (.png, .svg, .pdf).")
@@ -84,11 +88,16 @@ def repack(
     ] = "context",
     parent: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Code the bits against this mask; of a folder one of its own, its root."),
+        typer.Option(
+            metavar="FILE",
+            help="Code the bits against this mask. For the folder of a cascade: one of its own masks, the root.",
+        ),
     ] = None,
     state: Annotated[
         str,
-        typer.Option(help="float16 rounds normalisation statistics: another mask, whose vectors are a little off."),
+        typer.Option(
+            help="float16 rounds the normalisation statistics: it makes another mask, whose vectors are a little off."
+        ),
     ] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> None:
@@ -124,10 +133,14 @@ def export(
         ),
     ] = None,
     head: Annotated[
-        bool, typer.Option("--head", help="The mask's classifier too: timm's own, or the graph's second output.")
+        bool,
+        typer.Option("--head", help="Write the mask's classifier too: as timm's own, or as the graph's second output."),
     ] = False,
     no_map: Annotated[
-        bool, typer.Option("--no-map", help="Leave out the mask's map, else timm's classifier or part of the graph.")
+        bool,
+        typer.Option(
+            "--no-map", help="Leave out the mask's map. Otherwise it is timm's classifier, or part of the graph."
+        ),
     ] = False,
 ) -> None:
     """Write theta', state and map as ordinary timm weights or as an ONNX graph: check it elsewhere, or leave."""

@@ -26,9 +26,9 @@ MAX_SEED, MAX_EXPERTS, MAX_THREADS = 2**32 - 1, 64, 1024  # numpy's seeds have 3
 # click's UsageError: typer's versions keep it in different places.
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 
-Threads = Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="torch's threads; 0: torch's default.")]
+Threads = Annotated[int, typer.Option(min=0, max=MAX_THREADS, help="torch's threads; 0 takes torch's default.")]
 ThreadsOfEach = Annotated[
-    int, typer.Option(min=0, max=MAX_THREADS, help="torch's threads of each; 0: shares the cores out.")
+    int, typer.Option(min=0, max=MAX_THREADS, help="torch's threads of each run; 0 shares the cores out.")
 ]
 On = Annotated[
     str, typer.Option("--on", metavar="ray[=ADDRESS]", help="Runs are tasks of a Ray cluster. Default: processes here.")
@@ -44,7 +44,9 @@ Retries = Annotated[
 @learning_options(f"that of --start, else {DEFAULT_BACKBONE}")
 def train(
     data: Annotated[str, typer.Option(metavar="DATA", help="Image folder, .npz, or torchvision:NAME.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.smn", help="The mask; the run stays in FILE.run/ beside it.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.smn", help="The mask to write; its run stays in FILE.run/ beside it.")
+    ],
     spec: BackboneSpec,
     objective: Annotated[
         str, typer.Option(help="swav, supervised, finetune or swav-finetune. Default: the recipe's.")
@@ -55,11 +57,15 @@ def train(
         str | None,
         typer.Option(metavar="AMOUNT", help="For objectives with labels: a fraction (0.1), or a number per class (1)."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of data order, augmentation and head.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of data order, augmentation and head.")] = 0,
     split: Annotated[str, typer.Option(help="Split to learn from.")] = "train",
     stages: Annotated[str, typer.Option(metavar="REGEX", help="Mask only tensors whose name it matches.")] = "",
-    share: Annotated[float | None, typer.Option(help="Random share of weights that may be switched off.")] = None,
-    density: Annotated[float | None, typer.Option(help="Fixed density of every tensor, by top-k scores.")] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Let only this random share of the weights be switched off.")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Keep this share of every tensor ON: the weights with the highest scores.")
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Change one setting of the recipe; may be repeated."),
@@ -68,13 +74,15 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE.smn",
-            help="Go on, with a new schedule, from the end of the run that wrote this mask: other images, other crops.",
+            help="Begin where the run of this mask ended, with a new schedule: for other images or other crops.",
         ),
     ] = None,
-    codec: Annotated[str, typer.Option(help="Of the mask's bits in the file: raw, zstd or context.")] = "zstd",
+    codec: Annotated[str, typer.Option(help="Codec of the mask's bits: raw, zstd or context.")] = "zstd",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")] = 1,
     threads: Threads = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from FILE.run/, exactly.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in FILE.run/ where it was stopped.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop an earlier run of this name.")] = False,
 ) -> None:
     """Learn a mask from images: SwAV without labels, or cross-entropy with them.
@@ -130,7 +138,8 @@ def recipes(
 @app.command("train-many")
 def train_many(
     manifest: Annotated[
-        Path, typer.Argument(metavar="MANIFEST", help="TOML: a table `defaults`, and a table `mask` for each.")
+        Path,
+        typer.Argument(metavar="MANIFEST", help="A TOML file: a table `defaults`, and a table `mask` for each mask."),
     ],
     processes: Annotated[int, typer.Option(min=0, help="Runs at once; 0: one a core or GPU.")] = 0,
     threads: ThreadsOfEach = 0,
@@ -188,22 +197,30 @@ def _parse_train(words: list[str]) -> tuple[Request, int]:
 def cascade(
     data: Annotated[str, typer.Option(metavar="DATA", help="Image folder, .npz, or torchvision:NAME.")],
     root: Annotated[Path, typer.Option(metavar="FILE.smn", help="The root mask, its FILE.run/ beside it.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="root.smn, expert-1.smn ..., cascade.safetensors.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder to write: root.smn, expert-1.smn ..., cascade.safetensors.")
+    ],
     spec: BackboneSpec,
-    experts: Annotated[int, typer.Option(min=0, max=MAX_EXPERTS, help="0 only whitens the root.")] = 5,
+    experts: Annotated[
+        int, typer.Option(min=0, max=MAX_EXPERTS, help="How many experts; 0 only whitens the root.")
+    ] = 5,
     clusters: Annotated[
         str, typer.Option(help="mixture (the default): clusters of root embeddings; random: the control.")
     ] = "",
     fusion: Annotated[
         str,
-        typer.Option(metavar="KIND[:COMPONENTS[:PRECISION[:RANK]]]", help="concat, pca, random or low-rank."),
+        typer.Option(
+            metavar="KIND[:COMPONENTS[:PRECISION[:RANK]]]",
+            help="How embeddings are fused: concat, pca, random or low-rank.",
+        ),
     ] = "pca",
     modes: Annotated[
         str | None, typer.Option(help="Modes to fit. Default: both, without experts the unconditional one.")
     ] = None,
     mode: Annotated[str | None, typer.Option(help="The cascade's default mode. Default: the first fitted.")] = None,
     epochs: Annotated[
-        float | None, typer.Option(help="Of every expert, on its own images. Default: the root's.")
+        float | None,
+        typer.Option(help="Passes of every expert over its own images. Default: as many steps as the root took."),
     ] = None,
     setting: Annotated[
         list[str] | None,
@@ -211,7 +228,7 @@ def cascade(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=MAX_SEED - MAX_EXPERTS, help="Of the clusters; expert j has the seed after it by j."),
+        typer.Option(min=0, max=MAX_SEED - MAX_EXPERTS, help="Seed of the clusters; expert j has this seed plus j."),
     ] = 0,
     split: Annotated[str, typer.Option(help="Split of the data to learn from. Default: train.")] = "",
     train_split: Annotated[str, typer.Option(help="The earlier name of --split.")] = "",
@@ -222,7 +239,7 @@ def cascade(
     cpus: Cpus = 1,
     gpus: Gpus = 0,
     retries: Retries = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward where nothing is learned.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass where nothing is learned.")] = 32,
     resume: Annotated[bool, typer.Option("--resume", help="Go on; what is finished is kept.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop an earlier cascade of this name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as one JSON object.")] = False,

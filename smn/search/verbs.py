@@ -23,19 +23,31 @@ Made = Annotated[
 ]
 StoreKey = Annotated[
     str | None,
-    typer.Option("--store-key", envvar="SMN_STORE_KEY", help="A key of the Qdrant server; env:NAME is NAME's value."),
+    typer.Option(
+        "--store-key",
+        envvar="SMN_STORE_KEY",
+        help="A key of the Qdrant server; env:NAME reads it from the variable NAME.",
+    ),
 ]
 Mask = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Mask to wear, with --server its name there; root for the untouched backbone."),
+    typer.Option(
+        metavar="FILE", help="The mask: a file, or with --server a name there; root is the untouched backbone."
+    ),
 ]
-Cascade = Annotated[str | None, typer.Option(metavar="DIR", help="A cascade instead, with --server its name there.")]
-Mode = Annotated[str | None, typer.Option(help="Of the cascade: unconditional or conditional. Default: its own.")]
+Cascade = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="A cascade instead of a mask: its folder, or with --server a name there."),
+]
+Mode = Annotated[
+    str | None, typer.Option(help="The cascade's mode: unconditional or conditional. Default: the one that it names.")
+]
 Server = Annotated[str | None, typer.Option(metavar="URL", help="Embed through this server.")]
 Key = Annotated[
-    str | None, typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME is the variable NAME's.")
+    str | None,
+    typer.Option("--key", envvar="SMN_KEY", help="A key of the server; env:NAME reads it from the variable NAME."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 
 @app.command()
@@ -56,9 +68,9 @@ def index(
     mode: Mode = None,
     server: Server = None,
     key: Key = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward, without a server.")] = 32,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode, without a server.")] = 2,
-    in_flight: Annotated[int, typer.Option(min=1, help="Requests at once, with a server.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass; without a server.")] = 32,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode images; without a server.")] = 2,
+    in_flight: Annotated[int, typer.Option(min=1, help="Requests under way at once; with a server.")] = 4,
     store_key: StoreKey = None,
     as_json: AsJson = False,
 ) -> None:

@@ -22,7 +22,8 @@ def adapt(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Folder of images, .npz, or torchvision:NAME.")],
     spec: BackboneSpec,
     minutes: Annotated[
-        float, typer.Option(min=FEWEST_MINUTES, max=MOST_MINUTES, help="For the whole command, verdict included.")
+        float,
+        typer.Option(min=FEWEST_MINUTES, max=MOST_MINUTES, help="Minutes for the whole command, with the verdict."),
     ] = 15.0,
     labelled: Annotated[
         Path | None,
@@ -30,12 +31,19 @@ def adapt(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.smn", help="The mask; its run stays in FILE.run/. Default: DATA's name, here."),
+        typer.Option(
+            metavar="FILE.smn",
+            help="The mask to write; its run stays in FILE.run/. Default: the name of DATA, in this folder.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the images kept unseen, and of the runs.")] = 0,
-    codec: Annotated[str, typer.Option(help="Of the mask's bits in FILE: raw, zstd or context.")] = "zstd",
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the images that are kept unseen, and of the runs.")
+    ] = 0,
+    codec: Annotated[str, typer.Option(help="Codec of the mask's bits: raw, zstd or context.")] = "zstd",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode and augment.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="torch's threads; 0: the fastest, measured.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, max=1024, help="torch's threads; 0 measures which number is fastest.")
+    ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what an earlier start made.")] = False,
 ) -> None:
     """Learn a mask from a folder of photos without labels, test whether it helps, and say so in words.

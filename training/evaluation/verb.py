@@ -12,7 +12,7 @@ from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, model_options
 
 app = typer.Typer()
-Threads = Annotated[int, typer.Option(min=0, max=1024, help="torch's threads; 0: torch's default.")]
+Threads = Annotated[int, typer.Option(min=0, max=1024, help="torch's threads; 0 takes torch's default.")]
 
 
 @app.command()
@@ -35,22 +35,31 @@ def evaluate(
             help="Another fusion of the cascades, as pca:64:int8, pca::int3 or low-rank::int8:32; may be repeated.",
         ),
     ] = None,
-    probe: Annotated[str, typer.Option(help="knn, linear or both; none: signs without labels only.")] = "knn,linear",
+    probe: Annotated[
+        str, typer.Option(help="knn, linear, or both with a comma; none shows the signs without labels alone.")
+    ] = "knn,linear",
     labels: Annotated[
         list[str] | None,
         typer.Option(metavar="AMOUNT", help="Low-shot: a fraction (0.1), or a number per class (1); may be repeated."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of the few labels.")] = 5,
-    train_split: Annotated[str, typer.Option(help="Bank and probe.")] = "train",
-    test_split: Annotated[str, typer.Option(help="What is scored.")] = "test",
+    seeds: Annotated[int, typer.Option(min=1, help="How many times the few labels are drawn.")] = 5,
+    train_split: Annotated[
+        str, typer.Option(help="The split that kNN looks into and the probe learns from.")
+    ] = "train",
+    test_split: Annotated[str, typer.Option(help="The split that is scored.")] = "test",
     folds: Annotated[
-        int, typer.Option(help="Score folds of the train split, to choose settings; the test split stays unopened.")
+        int,
+        typer.Option(
+            help="Score this many folds of the train split instead, to choose settings; the test split stays unopened."
+        ),
     ] = 0,
     views: Annotated[
         bool,
-        typer.Option(help="Agreement of two views of every train image: a telling sign, and most of the work."),
+        typer.Option(
+            help="Show the agreement of two views of every train image: a telling sign, and most of the work."
+        ),
     ] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 32,
     threads: Threads = 0,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw low-shot accuracy (the paper's figure 3).")
@@ -117,15 +126,16 @@ def verdict(
     data: Annotated[str, typer.Option(metavar="DATA", help="Image folder, .npz, or torchvision:NAME.")],
     spec: BackboneSpec,
     labelled: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Class folders with a few labelled images: ten a class.")
+        Path | None,
+        typer.Option(metavar="DIR", help="A folder for each class, with about ten labelled images in each."),
     ] = None,
     foreign: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A mask learned on other images, as one more control.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.smn", help="Write the mask (one FILE alone) with its verdict.")
+        Path | None, typer.Option(metavar="FILE.smn", help="Write the mask with its verdict in it; for one FILE alone.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 32,
     threads: Threads = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
 ) -> None:

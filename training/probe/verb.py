@@ -19,7 +19,7 @@ app = typer.Typer()
 def probe(
     data: Annotated[str, typer.Option(metavar="LABELLED", help="Folder with a folder for each class, or .npz.")],
     out: Annotated[
-        Path, typer.Option(metavar="FILE.smn", help="The mask with its classifier; of a cascade, its folder.")
+        Path, typer.Option(metavar="FILE.smn", help="The mask to write, with its classifier; for a cascade its folder.")
     ],
     spec: BackboneSpec,
     mask: Annotated[
@@ -28,9 +28,11 @@ def probe(
     cascade: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A cascade instead: each of its modes gets a classifier.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the rows that are held out.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward.")] = 32,
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="torch's threads; 0: torch's default.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the choice of images that are held out.")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = 32,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="torch's threads; 0 takes torch's default.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
 ) -> None:
     """Fit a linear classifier on labelled images and write it into a mask or a cascade, for `POST /classify`.

@@ -95,7 +95,7 @@ def restore(
     registry: Place,
     as_json: Json = False,
 ) -> None:
-    """Put an archive into a registry that has none of its names. The archive is checked first."""
+    """Put an archive into a registry; a name that is there already must be the same. The archive is checked first."""
     from service.registry.archive import restore_archive
     from service.registry.open import hide_user
 

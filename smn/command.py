@@ -32,6 +32,17 @@ MALLOC_TUNED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_AREN
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 EXTRAS = {"service": "service", "training": "training", "demo": "service,training"}
 """The extras that each package needs beyond the core, and the verb that needs both."""
+GROUPS = {
+    "Learn and judge": (
+        "adapt", "verdict", "train", "recipes", "train-many", "cascade", "evaluate", "probe",
+    ),
+    "Embed and search": ("embed", "index", "search", "dedupe", "translate"),
+    "Look into files, and take them along": ("inspect", "repack", "export"),
+    "Serve": ("serve", "push", "pull", "list", "rollback", "alias", "delete"),
+    "Keep a registry": ("backup", "restore", "mirror", "gc"),
+    "Try and measure": ("demo", "bench"),
+}  # fmt: skip
+"""How the list of verbs is cut; what is in none stands below."""
 
 
 class Verbs(TyperGroup):
@@ -47,8 +58,13 @@ class Verbs(TyperGroup):
         super(TyperGroup, self).format_help(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        with formatter.section("Verbs"):
-            formatter.write_dl([(name, (verb.help or "").split("\n\n")[0]) for name, verb in self.commands.items()])
+        grouped = {name for names in GROUPS.values() for name in names}
+        rest = tuple(name for name in self.commands if name not in grouped)
+        for title, names in {**GROUPS, "Other verbs": rest}.items():
+            told = [(name, (self.commands[name].help or "").split("\n\n")[0]) for name in names]
+            if told:
+                with formatter.section(title):
+                    formatter.write_dl(told)
         with formatter.indentation():
             formatter.write("\nsmn VERB --help shows its options.\n")
 

@@ -143,7 +143,7 @@ def export(
         ),
     ] = False,
 ) -> None:
-    """Write theta', state and map as ordinary timm weights or as an ONNX graph: check it elsewhere, or leave."""
+    """Write the masked model as ordinary timm weights or as an ONNX graph: check it elsewhere, or leave SMN."""
     from smn_core.verbs.export import FORMATS, n_classes_of
     from smn_core.verbs.export import export as write
     from smn_core.verbs.loading import backbone_and_mask

@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 import smn
+from smn.command import GROUPS
 
 
 def verbs(command: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -56,3 +57,13 @@ def test_the_servers_precision_is_no_variable_of_a_verb_that_learns(words):
     shown = help_of(*words)
     assert "SMN_DTYPE" not in shown and "SMN_DEVICE" in shown
     assert "SMN_DTYPE" in help_of("embed")
+
+
+def test_the_list_of_verbs_names_each_once_under_a_heading_that_says_what_it_is_for():
+    shown = help_of()
+    listed = [name for names in GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(typer.main.get_command(smn.app).commands)  # type: ignore[attr-defined]
+    assert "Other verbs:" not in shown
+    for title, names in GROUPS.items():
+        _, below = shown.split(f"\n{title}:\n")
+        assert all(f"\n  {name} " in f"\n{below}" for name in names)

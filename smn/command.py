@@ -9,7 +9,7 @@ import io
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -30,6 +30,8 @@ MALLOC_TUNED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_AREN
 """Variables by which a user tunes glibc's malloc himself."""
 # click's UsageError: typer's versions keep it in different places.
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
+UNREAD = 1
+"""The exit code where nobody reads stdout any more; click's own."""
 EXTRAS = {"service": "service", "training": "training", "demo": "service,training"}
 """The extras that each package needs beyond the core, and the verb that needs both."""
 GROUPS = {
@@ -98,28 +100,59 @@ app.add_typer(demo_verb)
 
 
 def main() -> None:
-    """Run a verb. Exit code 0; 2 for anything the user can mend, with one line on stderr; 130 for ctrl-C."""
+    """Run a verb. Exit code 0; 2 for anything the user can mend, with one line on stderr; 130 for ctrl-C.
+
+    Where nobody reads stdout any more, as behind `| head`, it is 1 and nothing is said.
+    """
     if not any(name in os.environ for name in MALLOC_TUNED):
         keep_freed_memory()
     _show_any_name()
     try:
+        code = _run()
+    except OSError as error:
+        code = _end_by(error)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run a verb and return the exit code, or exit with it.
+
+    Raises:
+        OSError: a file, or stdout, refused something.
+    """
+    try:
         # Not standalone: typer would say a wrong call in a box of six lines.
         code = app(prog_name="smn", standalone_mode=False)
+        _flush()
     except USAGE_ERROR as error:
         _refuse_call(error)
+        return 0
     except typer.Abort:
         sys.exit(130)
     except ModuleNotFoundError as error:
         _fail(_say_extra(error))
     except SMNError as error:
         _fail(str(error))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
+
+
+def _end_by(error: OSError) -> int:
+    """Say what the system refused, in one line; nothing where nobody reads stdout any more."""
+    try:
+        _flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+    if isinstance(error, BrokenPipeError):  # from within a verb click hears it
+        return UNREAD
+    where = f"{error.filename}: " if error.filename else ""
+    return _fail(f"{where}{error.strerror or error}")
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _show_any_name() -> None:
@@ -134,7 +167,8 @@ def _refuse_call(error: Any) -> None:
     context = error.ctx
     if type(error).__name__ == "NoArgsIsHelpError":
         print(context.get_help())
-        sys.exit(0)
+        _flush()
+        return
     message = " ".join(error.format_message().split()).rstrip(".")
     _fail(f"{message}; try {context.command_path if context else 'smn'} --help")
 
@@ -155,6 +189,6 @@ def _say_extra(error: ModuleNotFoundError) -> str:
     return f"{verb} needs {missing}, of the extra{plural} {extra}: uv pip install -e '.[{extra}]' in a clone"
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"smn: error: {visible(message)}", file=sys.stderr)
     sys.exit(2)

@@ -1,7 +1,10 @@
 """The command itself: what it prints of names that a terminal or UTF-8 cannot take."""
 
 import io
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +38,23 @@ def test_an_error_that_names_any_file_is_one_line_with_visible_escapes(said, tmp
     code, out, err = said("embed", f"{tmp_path}/esc\x1b[31m\nline", "--out", tmp_path / "x.npy")
     assert (code, out) == (2, b"")
     assert err.endswith(b"\n") and err.count(b"\n") == 1 and b"/esc\\x1b[31m\\nline does not exist" in err
+
+
+WORDS = [[], ["--help"], ["recipes"], ["recipes", "--json"]]
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_whoever_stops_reading_ends_a_verb_without_a_word(words):
+    """As behind `| head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "smn", *words], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_a_result_that_cannot_be_written_is_one_line(words):
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-m", "smn", *words], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (2, b"smn: error: No space left on device\n")

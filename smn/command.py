@@ -9,6 +9,8 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import typer
@@ -21,7 +23,7 @@ from smn.embed import app as embed_verb
 from smn.search.verbs import app as search_verbs
 from smn.translate import app as translate_verb
 from smn_core.__main__ import app as core_verbs
-from smn_core.errors import SMNError
+from smn_core.errors import InvalidArgument, SMNError
 from smn_core.verbs.heap import keep_freed_memory
 from smn_core.verbs.texts import visible
 from training.__main__ import app as training_verbs
@@ -121,6 +123,7 @@ def _run() -> int:
         OSError: a file, or stdout, refused something.
     """
     try:
+        _refuse_empty(sys.argv[1:])
         # Not standalone: typer would say a wrong call in a box of six lines.
         code = app(prog_name="smn", standalone_mode=False)
         _flush()
@@ -160,6 +163,23 @@ def _show_any_name() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse an argument without a text: as a path it is the folder where the user is, which nobody has named.
+
+    A setting of `smn serve` may be empty, as its variable may.
+
+    Raises:
+        InvalidArgument: it names the option.
+    """
+    if words[:1] == ["serve"]:
+        return
+    for before, word in pairwise(["", *words]):
+        if not word or (word.startswith("--") and word.find("=") == len(word) - 1):
+            option = word.rstrip("=") or before
+            what = option if option.startswith("--") else "an argument"
+            raise InvalidArgument(f"{what} is empty: is a variable of the shell not set?")
 
 
 def _refuse_call(error: Any) -> None:

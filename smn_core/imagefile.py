@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from smn_core.errors import ImageTooLarge, InvalidImage
+from smn_core.files import OTHER, open_regular
 
 MAX_FILE_BYTES = 512 * 2**20
 
@@ -21,14 +21,14 @@ def read_image_file(path: Path) -> bytes:
         InvalidImage: it is no regular file.
         ImageTooLarge: more than `MAX_FILE_BYTES`; nothing of it is read.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise InvalidImage("it is no regular file")
-        if found.st_size > MAX_FILE_BYTES:
-            raise ImageTooLarge(f"the file has {found.st_size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
-        with open(handle, "rb", closefd=False) as file:
-            return file.read(found.st_size)
-    finally:
-        os.close(handle)
+        file = open_regular(path)
+    except OSError as error:
+        if error.strerror == OTHER or isinstance(error, IsADirectoryError):
+            raise InvalidImage(OTHER) from error
+        raise
+    with file:
+        n_bytes = os.fstat(file.fileno()).st_size
+        if n_bytes > MAX_FILE_BYTES:
+            raise ImageTooLarge(f"the file has {n_bytes:,} bytes, at most {MAX_FILE_BYTES:,} are read")
+        return file.read(n_bytes)

@@ -191,7 +191,7 @@ def array_splits(path: Path) -> list[str]:
         with path.open("rb") as file, _npz(file) as arrays:
             return _splits(arrays.files)
     except Exception as error:  # zipfile and numpy raise whatever damaged bytes lead them to
-        raise InvalidData(f"{path} is not an .npz of arrays: {error}") from error
+        raise InvalidData(f"{path} is neither an image folder nor an .npz of arrays: {error}") from error
 
 
 def _splits(names: Iterable[str]) -> list[str]:
@@ -225,7 +225,7 @@ def _open_npz(path: Path, split: str | None) -> ArraySet:
     except InvalidData:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise whatever damaged bytes lead them to
-        raise InvalidData(f"{path} is not an .npz of arrays: {error}") from error
+        raise InvalidData(f"{path} is neither an image folder nor an .npz of arrays: {error}") from error
     if named is not None and not isinstance(named, list):
         raise InvalidData(f"{path}: class_names is not a list")
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:

@@ -16,7 +16,7 @@ from smn_core import codec, tensorfile
 from smn_core.affine import affine_of
 from smn_core.backbone import Backbone, layout_for, parse_model
 from smn_core.errors import InvalidArgument, InvalidMask, MissingParent, WeightsNeeded, WrongBackbone
-from smn_core.files import write_bytes
+from smn_core.files import read_bytes, write_bytes
 from smn_core.layout import Layout
 from smn_core.mask import CodedMask, TaskMask
 from smn_core.parents import Find, beside
@@ -210,7 +210,7 @@ def read_file(path: Path | str, layout: Layout | None = None, parent: Path | Non
     try:
         if layout is not None and path.stat().st_size > max_file_bytes(layout):
             raise InvalidMask(f"{path} has {path.stat().st_size} bytes, too many for a mask of this backbone")
-        data = path.read_bytes()
+        data = read_bytes(path)
         return data, parse_mask(data, layout, beside(path, parent))
     except OSError as error:
         raise InvalidMask(f"cannot read {error.filename or path}: {error.strerror}") from error

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from smn_core.files import read_bytes
 from smn_core.tensorfile import InvalidTensorFile, digest_of, read_metadata
 
 Find = Callable[[str], bytes | None]
@@ -20,11 +21,11 @@ def beside(file: Path, named: Path | None = None) -> Find:
     """
 
     def find(digest: str) -> bytes | None:
-        if named is not None and digest_of(data := named.read_bytes()) == digest:
+        if named is not None and digest_of(data := read_bytes(named)) == digest:
             return data
         for place in sorted(file.parent.glob("*.smn")):
             with suppress(OSError):  # a folder of that name, or somebody else's file
-                if digest_of(data := place.read_bytes()) == digest:
+                if digest_of(data := read_bytes(place)) == digest:
                     return data
         return None
 

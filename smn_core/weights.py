@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from smn_core.errors import InvalidWeights
+from smn_core.files import open_regular
 
 # Where published checkpoints keep the weights, best first (DINO's teacher is the network it publishes).
 NESTS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "model", "student")
@@ -80,6 +81,7 @@ def require_finite(model: nn.Module, whose: str) -> None:
 
 def _read(path: Path) -> Mapping[str, object]:
     try:
+        open_regular(path).close()  # both libraries would wait for a pipe's writer
         if path.suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a pickle protocol, before the error
@@ -88,10 +90,11 @@ def _read(path: Path) -> Mapping[str, object]:
         raise InvalidWeights(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # the unpickler meets other formats with IndexError, KeyError, AssertionError, ...
         # Of torch's own words the first sentence alone: the others advise to let a file run code.
-        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+        # A word alone is a byte or an opcode, which says nothing to who gave the file.
+        reason = (str(error).splitlines() or [""])[0].split(". ")[0]
         raise InvalidWeights(
-            f"{path} is neither a safetensors file (named .safetensors) nor a checkpoint that loads with weights_only: "
-            f"{reason}"
+            f"{path} is neither a safetensors file (named .safetensors) nor a checkpoint that loads with weights_only"
+            f"{f': {reason}' if ' ' in reason else ''}"
         ) from error
 
 

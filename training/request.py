@@ -8,6 +8,7 @@ from pathlib import Path
 
 from smn_core import tensorfile
 from smn_core.errors import InvalidArgument
+from smn_core.files import read_bytes
 from smn_core.mask import TaskMask
 from smn_core.maskfile import read_mask
 from smn_core.spec import BackboneSpec
@@ -52,7 +53,7 @@ class Request:
     @property
     def start_digest(self) -> str:
         """The digest of the mask that the run goes on from, or ""."""
-        return tensorfile.digest_of(self.start.read_bytes()) if self.start is not None else ""
+        return tensorfile.digest_of(read_bytes(self.start)) if self.start is not None else ""
 
 
 def make_request(

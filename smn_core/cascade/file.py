@@ -17,7 +17,7 @@ from smn_core.cascade.fusion import Fusion
 from smn_core.cascade.kinds import KINDS
 from smn_core.cascade.router import Router
 from smn_core.errors import InvalidCascade, WrongBackbone
-from smn_core.files import write_bytes
+from smn_core.files import read_bytes, write_bytes
 from smn_core.layout import Layout
 from smn_core.mask import Head, TaskMask
 from smn_core.tensorfile import DIGEST, InvalidTensorFile, TensorFile, canonical_json
@@ -108,7 +108,7 @@ def read_cascade(path: Path | str) -> Cascade:
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     try:
-        return parse_cascade(path.read_bytes())
+        return parse_cascade(read_bytes(path))
     except OSError as error:
         raise InvalidCascade(f"cannot read {path}: {error.strerror}") from error
     except InvalidCascade as error:
@@ -169,7 +169,7 @@ def open_folder(folder: Path | str) -> CascadeFolder:
     if not folder.is_dir():
         raise InvalidCascade(f"{folder} is not a folder with {FILE_NAME} and its masks")
     cascade = read_cascade(folder)
-    by_digest = {tensorfile.digest_of(path.read_bytes()): path for path in sorted(folder.glob("*.smn"), reverse=True)}
+    by_digest = {tensorfile.digest_of(read_bytes(path)): path for path in sorted(folder.glob("*.smn"), reverse=True)}
     missing = [digest for digest in dict.fromkeys(cascade.masks) if digest not in by_digest]
     if missing:
         raise InvalidCascade(f"{folder} lacks masks of its cascade: {', '.join(missing)}")

@@ -11,6 +11,7 @@ from smn_core.backbone import load_backbone
 from smn_core.cascade import file as cascadefile
 from smn_core.contextual.classes import Classes
 from smn_core.errors import InvalidMask
+from smn_core.files import read_bytes
 from smn_core.mask import CodedMask, TaskMask
 from smn_core.maskfile import check_fits, read_file, with_bits
 from smn_core.spec import BackboneSpec
@@ -162,7 +163,7 @@ def is_cascade(path: Path) -> bool:
     if path.is_dir():
         return True
     try:
-        return tensorfile.parse_tensors(path.read_bytes()).metadata.get("format") == cascadefile.FORMAT
+        return tensorfile.parse_tensors(read_bytes(path)).metadata.get("format") == cascadefile.FORMAT
     except (OSError, tensorfile.InvalidTensorFile):
         return False  # what it is instead, reading it as a mask tells
 

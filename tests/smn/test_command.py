@@ -58,3 +58,18 @@ def test_a_result_that_cannot_be_written_is_one_line(words):
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([sys.executable, "-m", "smn", *words], stdout=full, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (2, b"smn: error: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["embed", "", "--out", "x.npy"], "an argument"),
+        (["embed", ".", "--out="], "--out"),
+        (["evaluate", "--data", ".", "--mask", ""], "--mask"),
+    ],
+)
+def test_an_empty_argument_is_refused_and_never_means_the_folder_where_one_is(said, words, named):
+    """A variable of the shell that is not set would have all that lies there embedded, or taken from an index."""
+    code, out, err = said(*words)
+    assert (code, out) == (2, b"")
+    assert err.decode() == f"smn: error: {named} is empty: is a variable of the shell not set?\n"

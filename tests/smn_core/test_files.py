@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from smn_core.errors import InvalidArgument
-from smn_core.files import replacing, require_writable, write_bytes
+from smn_core.files import OTHER, read_bytes, replacing, require_writable, write_bytes
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path):
@@ -84,3 +85,47 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path):
             require_writable(tmp_path / place)
     with pytest.raises(InvalidArgument, match="cannot write into /proc"):
         require_writable("/proc/new.smn")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_regular_file_is_never_replaced(tmp_path, kind):
+    """To root a rename would put a file in the place of /dev/null itself."""
+    place = tmp_path / "x.smn"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "socket":
+        os.mknod(place, stat.S_IFSOCK | 0o600)
+    else:
+        place.symlink_to("/dev/null")  # as /dev/stdout is one
+    before = place.lstat()
+    with pytest.raises(InvalidArgument, match=f"cannot write {place}: it is no regular file"):
+        write_bytes(place, b"x")
+    with pytest.raises(InvalidArgument, match=f"--out {place}: it is no regular file: give the name of a file"):
+        require_writable(place)
+    assert os.path.samestat(place.lstat(), before)
+
+
+def test_a_link_stays_a_link_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "x.smn"
+    link.symlink_to("disk/y.smn")
+    require_writable(link)
+    for data in (b"new", b"newer"):
+        write_bytes(link, data)
+        assert link.is_symlink() and (tmp_path / "disk/y.smn").read_bytes() == data
+    assert [place.name for place in (tmp_path / "disk").iterdir()] == ["y.smn"]
+    link.unlink()
+    link.symlink_to("nowhere/y.smn")
+    with pytest.raises(InvalidArgument, match="nowhere does not exist"):
+        require_writable(link)
+
+
+def test_only_a_regular_file_is_read(tmp_path):
+    """A pipe is waited for without end, and a device never ends."""
+    (tmp_path / "file").write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_bytes(tmp_path / "file") == b"x"
+    for place, reason in ((tmp_path / "pipe", OTHER), (Path("/dev/zero"), OTHER), (tmp_path, "Is a directory")):
+        with pytest.raises(OSError, match=reason) as raised:
+            read_bytes(place)
+        assert raised.value.filename == str(place)

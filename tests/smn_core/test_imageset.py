@@ -343,7 +343,7 @@ def test_a_single_array_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"just text\n", b"PK\x03\x04", b"\x93NUMPY\x01\x00"])
 def test_a_file_that_is_no_npz_is_refused_by_name(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(InvalidData, match=r"a\.npz is not an \.npz of arrays"):
+    with pytest.raises(InvalidData, match=r"a\.npz is neither an image folder nor an \.npz of arrays"):
         open_images(tmp_path / "a.npz")
 
 

@@ -526,8 +526,9 @@ def test_a_file_too_large_to_be_a_mask_is_refused_unread(tmp_path, tiny_resnet):
         maskfile.read_mask(path, tiny_resnet.layout)
 
 
-@pytest.mark.parametrize("name", ["absent.smn", "."])
+@pytest.mark.parametrize("name", ["absent.smn", ".", "pipe"])
 def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path, tiny_resnet, name):
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InvalidMask, match="cannot read"):
         maskfile.read_mask(tmp_path / name, tiny_resnet.layout)
 

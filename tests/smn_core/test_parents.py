@@ -1,5 +1,7 @@
 """A parent is found by its digest, wherever it lies among others."""
 
+import os
+
 import pytest
 
 from smn_core.parents import beside, parent_of, parent_path
@@ -18,6 +20,11 @@ def test_it_is_found_beside_the_file_and_nothing_else_is(folder):
     find = beside(folder / "child.smn")
     assert find(digest_of(b"b")) == b"b"
     assert find(digest_of(b"c")) is None
+
+
+def test_a_pipe_beside_the_file_is_not_waited_for(folder):
+    os.mkfifo(folder / "0.smn")
+    test_it_is_found_beside_the_file_and_nothing_else_is(folder)
 
 
 def test_one_that_is_named_is_taken_and_the_folder_is_looked_through_too(folder, tmp_path_factory):

@@ -218,6 +218,16 @@ def read_file(path: Path | str, layout: Layout | None = None, parent: Path | Non
         raise type(error)(f"{path}: {error}") from error
 
 
+def require_mask_name(out: Path) -> None:
+    """Refuse another suffix for a mask than .smn: as a parent, or by its name, it would not be found.
+
+    Raises:
+        InvalidArgument: `out` has another.
+    """
+    if out.suffix != ".smn":
+        raise InvalidArgument(f"--out {out}: a mask is written to a .smn file")
+
+
 def max_file_bytes(layout: Layout) -> int:
     """The most bytes that a file of this layout may have: bits, statistics, map, head, and twice the longest header."""
     return layout.n_bytes + _max_rest_bytes(layout) + 2 * tensorfile.MAX_HEADER_BYTES

@@ -25,6 +25,8 @@ PRECISIONS: dict[str, torch.dtype] = {
 PLAIN, AUTO = "32-true", "auto"
 """What every machine can, and: whichever form of a step is fastest here (`training/forms.py`)."""
 
+LARGEST = torch.finfo(torch.float32).max
+"""The weights are float32, and a step multiplies them by the rates."""
 MOST_STEPS = 10**12
 """At a thousand steps a second a run would take thirty years."""
 
@@ -84,8 +86,8 @@ class Config:
         if self.steps is not None and (isinstance(self.steps, bool) or not isinstance(self.steps, int)):
             raise InvalidArgument(f"steps is {self.steps}: a whole number")
         for name in ("lr", "head_lr", "weight_decay", "head_weight_decay", "head_steps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InvalidArgument(f"{name} is {getattr(self, name)}: not below 0, and finite")
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise InvalidArgument(f"{name} is {getattr(self, name)}: not below 0, and a float32")
         if not 0 <= self.momentum < 1 or not 0 <= self.warmup <= 1:
             raise InvalidArgument(f"momentum {self.momentum} must be in [0, 1), warmup {self.warmup} in [0, 1]")
         require_scale("crop_scale", self.crop_scale)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from smn_core.backbone import Backbone
 from smn_core.errors import InvalidArgument, InvalidData
@@ -38,7 +37,6 @@ def make_plan(request: Request, backbone: Backbone) -> tuple[Plan, int]:
         SMNError: as `train` before the first step.
     """
     require_output(request)
-    require_float32(backbone)
     if request.config.learns_mask:
         masking.choose_tensors(backbone.layout, request.config.mask)
     request, images, _ = choose_images(request)
@@ -91,16 +89,6 @@ def require_output(request: Request) -> None:
     begun = (request.folder / CHECKPOINT).exists() or request.out.exists()
     if begun and not request.resume and not request.overwrite:
         raise InvalidArgument(f"{request.out} or its run exists: continue it with --resume, or say --overwrite")
-
-
-def require_float32(backbone: Backbone) -> None:
-    """Refuse other types: the steps of scores are too small for them.
-
-    Raises:
-        InvalidArgument: the backbone is not float32.
-    """
-    if backbone.dtype != torch.float32:
-        raise InvalidArgument(f"--dtype {backbone.dtype}: training keeps float32 weights; set precision=bf16-mixed")
 
 
 def choose_images(request: Request) -> tuple[Request, ImageSet, list[str]]:

@@ -33,7 +33,7 @@ from training.folder import write_folder
 from training.forms import settle_form
 from training.identity import identify
 from training.learner import Learner
-from training.plan import choose_images, forget, require_float32, require_output
+from training.plan import choose_images, forget, require_output
 from training.progress import Bar, count, count_silently
 from training.request import Request, Result
 from training.trainer import find_process, make_trainer, quieten, run_trainer
@@ -109,7 +109,6 @@ def prepare(request: Request) -> Prepared:
     remarks += [taken] if taken else []
     set_fused_attn(request.config.fused_attention)  # attention asks for it when it is built
     backbone = load_backbone(request.spec)
-    require_float32(backbone)
     slow = slow_on_cpu(PRECISIONS[request.config.precision], backbone.device)
     if slow and rank == 0:
         note(f"warning: precision={request.config.precision}: {slow}")

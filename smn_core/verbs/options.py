@@ -197,8 +197,16 @@ def with_noted_weights(spec: BackboneSpec, file: Path, fingerprint: str) -> Back
 
 
 def for_learning(spec: BackboneSpec) -> BackboneSpec:
-    """The spec of a run: it learns in float32, whatever SMN_DTYPE says for the servers that share the environment."""
-    return replace(spec, dtype="float32") if "dtype" in spec.by_variable else spec
+    """The spec of a run: it learns in float32, whatever SMN_DTYPE says for the servers that share the environment.
+
+    Raises:
+        InvalidArgument: `--dtype` says another: the steps of scores are too small for it.
+    """
+    if "dtype" in spec.by_variable:
+        return replace(spec, dtype="float32")
+    if spec.dtype != "float32":
+        raise InvalidArgument(f"--dtype {spec.dtype}: training keeps float32 weights; set precision=bf16-mixed")
+    return spec
 
 
 def _with_pixels(spec: BackboneSpec, pixels: Mapping[str, Any]) -> BackboneSpec:

@@ -140,6 +140,11 @@ CANNOT = {
     "a share of nothing": (["--share", 0], "not in (0, 1]"),
     "a density above one": (["--density", 1.5], "not in (0, 1]"),
     "half weights": (["--dtype", "bfloat16"], "training keeps float32 weights"),
+    "half weights of a run that is long enough to be timed": (
+        ["--dtype", "float16", "--set", "precision=auto", "--set", "steps=500"],
+        "--dtype float16: training keeps float32 weights",
+    ),
+    "a rate that no weight can hold": (["--set", "lr=1e300"], "lr is 1e+300"),
     "a set that is none": (["--data", "torchvision:nothing"], "unknown set torchvision:nothing"),
     "a split that is none": (["--split", "nothing"], "has the splits"),
     "crops that the model does not take": (["--set", "swav.crops.big_px=24"], "test_vit takes no crops of 24 px"),

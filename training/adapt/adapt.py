@@ -16,6 +16,7 @@ from smn_core import tensorfile
 from smn_core.backbone import Backbone, load_backbone
 from smn_core.engine import Engine
 from smn_core.errors import InvalidArgument
+from smn_core.maskfile import require_mask_name
 from smn_core.spec import BackboneSpec
 from smn_core.verbs.options import as_trained, for_learning
 from smn_core.verbs.recorded import require_places, run_folder, write_backbone
@@ -35,7 +36,6 @@ from training.evaluation.labelled import open_few
 from training.features import sample
 from training.forms import choose_form
 from training.identity import identify
-from training.plan import require_float32
 from training.progress import Clock, Tell, number_of
 from training.unseen import write_unseen
 
@@ -103,10 +103,10 @@ def adapt(request: Request, tell: Tell, clock: Clock = time.monotonic, began: fl
     """
     budget = Budget(60 * request.minutes, clock() if began is None else began, clock)
     _require_options(request)
+    learning = for_learning(request.spec)
     found = look(request.data, LOOK * budget.whole_s, tell, clock)
-    spec = as_trained(for_learning(request.spec), None)
+    spec = as_trained(learning, None)
     backbone = load_backbone(spec)
-    require_float32(backbone)
     with naming_full_disk(request.out):
         request.folder.mkdir(exist_ok=True)
         _require_space(request, backbone)
@@ -179,8 +179,7 @@ def _stop(request: Request, backbone: Backbone, record: Record, tell: Tell, numb
 def _require_options(request: Request) -> None:
     out = request.out
     require_codec(request.codec)
-    if out.suffix != SUFFIX:
-        raise InvalidArgument(f"--out {out}: a mask is written to a {SUFFIX} file")
+    require_mask_name(out)
     require_places(out)
     if request.labelled is not None:
         if not request.labelled.is_dir():

@@ -14,7 +14,7 @@ from smn_core.errors import InvalidArgument, InvalidData
 from smn_core.files import require_writable
 from smn_core.imageset import ImageSet
 from smn_core.mask import TaskMask
-from smn_core.maskfile import read_mask, with_bits, write_mask
+from smn_core.maskfile import read_mask, require_mask_name, with_bits, write_mask
 from smn_core.spec import BackboneSpec
 from smn_core.verbs import show, stderr
 from smn_core.verbs.options import as_trained
@@ -55,6 +55,7 @@ def run(
     if out is not None and len(files) != 1:
         raise InvalidArgument(f"--out writes one mask, and {len(files)} are judged: give one FILE")
     if out is not None:
+        require_mask_name(out)
         require_writable(out)
     masks = [(path.name, read_mask(path)) for path in files]
     other = read_mask(foreign) if foreign is not None else None

@@ -41,6 +41,7 @@ def probe(
     neither saw; then it is fitted on all of them. A cascade's classifiers act on its fused embeddings.
     """
     from smn_core.files import require_writable
+    from smn_core.maskfile import require_mask_name
     from smn_core.verbs import show, stderr
     from training.data import open_labelled, others_among
     from training.probe.fused import probe_cascade
@@ -50,12 +51,11 @@ def probe(
 
     if mask is not None and cascade is not None:
         raise InvalidArgument("--mask and --cascade: give one of them")
-    if cascade is None and out.suffix != ".smn":
-        raise InvalidArgument(f"--out {out}: a mask is written to a .smn file")
-    if cascade is not None and (out.suffix in (".smn", ".safetensors") or out.is_file()):
-        raise InvalidArgument(f"--out {out}: a cascade is written to a folder, with its masks")
     if cascade is None:
+        require_mask_name(out)
         require_writable(out)
+    elif out.suffix in (".smn", ".safetensors") or out.is_file():
+        raise InvalidArgument(f"--out {out}: a cascade is written to a folder, with its masks")
     limit_threads(threads)
     images = open_labelled(data)
     others = others_among(images)

@@ -81,17 +81,26 @@ def translate(
     Raises:
         InvalidData: fewer than `FEWEST_ROWS` rows to fit on, or fewer than `NEIGHBOURS` + 2 to score on.
     """
-    if len(old) < FEWEST_ROWS or len(held_old) < NEIGHBOURS + 2:
-        raise InvalidData(
-            f"too few readable images: {len(old)} to fit a map between spaces on, which takes {FEWEST_ROWS}, "
-            f"and {len(held_old)} to measure recall@{NEIGHBOURS} on, which takes {NEIGHBOURS + 2}"
-        )
+    require_enough(len(old), len(held_old), "readable images")
     strength = choose_strength(old, new)
     fitted = fit_ridge(old, new, strength)
     return Translation(
         fitted, strength, len(old), len(held_old),
         recall=recall_at(held_new, fitted.apply(held_old)), recall_untouched=recall_at(held_new, held_old),
     )  # fmt: skip
+
+
+def require_enough(n_fitted: int, n_held_out: int, of: str) -> None:
+    """Refuse rows that are too few to fit a map on, or to measure it on.
+
+    Raises:
+        InvalidData: it says how many there are, and how many each takes.
+    """
+    if n_fitted < FEWEST_ROWS or n_held_out < NEIGHBOURS + 2:
+        raise InvalidData(
+            f"too few {of}: {n_fitted} to fit a map between spaces on, which takes {FEWEST_ROWS}, "
+            f"and {n_held_out} to measure recall@{NEIGHBOURS} on, which takes {NEIGHBOURS + 2}"
+        )
 
 
 def choose_strength(old: Float32[ndarray, "n d"], new: Float32[ndarray, "n d"]) -> float:

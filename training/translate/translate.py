@@ -24,7 +24,7 @@ from smn_core.verbs.stderr import count_others, note
 from training.data import TRAIN, Subset, has_split, open_split, others_among
 from training.features import embed_each
 from training.progress import Bar, count_silently
-from training.translate.ridge import LinearMap, Translation, translate
+from training.translate.ridge import LinearMap, Translation, require_enough, translate
 
 ROOT = "root"
 HELD_OUT, CUT_SEED = 0.3, 0
@@ -104,6 +104,7 @@ def run(pair: Pair, data: str, out: Path, *, bar: Bar = count_silently) -> Trans
         raise InvalidArgument(f"--from and --to are one space, {pair.before}: nothing needs moving")
     require_writable(out)
     fitted, held = _cut(data)
+    require_enough(len(fitted.names), len(held.names), "images")
     others = Counter(others_among(fitted))
     if held.source is not fitted.source:
         others += Counter(others_among(held))

@@ -293,6 +293,7 @@ def test_what_cannot_be_judged_is_one_line(world: World, data: Path, flips, tmp_
     write_mask(flips, file)
     words = ["--data", data, *world.flags()]
     assert "one mask" in refused("verdict", file, file, *words, "--out", tmp_path / "b.smn")
+    assert "a .smn file" in refused("verdict", file, *words, "--out", tmp_path / "b.txt")
     photos = write(tmp_path / "one" / "class", digits()["x_train"][:5])
     assert "one class" in refused("verdict", file, *words, "--labelled", photos.parent)
     assert "no labels" in refused("verdict", file, *words, "--labelled", photos)

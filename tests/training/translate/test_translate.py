@@ -11,7 +11,7 @@ import pytest
 from smn_core.engine import Engine
 from smn_core.maskfile import read_mask, write_mask
 from smn_core.spaces import space_of_mask
-from tests.training.builders import World
+from tests.training.builders import World, digits
 from training.data import open_split
 from training.features import embed_each
 
@@ -54,6 +54,12 @@ def test_one_space_is_not_translated_into_itself(world, mask, tmp_path, smn_run)
 def test_a_place_that_cannot_be_written_is_refused_before_an_image_is_embedded(world, mask, tmp_path, refused):
     words = ["translate", "--from", "root", "--to", mask, "--data", world.data]
     assert "the folder" in refused(*words, "--out", tmp_path / "no" / "m.npz", *world.flags())
+
+
+def test_too_few_images_are_refused_before_one_is_embedded(world, mask, tmp_path, refused):
+    np.savez(tmp_path / "one.npz", x_train=digits()["x_train"][:1])
+    words = ["translate", "--from", "root", "--to", mask, "--data", tmp_path / "one.npz", "--out", tmp_path / "m.npz"]
+    assert "too few images: 1 to fit a map" in refused(*words, *world.flags())
 
 
 def test_a_map_goes_to_an_npz_file(world, mask, tmp_path, smn_run):

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ from smn_core.errors import InvalidArgument, SMNError
 from smn_core.verbs.heap import keep_freed_memory
 from smn_core.verbs.texts import visible
 from training.__main__ import app as training_verbs
+from training.progress import OF_SIGNAL, number_of, stopping_at_sigterm
 
 MALLOC_TUNED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
 """Variables by which a user tunes glibc's malloc himself."""
@@ -34,6 +36,8 @@ MALLOC_TUNED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_AREN
 USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 UNREAD = 1
 """The exit code where nobody reads stdout any more; click's own."""
+SERVING = (["serve"], ["demo"])
+"""How the command lines begin of verbs that end their servers by themselves."""
 EXTRAS = {"service": "service", "training": "training", "demo": "service,training"}
 """The extras that each package needs beyond the core, and the verb that needs both."""
 GROUPS = {
@@ -57,6 +61,12 @@ class Verbs(TyperGroup):
         if verb is not None:
             _show_flags_alone(verb, ctx)
         return verb
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:  # typer would make the code of ctrl-C of any signal
+            sys.exit(OF_SIGNAL + number_of(stopped))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super(TyperGroup, self).format_help(ctx, formatter)
@@ -102,18 +112,20 @@ app.add_typer(demo_verb)
 
 
 def main() -> None:
-    """Run a verb. Exit code 0; 2 for anything the user can mend, with one line on stderr; 130 for ctrl-C.
+    """Run a verb. Exit code 0; 2, with one line on stderr, for what a user can mend; 130 by ctrl-C, 143 by SIGTERM.
 
     Where nobody reads stdout any more, as behind `| head`, it is 1 and nothing is said.
     """
     if not any(name in os.environ for name in MALLOC_TUNED):
         keep_freed_memory()
     _show_any_name()
-    try:
-        code = _run()
-    except OSError as error:
-        code = _end_by(error)
-    sys.exit(code)
+    # A kill at once would leave what is half written. A server ends in its own way.
+    with nullcontext() if sys.argv[1:2] in SERVING else stopping_at_sigterm():
+        try:
+            code = _run()
+        except OSError as error:
+            code = _end_by(error)
+        sys.exit(code)
 
 
 def _run() -> int:
@@ -136,8 +148,8 @@ def _run() -> int:
         _fail(_say_extra(error))
     except SMNError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as stopped:
+        sys.exit(OF_SIGNAL + number_of(stopped))
     return code if isinstance(code, int) else 0
 
 

@@ -37,10 +37,14 @@ def read_bytes(path: Path | str) -> bytes:
     """The bytes of a regular file.
 
     Raises:
-        OSError: as `open_regular`.
+        OSError: as `open_regular`, or they are more than the memory takes.
     """
     with open_regular(path) as file:
-        return file.read()
+        try:
+            return file.read()
+        except MemoryError as error:
+            said = f"its {os.fstat(file.fileno()).st_size:,} bytes are more than the memory takes"
+            raise OSError(errno.ENOMEM, said, str(path)) from error
 
 
 @contextmanager
@@ -57,7 +61,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise InvalidArgument(f"cannot write {path}: it is a folder")
-    if _is_other(path):
+    if is_other(path):
         raise InvalidArgument(f"cannot write {path}: {OTHER}")
     place = Path(os.path.realpath(path))
     temporary = place.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
@@ -88,7 +92,7 @@ def require_writable(path: Path | str, option: str = "--out") -> None:
     path = Path(path)
     if path.is_dir():
         raise InvalidArgument(f"{option} {path} is a folder: give the name of a file")
-    if _is_other(path):
+    if is_other(path):
         raise InvalidArgument(f"{option} {path}: {OTHER}: give the name of a file")
     folder = path.parent if not path.is_symlink() else Path(os.path.realpath(path)).parent
     if not folder.is_dir():
@@ -101,7 +105,7 @@ def require_writable(path: Path | str, option: str = "--out") -> None:
         raise InvalidArgument(f"{option} {path}: cannot write into {folder}: {error.strerror}") from error
 
 
-def _is_other(path: Path) -> bool:
+def is_other(path: Path) -> bool:
     """Whether there is something else than a file or folder: a rename would put a file in the place of /dev/null."""
     return path.exists() and not path.is_file() and not path.is_dir()
 

@@ -90,7 +90,7 @@ def train(
     Images that cannot be read are left out and named, and the exit code is then 1.
     """
     from smn_core.verbs.stderr import count_others, note
-    from training.progress import first_word, say_how_to_go_on, stopping_at_sigterm
+    from training.progress import first_word, say_how_to_go_on
 
     if resume and overwrite:
         raise InvalidArgument("--resume and --overwrite exclude each other")
@@ -98,28 +98,27 @@ def train(
     by_variable = spec.by_variable.get("name", DEFAULT_BACKBONE)
     backbone = spec.name or (f"of {start}" if start is not None else by_variable)
     try:
-        with stopping_at_sigterm():
-            with first_word(f"smn train: reading {data} and the backbone {backbone}"):
-                import torch
+        with first_word(f"smn train: reading {data} and the backbone {backbone}"):
+            import torch
 
-                from training.command import tell_result
-                from training.data import others_among
-                from training.request import make_request
-                from training.run import learn, prepare
+            from training.command import tell_result
+            from training.data import others_among
+            from training.request import make_request
+            from training.run import learn, prepare
 
-                request = make_request(
-                    spec, data, out, objective=objective, recipe=recipe, epochs=epochs, labels=labels, seed=seed,
-                    split=split, stages=stages, share=share, density=density, setting=setting, workers=workers,
-                    resume=resume, overwrite=overwrite, start=start, command=command, codec=codec,
-                )  # fmt: skip
-                if threads:
-                    torch.set_num_threads(threads)
-                prepared = prepare(request)
-            if prepared.rank == 0:
-                count_others(others_among(prepared.images))
-            for remark in prepared.remarks:
-                note(remark)
-            result = learn(prepared)
+            request = make_request(
+                spec, data, out, objective=objective, recipe=recipe, epochs=epochs, labels=labels, seed=seed,
+                split=split, stages=stages, share=share, density=density, setting=setting, workers=workers,
+                resume=resume, overwrite=overwrite, start=start, command=command, codec=codec,
+            )  # fmt: skip
+            if threads:
+                torch.set_num_threads(threads)
+            prepared = prepare(request)
+        if prepared.rank == 0:
+            count_others(others_among(prepared.images))
+        for remark in prepared.remarks:
+            note(remark)
+        result = learn(prepared)
     except KeyboardInterrupt as stopped:
         raise typer.Exit(say_how_to_go_on(command, stopped)) from stopped
     tell_result(prepared.request, result)

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from smn_core.errors import InvalidArgument
+from smn_core.files import OTHER, is_other
 
 FILES = {".lance": ("lancedb", "search"), ".parquet": ("pyarrow", "search"), ".faiss": ("faiss", "faiss")}
 """The suffixes of collections on disk, the library that each needs, and the extra that brings it."""
@@ -47,7 +48,7 @@ class Place:
         return f"{self.url.scheme}://{self.url.netloc.rpartition('@')[2]}{self.url.path}"
 
     def check(self) -> None:
-        """Raise InvalidArgument unless a collection can be kept here: a library, or a folder, is missing."""
+        """Raise InvalidArgument where no collection can be kept: a library or folder is missing, or a pipe is there."""
         library, extra = FILES[self.form] if self.path is not None else SERVERS[self.form]
         if importlib.util.find_spec(library) is None:
             raise InvalidArgument(
@@ -55,6 +56,8 @@ class Place:
             )
         if self.path is not None and not self.path.parent.is_dir():
             raise InvalidArgument(f"cannot write {self.path}: No such folder as {self.path.parent}")
+        if self.path is not None and is_other(self.path):
+            raise InvalidArgument(f"{self.path} is no collection: {OTHER}")
 
 
 def place_of(where: str | Path) -> Place:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
@@ -129,3 +130,15 @@ def test_only_a_regular_file_is_read(tmp_path):
         with pytest.raises(OSError, match=reason) as raised:
             read_bytes(place)
         assert raised.value.filename == str(place)
+
+
+def test_a_file_that_no_memory_takes_is_told_as_one(tmp_path, monkeypatch):
+    class Large(io.FileIO):
+        def read(self, _=-1):
+            raise MemoryError
+
+    (tmp_path / "x.smn").write_bytes(b"large")
+    monkeypatch.setattr("smn_core.files.open_regular", Large)
+    with pytest.raises(OSError, match="its 5 bytes are more than the memory takes") as raised:
+        read_bytes(tmp_path / "x.smn")
+    assert raised.value.filename == str(tmp_path / "x.smn")

@@ -331,6 +331,8 @@ WRONG = {
         ["dedupe", "qdrant://127.0.0.1:1/x", "--store-key", "env:NO_SUCH_KEY"],
         "--store-key env:NO_SUCH_KEY: that environment variable is not set",
     ),
+    "a pipe": (["index", "{photos}", "--out", "{tmp}/pipe.parquet"], "no regular file"),
+    "a pipe to search": (["search", "{tmp}/pipe.faiss", "{photos}/even/00.png"], "no regular file"),
     "no such folder": (["index", "{photos}", "--out", "{tmp}/none/x.lance"], "No such folder"),
     "a name LanceDB does not take": (
         ["index", "{photos}", "--out", "{tmp}/my photos.lance", "{model}"],
@@ -353,6 +355,8 @@ def test_a_wrong_call_is_one_line(world, run, photos, tmp_path, name):
     arguments, said = WRONG[name]
     pixels = np.zeros((1, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "set.npz", x_test=pixels, x_train=pixels)
+    for pipe in ("pipe.parquet", "pipe.faiss"):
+        os.mkfifo(tmp_path / pipe)
     filled = [text.format(photos=photos, tmp=tmp_path, model="{model}") for text in arguments]
     command = [part for text in filled for part in (world.model if text == "{model}" else [text])]
     code, printed, err = run(*command)

@@ -691,8 +691,9 @@ def test_a_process_that_was_given_a_bad_file_ends_with_code_2(tmp_path):
     assert err.count("\n") == 1
 
 
-def test_ctrl_c_ends_with_code_130_and_leaves_nothing(world, out, tmp_path):
-    """An interrupted embed ends with the shell's code for it, without a traceback or a partial file."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_ends_with_the_shells_code_for_it_and_leaves_nothing(number, world, out, tmp_path):
+    """By ctrl-C 130, by SIGTERM 143; no traceback, and no partial file of many gigabytes under a hidden name."""
     folder = write_images(tmp_path / "many", ["0.png"])
     for i in range(1, 20_000):
         (folder / f"{i}.png").hardlink_to(folder / "0.png")
@@ -703,11 +704,11 @@ def test_ctrl_c_ends_with_code_130_and_leaves_nothing(world, out, tmp_path):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < until
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         said = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Traceback" not in said[1]
     assert list(out.parent.iterdir()) == []
 

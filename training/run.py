@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from training.config import PRECISIONS
 from training.data import StepLoader, StepSampler, Views, collate, name_data
 from training.folder import write_folder
 from training.forms import settle_form
+from training.hold import hold_folder
 from training.identity import identify
 from training.learner import Learner
 from training.plan import choose_images, forget, require_output
@@ -60,10 +62,11 @@ def train(request: Request, on_step: OnStep | None = None) -> Result:
 def learn(prepared: Prepared, on_step: OnStep | None = None) -> Result:
     """Run, or resume, what `prepare` checked, and write the result. As `train`."""
     shows = on_step is None and prepared.rank == 0
-    learner, first_step = build_learner(prepared, count if shows else count_silently)
-    fitted = fit(prepared, learner, first_step, on_step)
-    mask = export_learned(prepared, learner, fitted.curve) if prepared.rank == 0 else None
-    return finish(prepared, learner, fitted, mask)
+    with hold_folder(prepared.request.folder) if prepared.rank == 0 else nullcontext():
+        learner, first_step = build_learner(prepared, count if shows else count_silently)
+        fitted = fit(prepared, learner, first_step, on_step)
+        mask = export_learned(prepared, learner, fitted.curve) if prepared.rank == 0 else None
+        return finish(prepared, learner, fitted, mask)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from training.data import Subset
 from training.evaluation.labelled import open_few
 from training.features import sample
 from training.forms import choose_form
+from training.hold import hold_folder
 from training.identity import identify
 from training.progress import Clock, Tell, number_of
 from training.unseen import write_unseen
@@ -107,8 +108,7 @@ def adapt(request: Request, tell: Tell, clock: Clock = time.monotonic, began: fl
     found = look(request.data, LOOK * budget.whole_s, tell, clock)
     spec = as_trained(learning, None)
     backbone = load_backbone(spec)
-    with naming_full_disk(request.out):
-        request.folder.mkdir(exist_ok=True)
+    with naming_full_disk(request.out), hold_folder(request.folder):
         _require_space(request, backbone)
         record = _open_record(request, found, backbone)
         write_backbone(request.folder, spec, backbone.fingerprint)

@@ -169,6 +169,8 @@ def test_a_mask_goes_before_the_variables(spec_with, make_backbone, make_mask):
 
 
 def test_runs_learn_in_float32_whatever_the_servers_variable_says(spec_with):
-    """A trainer shares its environment with servers that may run in bfloat16; a flag is taken at its word."""
+    """A trainer shares its environment with servers that may run in bfloat16; a flag that says another is refused."""
     assert for_learning(spec_with({"SMN_DTYPE": "bfloat16"})).dtype == "float32"
-    assert for_learning(spec_with({"SMN_DTYPE": "bfloat16"}, "--dtype", "float16")).dtype == "float16"
+    assert for_learning(spec_with({"SMN_DTYPE": "bfloat16"}, "--dtype", "float32")).dtype == "float32"
+    with pytest.raises(InvalidArgument, match="--dtype float16: training keeps float32 weights"):
+        for_learning(spec_with({"SMN_DTYPE": "bfloat16"}, "--dtype", "float16"))

@@ -61,6 +61,9 @@ CPU = Costs(
 # A mask is a patch where that costs at most this part of writing a slot. A slot is written once and then runs a plain
 # forward; a patch has to be put on again whenever another mask was worn in between.
 PATCH_SHARE = 0.5
+ROWS_ALONE, ROWS_ALONE_UNCORRECTED = 200, 150
+"""Rows of a span in the linear layers from which on a forward of its own costs no more than its part of a mixed one:
+in general, and of a patch where the shared product is not corrected, so that it is put on again at every layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +114,26 @@ def mixing_pays(sites: list[Site], layout: Layout) -> bool:
     """
     linear = sum(layout.tensors[site.weight].n_weights for site in sites if site.is_linear and site.weight is not None)
     return 2 * linear >= layout.n_weights
+
+
+def rows_of_image(sites: list[Site], layout: Layout) -> float:
+    """Rows that one image makes in the linear layers: their mean, by weights."""
+    linear = [(layout.tensors[site.weight], site) for site in sites if site.is_linear and site.weight is not None]
+    products = sum(site.out_elements * tensor.shape[1] for tensor, site in linear)
+    return products / max(1, sum(tensor.n_weights for tensor, _ in linear))
+
+
+def forward_pays(n_rows: float, patched: bool, corrected: bool) -> bool:
+    """Whether a span of a mixed batch, of so many rows in the linear layers, runs in a forward of its own.
+
+    Its products are then as fast as those of the whole batch, activations run within them, and nothing is corrected,
+    split or joined.
+
+    Args:
+        patched: whether its mask is a patch or the root.
+        corrected: whether mixed batches correct a shared product (correction.py).
+    """
+    return n_rows >= (ROWS_ALONE_UNCORRECTED if patched and not corrected else ROWS_ALONE)
 
 
 def slot_pays(costs: Costs) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from smn_core.backbone import Backbone
 from smn_core.engine.contract import Embedded, Memory, Segment
-from smn_core.engine.costs import costs_for, mixing_pays
+from smn_core.engine.costs import costs_for, forward_pays, mixing_pays, rows_of_image
 from smn_core.engine.device.graphs import graphs_for
 from smn_core.engine.device.transfer import Batch, Staging, current
 from smn_core.engine.device.ways import Ways, find_ways
@@ -30,7 +30,7 @@ from smn_core.engine.patch import Patch
 from smn_core.engine.rehearsal import rehearse
 from smn_core.engine.sites import Weights
 from smn_core.engine.slots import Slots
-from smn_core.engine.span import Span, spans_of
+from smn_core.engine.span import Span, close_up, spans_of
 from smn_core.engine.theta import Theta
 from smn_core.engine.wardrobe import Wardrobe
 from smn_core.engine.wearable import WearableMask, key_of, make_wearable
@@ -98,6 +98,7 @@ class Engine:
             self._staging = Staging(backbone.device)
         self._wardrobe = Wardrobe(theta, self._slots, self._patch)
         self._mixes = self._splittable and mixing_pays(theta.sites, theta.layout)
+        self._rows_of_image = rows_of_image(theta.sites, theta.layout)
         # By the file's digest; and what of that files with equal bits and state have in common, by its key.
         self._prepared: dict[str, WearableMask] = {}
         self._worn_alike: dict[str, WearableMask] = {}
@@ -197,11 +198,13 @@ class Engine:
     def _run(self, batch: Batch, out: Float32[Tensor, "n d"], spans: Sequence[Span]) -> tuple[int, float]:
         """Embed all spans into `out`; returns how many masks were put on, and the seconds that took."""
         began = time.perf_counter()
-        swaps, mixes = 0, len(spans) > 1 and self._mixes
+        together = self._find_together(spans)
+        swaps, mixes = 0, bool(together)
         worn: dict[str, WearableMask] = {}
         in_slots: dict[str, WearableMask] = {}
         if len(spans) > 1 and not (mixes and self._mixed.all_linear):
-            worn = {span.mask.key: span.mask for span in spans if span.mask is not None and not span.mask.patched}
+            of = together or spans
+            worn = {span.mask.key: span.mask for span in of if span.mask is not None and not span.mask.patched}
             # A slot that is there costs least; one more is written only where that is cheaper (costs.py).
             all_in_slots = not mixes or self._mixed.wants_slots
             in_slots = {key: mask for key, mask in worn.items() if all_in_slots or self._slots.has(key)}
@@ -211,14 +214,29 @@ class Engine:
             else:
                 swaps = written
         swap_s = time.perf_counter() - began
-        if mixes and self._run_mixed(batch.rows, out, spans, in_slots):
-            return swaps + len(worn) - len(in_slots), swap_s
+        if mixes and self._run_mixed(batch.rows, out, together, in_slots):
+            swaps += len(worn) - len(in_slots)
+            spans = [span for span in spans if span not in together]
         for span in spans:
             began = time.perf_counter()
             swaps += self._wardrobe.wear(span.mask) if self._graphs is None else self._wardrobe.bring(span.mask)
             swap_s += time.perf_counter() - began
             out[span.start : span.stop] = self._run_one(span.mask, batch.rows[span.start : span.stop])
         return swaps, swap_s
+
+    def _find_together(self, spans: Sequence[Span]) -> list[Span]:
+        """The spans of a batch that one forward runs; empty where each has its own."""
+        if not self._mixes or len(spans) < 2:
+            return []
+        found = [span for span in spans if not self._runs_alone(span)]
+        return found if len(found) > 1 else []
+
+    def _runs_alone(self, span: Span) -> bool:
+        """Whether a span has a forward of its own beside others that share one: costs.py, and no slot to write."""
+        rows, patched = (span.stop - span.start) * self._rows_of_image, span.mask is None or span.mask.patched
+        if self._costs is None or not forward_pays(rows, patched, self._mixed.corrects):
+            return False
+        return patched or (span.mask is not None and self._slots.has(span.mask.key))
 
     def _run_one(self, mask: WearableMask | None, x: Tensor) -> Float[Tensor, "n d"]:
         """One forward through a mask that is worn or, with graphs, in its slot."""
@@ -230,20 +248,24 @@ class Engine:
     def _run_mixed(
         self, x: Tensor, out: Float32[Tensor, "n d"], spans: Sequence[Span], in_slots: Mapping[str, WearableMask]
     ) -> bool:
-        """Embed all spans in one forward; False if the model does not allow it."""
-        placed = [Span(span.start, span.stop, span.mask, self._find_weights(span.mask, in_slots)) for span in spans]
+        """Embed spans in one forward; False if the model does not allow it. Rows of no span are left as they are."""
+        placed = [span._replace(weights=self._find_weights(span.mask, in_slots)) for span in close_up(spans)]
+        whole = placed[-1].stop == len(x)
+        rows = x if whole else torch.cat([x[span.start : span.stop] for span in spans])
         try:
             if self._graphs is not None and self._mixed.all_linear:
-                self._mixed.take(placed, self._graphs.size_for(x) or len(x))
+                self._mixed.take(placed, self._graphs.size_for(rows) or len(rows))
                 forward = partial(self._mixed.forward, self.backbone.model)
-                out[:] = self._graphs.run("mixed", x, self._wardrobe.reset, forward)
+                done = self._graphs.run("mixed", rows, self._wardrobe.reset, forward)
             else:
                 self._wardrobe.reset()
-                out[:] = self._mixed.run(self.backbone.model, x, placed)
+                done = self._mixed.run(self.backbone.model, rows, placed)
         except Unsplittable as error:
             LOG.warning("batches that mix masks run segment by segment: %s", error)
             self._mixes = False
             return False
+        for span, at in zip(spans, placed, strict=True):
+            out[span.start : span.stop] = done[at.start : at.stop]
         return True
 
     def _find_weights(self, mask: WearableMask | None, in_slots: Mapping[str, WearableMask]) -> Weights | None:

@@ -33,3 +33,12 @@ def spans_of(segments: Sequence[Segment], masks: Mapping[str, WearableMask]) -> 
         else:
             found.append(Span(segment.start, segment.stop, mask))
     return found
+
+
+def close_up(spans: Sequence[Span]) -> list[Span]:
+    """The spans in their order, with rows numbered without the gaps between them."""
+    found: list[Span] = []
+    for span in spans:
+        start = found[-1].stop if found else 0
+        found.append(span._replace(start=start, stop=start + span.stop - span.start))
+    return found

@@ -70,6 +70,11 @@ class Mixed:
         return self.kernels is not None and all(site.is_linear for site in self._sites)
 
     @property
+    def corrects(self) -> bool:
+        """Whether a linear layer may run one product for all masks and correct it."""
+        return self._corrector.available
+
+    @property
     def wants_slots(self) -> bool:
         """Whether masks that are no patches need a slot in a mixed batch. Else `Span.weights` may be None for them."""
         return not self.scratch.available or (self._costs is not None and slot_pays(self._costs))

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from smn_core.engine import Engine
 from smn_core.engine.compact import make_compact
-from smn_core.engine.costs import CPU, choose
+from smn_core.engine.costs import CPU, choose, forward_pays, rows_of_image
 from smn_core.engine.sites import sites_of
 from tests.smn_core.builders import TINY_VIT, lively
 
@@ -39,3 +40,20 @@ def test_only_listed_tensors_are_scaled_behind_the_product(make_mask):
     assert compact.packed
     assert moved.any()
     assert np.array_equal(moved, listed)
+
+
+def test_a_span_runs_alone_from_so_many_rows_on():
+    """A patch has a number of its own where shared products are not corrected."""
+    assert [forward_pays(rows, patched, corrected=True) for rows in (199, 200) for patched in (True, False)] == [
+        False, False, True, True,
+    ]  # fmt: skip
+    assert [forward_pays(rows, patched=True, corrected=False) for rows in (149, 150)] == [False, True]
+    assert [forward_pays(rows, patched=False, corrected=False) for rows in (199, 200)] == [False, True]
+
+
+def test_an_image_makes_a_row_for_each_token_and_none_without_linear_layers():
+    backbone = lively(TINY_VIT)
+    engine = Engine(backbone)
+    tokens = backbone.model.patch_embed.num_patches + 1
+    assert rows_of_image(engine._theta.sites, backbone.layout) == tokens
+    assert rows_of_image([], backbone.layout) == 0

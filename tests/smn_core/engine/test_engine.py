@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smn_core.engine import Engine, Segment, slots_within
+from smn_core.engine import Engine, Segment, costs, slots_within
+from smn_core.engine.mixed.mixed import Mixed
 from smn_core.errors import InvalidArgument, NotReady, OverCapacity, WrongBackbone
 from smn_core.mask import TaskMask
 from tests.smn_core.builders import KINDS, TINY_RESNET, TINY_VIT, all_on, images, lively, plain_model, weights_by_hand
@@ -165,6 +166,25 @@ def test_mixed_batches_equal_one_mask_at_a_time(tiny, make_mask):
     ]
     segments = [Segment(a, 0, 3), Segment(b, 3, 4), Segment(c, 4, 7), Segment(None, 7, 8)]
     assert torch.allclose(engine.embed(x, segments).embeddings, torch.cat(parts), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("density", [0.6, 0.9999])
+def test_a_mask_of_many_rows_in_a_mixed_batch_embeds_bit_for_bit_as_alone(density, make_mask, monkeypatch):
+    """It has a forward of its own, from its slot or as a patch; those of few rows share one, with gaps between them."""
+    backbone = lively(TINY_VIT)
+    monkeypatch.setattr(costs, "ROWS_ALONE", 3 * (backbone.model.patch_embed.num_patches + 1))
+    masks = [make_mask(backbone, density, seed, with_state=True) for seed in range(4)]
+    engine, x = Engine(backbone, slots=4), images(TINY_VIT, 9)
+    parts = (slice(0, 3), slice(3, 4), slice(4, 7), slice(7, 8), slice(8, 9))
+    alone = [through(engine, mask, x[rows]) for mask, rows in zip([*masks, None], parts, strict=True)]
+    together = []
+    monkeypatch.setattr(Mixed, "run", lambda *a, run=Mixed.run: together.append(a[-1]) or run(*a))
+    digests = [*(mask.digest for mask in masks), None]
+    found = engine.embed(x, [Segment(d, r.start, r.stop) for d, r in zip(digests, parts, strict=True)]).embeddings
+    assert [(span.start, span.stop) for span in together[0]] == [(0, 1), (1, 2), (2, 3)]
+    for rows, expected in zip(parts, alone, strict=True):
+        assert torch.allclose(found[rows], expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found[0:3], alone[0]) and torch.equal(found[4:7], alone[2])
 
 
 def test_no_rows_are_no_embeddings():

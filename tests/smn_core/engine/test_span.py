@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smn_core.engine import Segment
-from smn_core.engine.span import spans_of
+from smn_core.engine.span import Span, close_up, spans_of
 from smn_core.engine.wardrobe import UNKNOWN
 
 
@@ -17,3 +17,10 @@ def test_neighbours_of_one_mask_become_one_span():
 
 def test_no_segments_are_no_spans():
     assert spans_of([], {}) == []
+
+
+def test_spans_of_a_part_of_a_batch_close_up():
+    """Each keeps its length and its mask; the rows between them are gone."""
+    spans = [Span(2, 5, UNKNOWN), Span(7, 8, None), Span(8, 10, UNKNOWN)]
+    assert close_up(spans) == [Span(0, 3, UNKNOWN), Span(3, 4, None), Span(4, 6, UNKNOWN)]
+    assert close_up([]) == []

@@ -155,6 +155,7 @@ def train_many(
     An entry says what `smn train` is told, by the same names: data, out, recipe, set, seed, backbone ...; and push.
     """
     from smn_core.verbs import show, stderr
+    from training.progress import say_how_to_go_on
     from training.several.fan_out import choose_fan_out
     from training.several.jobs import RunFailed
     from training.several.manifest import read_manifest
@@ -165,7 +166,10 @@ def train_many(
     entries = read_manifest(manifest, _parse_train)
     device = next((entry.job.request.spec.device for entry in entries if entry.job), "auto")
     fan_out = choose_fan_out(on, processes, threads, cpus, gpus, retries, len(entries), device)
-    made = run_many(entries, fan_out, show.progress, stderr.note, resume=resume, overwrite=overwrite)
+    try:
+        made = run_many(entries, fan_out, show.progress, stderr.note, resume=resume, overwrite=overwrite)
+    except KeyboardInterrupt as stopped:
+        raise typer.Exit(say_how_to_go_on(["smn", *sys.argv[1:]], stopped)) from stopped
     rows = [outcome.as_json() for outcome in made]
     if as_json:
         show.as_json({"masks": rows})
@@ -252,6 +256,7 @@ def cascade(
     from training.cascade.build import CascadeRequest, build
     from training.cascade.fusion import parse_fusion
     from training.config import override
+    from training.progress import say_how_to_go_on
     from training.several.fan_out import choose_fan_out
     from training.several.processes import choose_processes, work_here
     from training.starts import read_config
@@ -276,7 +281,10 @@ def cascade(
         resume=resume, overwrite=overwrite, workers=workers, fan_out=fan_out, batch_size=batch_size,
         command=["smn", *sys.argv[1:]],
     )  # fmt: skip
-    made = build(request, show.progress, stderr.note)
+    try:
+        made = build(request, show.progress, stderr.note)
+    except KeyboardInterrupt as stopped:
+        raise typer.Exit(say_how_to_go_on(request.command, stopped)) from stopped
     if as_json:
         show.as_json({"digest": made.cascade.digest, "sizes": made.sizes, "purity": made.purity, "bytes": made.bytes})
     else:

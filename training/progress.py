@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
@@ -41,8 +41,16 @@ class Stopped(KeyboardInterrupt):
     """A run ended because a signal asked it to. Its checkpoint holds step `step` of `total`."""
 
     def __init__(self, number: int, step: int, total: int) -> None:
-        super().__init__(f"stopped after step {step} of {total}")
+        super().__init__(f"stopped after step {step} of {total}, with a checkpoint")
         self.number, self.step, self.total = number, step, total
+
+
+class StoppedMidway(KeyboardInterrupt):
+    """A signal ended what has several runs, after they could begin."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("stopped; what is finished is kept, and what had begun left a checkpoint")
+        self.number = number
 
 
 class Terminated(KeyboardInterrupt):
@@ -53,7 +61,20 @@ class Terminated(KeyboardInterrupt):
 
 def number_of(stopped: KeyboardInterrupt) -> int:
     """The number of the signal that stopped something: ctrl-C's where nothing says another."""
-    return stopped.number if isinstance(stopped, Stopped | Terminated) else int(signal.SIGINT)
+    return stopped.number if isinstance(stopped, Stopped | StoppedMidway | Terminated) else int(signal.SIGINT)
+
+
+@contextmanager
+def stopping_midway() -> Iterator[None]:
+    """A stop in the block is one of several runs that could begin.
+
+    Raises:
+        StoppedMidway: ctrl-C or SIGTERM.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise StoppedMidway(number_of(stopped)) from stopped
 
 
 @contextmanager
@@ -153,16 +174,15 @@ def count_silently(_: str, __: int) -> Iterator[Advance]:
     yield lambda _: None
 
 
-def say_how_to_go_on(words: Iterable[str], stopped: KeyboardInterrupt) -> int:
+def say_how_to_go_on(words: Sequence[str], stopped: KeyboardInterrupt) -> int:
     """Say, in the last line, the command that goes on after a stop, and return the exit code of the stopped one.
 
-    A run that had not begun is started again by the same command: an earlier run of its name is still there.
+    What had not begun is started again by the same command: an earlier run of its name is still there.
     """
-    command = list(words)
-    if isinstance(stopped, Stopped):
-        command = [word for word in command if word not in ("--overwrite", "--resume")] + ["--resume"]
-        note(f"{stopped}, with a checkpoint. This goes on:")
+    if isinstance(stopped, Stopped | StoppedMidway):
+        note(f"{stopped}. This goes on:")
+        words = [*(word for word in words if word not in ("--overwrite", "--resume")), "--resume"]
     else:
         note("stopped before the first step. This begins again:")
-    print(shlex.join(command), file=sys.stderr, flush=True)  # as it was typed, or it would name other files
+    print(shlex.join(words), file=sys.stderr, flush=True)  # as it was typed, or it would name other files
     return OF_SIGNAL + number_of(stopped)

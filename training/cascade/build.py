@@ -42,6 +42,7 @@ from training.features import EMBEDDINGS, Cache, Features
 from training.identity import identify
 from training.plan import PLAN, require_same
 from training.plots import draw_clusters
+from training.progress import Tell, stopping_midway
 from training.request import Request
 from training.several.jobs import FanOut, Job, sum_steps
 from training.several.processes import work_here
@@ -91,18 +92,23 @@ class CascadeResult:
     unreadable: tuple[str, ...]
 
 
-def build(request: CascadeRequest, bar: Bar, say: Callable[[str], None]) -> CascadeResult:
+def build(request: CascadeRequest, bar: Bar, say: Tell) -> CascadeResult:
     """Build the cascade, or go on with one. Finished experts and embeddings are kept.
 
     Raises:
         SMNError: something cannot work; most of that is found before the first step of training.
-        KeyboardInterrupt: ctrl-C; every expert that had begun wrote a checkpoint.
+        StoppedMidway: a signal; every expert that had begun wrote a checkpoint.
     """
     root = read_mask(request.root)
     images = open_split(request.data, request.split)
     _check(request, images)
     count_others(others_among(images), say=say)
     _prepare_folder(request, root, images)
+    with stopping_midway():
+        return _build(request, root, images, bar, say)
+
+
+def _build(request: CascadeRequest, root: TaskMask, images: ImageSet, bar: Bar, say: Tell) -> CascadeResult:
     engine = Engine(load_backbone(request.spec), slots=1)
     cache, n = Cache([request.out / EMBEDDINGS]), len(images.names)
 

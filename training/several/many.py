@@ -14,6 +14,7 @@ from smn_core.files import write_bytes
 from smn_core.tensorfile import canonical_json, digest_of
 from training.checkpoints import CHECKPOINT, is_finished
 from training.plan import PLAN, Plan, forget, make_plan, require_same
+from training.progress import stopping_midway
 from training.several.jobs import FanOut, Job, Push, is_pushed, require_server, sum_steps
 from training.several.manifest import Entry
 
@@ -70,14 +71,14 @@ def run_many(
     """Check all entries, run those that can run, and return what became of each, in the order of the manifest.
 
     Raises:
-        KeyboardInterrupt: ctrl-C; every run that had begun wrote a checkpoint.
+        StoppedMidway: a signal; every run that had begun wrote a checkpoint.
     """
     ready, outcomes = _check_all(entries, say, resume=resume, overwrite=overwrite)
     jobs = [checked.job for checked in ready]
     for checked in ready:
         _begin(checked, overwrite=overwrite)
     total = sum(checked.steps for checked in ready if not checked.job.trained)
-    with bar(f"steps of {len(ready)} masks", total) as advance:
+    with stopping_midway(), bar(f"steps of {len(ready)} masks", total) as advance:
         failed = fan_out(jobs, sum_steps(advance), keep_going=True)
     for number, checked in enumerate(ready):
         state = FAILED if number in failed else PUSHED if checked.job.trained else TRAINED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -226,6 +227,9 @@ def test_ctrl_c_ends_experts_that_train_side_by_side_and_resume_goes_on(world: W
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "Traceback" not in err
+    told, goes_on = err.splitlines()[-2:]
+    assert told.startswith("stopped; what is finished is kept") and told.endswith("This goes on:")
+    assert goes_on == shlex.join(["smn", *map(str, words(world, root, out, *more)), "--resume"])
     assert len(children) >= 2
     deadline = time.monotonic() + 60  # multiprocessing's tracker of resources ends after its parent
     while left := [pid for pid in children if Path(f"/proc/{pid}").exists()]:

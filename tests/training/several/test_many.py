@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from smn_core.maskfile import read_mask
 from tests.training.builders import World, manifest, states, train_command
-from training.several import jobs, processes
+from training.several import jobs, many, processes
 
 
 @pytest.fixture
@@ -84,6 +85,31 @@ def test_what_is_finished_is_skipped_and_another_configuration_is_refused(
     assert "a.smn was not begun by train-many" in smn_run("train-many", path, "--resume").err
     assert smn_run("train-many", path, "--overwrite").code == 0
     assert json.loads(read_mask(tmp_path / "b.smn").metadata["recipe"])["seed"] == 1
+
+
+def test_a_stop_names_the_command_that_goes_on_with_what_is_left(
+    world: World, tmp_path, smn_run, in_this_process, monkeypatch
+):
+    """Before the runs begin it is the same command: with --overwrite, earlier masks of these names are still there."""
+    plain, stops = jobs.train, ["b.smn"]
+
+    def train(request: Any, on_step: Any) -> Any:
+        if request.out.name in stops:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(request, on_step)
+
+    typed = ["train-many", str(manifest(world, tmp_path, 'out = "a.smn"', 'out = "b.smn"')), "--overwrite"]
+    monkeypatch.setattr("sys.argv", ["smn", *typed])
+    with monkeypatch.context() as patching:
+        patching.setattr(many, "make_plan", lambda *_: signal.raise_signal(signal.SIGINT))
+        ran = smn_run(*typed)
+    assert (ran.code, ran.err.splitlines()[-1]) == (130, shlex.join(["smn", *typed]))
+    monkeypatch.setattr(jobs, "train", train)
+    ran = smn_run(*typed)
+    goes_on = ["train-many", typed[1], "--resume"]
+    assert (ran.code, ran.err.splitlines()[-1]) == (143, shlex.join(["smn", *goes_on]))
+    stops.clear()
+    assert states(smn_run(*goes_on, "--json").out) == {"a.smn": "skipped", "b.smn": "trained"}
 
 
 @pytest.mark.timeout(900)  # three processes import torch anew, which takes minutes where others hold the cores

@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PEERS), help="these peers")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--tasks", help="numbers of tasks, with commas")
+    parser.add_argument("--laws", help="by which tasks are asked for, with commas; where there is more than one task")
     parser.add_argument("--requests", type=int, help="requests a turn")
     parser.add_argument("--budget-mib", type=int, default=BUDGET_BYTES // 2**20, help="memory for copies, or masks")
     parser.add_argument("--out", type=Path, help="append the rows to this file too")
@@ -155,7 +156,9 @@ def main() -> None:
         2 if args.quick else 3,
         args.out,
     )
-    laws = ("identical", "zipf:1.5") if args.quick else LAWS
+    laws = args.laws.split(",") if args.laws else ("identical", "zipf:1.5") if args.quick else LAWS
+    if unknown := set(laws) - set(LAWS):
+        parser.error(f"--laws {sorted(unknown)[0]!r}: they are {', '.join(LAWS)}")
     with tempfile.TemporaryDirectory() as text:
         tasks = Tasks(args.model, Path(text), max(numbers))
         with started(tasks, wanted, bench.budget_bytes) as servers:
@@ -165,7 +168,7 @@ def main() -> None:
             bench.sizes(servers, tasks, max(numbers))
             bench.adding(servers, tasks, max(numbers))
             for n_tasks in numbers:
-                for law in laws if n_tasks > 1 else laws[:1]:
+                for law in laws if n_tasks > 1 else LAWS[:1]:
                     bench.traffic(servers, tasks, n_tasks, law)
     if lost := [name for name in wanted if name not in servers and not absent(name)]:
         sys.exit(f"did not start: {', '.join(lost)}")

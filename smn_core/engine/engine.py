@@ -264,8 +264,11 @@ class Engine:
             LOG.warning("batches that mix masks run segment by segment: %s", error)
             self._mixes = False
             return False
-        for span, at in zip(spans, placed, strict=True):
-            out[span.start : span.stop] = done[at.start : at.stop]
+        if whole:
+            out[:] = done
+        else:
+            for span, at in zip(spans, placed, strict=True):
+                out[span.start : span.stop] = done[at.start : at.stop]
         return True
 
     def _find_weights(self, mask: WearableMask | None, in_slots: Mapping[str, WearableMask]) -> Weights | None:

@@ -14,12 +14,12 @@ from tests.training.builders import World, train_command
 from training.hold import hold_folder
 
 HOLDING = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from training.hold import hold_folder
 with hold_folder(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(600)
+    signal.pause()
 """
 
 

@@ -53,28 +53,27 @@ def adapt(
     tell". Ctrl-C and SIGTERM keep what is finished; the same command goes on.
     """
     from smn_core.verbs.texts import visible
-    from training.progress import OF_SIGNAL, number_of, stopping_at_sigterm
+    from training.progress import OF_SIGNAL, number_of
 
     def tell(line: str) -> None:
         print(visible(line), flush=True)
 
     began = time.monotonic()
     try:
-        with stopping_at_sigterm():
-            tell(f"smn adapt: {minutes:g} minutes at most for {data}")
+        tell(f"smn adapt: {minutes:g} minutes at most for {data}")
 
-            import torch
+        import torch
 
-            from training.adapt.adapt import Request, adapt, name_output
+        from training.adapt.adapt import Request, adapt, name_output
 
-            if threads:
-                torch.set_num_threads(threads)
-            file = out if out is not None else name_output(data)
-            request = Request(
-                spec, data, file, minutes=minutes, labelled=labelled, seed=seed, workers=workers, threads=threads,
-                overwrite=overwrite, command=["smn", *sys.argv[1:]], codec=codec,
-            )  # fmt: skip
-            ended = adapt(request, tell, began=began)
+        if threads:
+            torch.set_num_threads(threads)
+        file = out if out is not None else name_output(data)
+        request = Request(
+            spec, data, file, minutes=minutes, labelled=labelled, seed=seed, workers=workers, threads=threads,
+            overwrite=overwrite, command=["smn", *sys.argv[1:]], codec=codec,
+        )  # fmt: skip
+        ended = adapt(request, tell, began=began)
     except KeyboardInterrupt as stopped:
         tell("stopped: nothing was learned yet, and no mask was written")
         tell("the same command goes on from what is finished")

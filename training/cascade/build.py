@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,12 +41,10 @@ from training.features import EMBEDDINGS, Cache, Features
 from training.identity import identify
 from training.plan import PLAN, require_same
 from training.plots import draw_clusters
-from training.progress import Tell, stopping_midway
+from training.progress import Bar, Tell, stopping_midway
 from training.request import Request
 from training.several.jobs import FanOut, Job, sum_steps
 from training.several.processes import work_here
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)

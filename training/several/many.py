@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,11 +13,10 @@ from smn_core.files import write_bytes
 from smn_core.tensorfile import canonical_json, digest_of
 from training.checkpoints import CHECKPOINT, is_finished
 from training.plan import PLAN, Plan, forget, make_plan, require_same
-from training.progress import stopping_midway
+from training.progress import Bar, Tell, stopping_midway
 from training.several.jobs import FanOut, Job, Push, is_pushed, require_server, sum_steps
 from training.several.manifest import Entry
 
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 TRAINED, PUSHED, SKIPPED, FAILED = "trained", "pushed", "skipped", "failed"
 
 
@@ -63,7 +61,7 @@ def run_many(
     entries: Sequence[Entry],
     fan_out: FanOut,
     bar: Bar,
-    say: Callable[[str], None],
+    say: Tell,
     *,
     resume: bool,
     overwrite: bool,
@@ -87,7 +85,7 @@ def run_many(
 
 
 def _check_all(
-    entries: Sequence[Entry], say: Callable[[str], None], *, resume: bool, overwrite: bool
+    entries: Sequence[Entry], say: Tell, *, resume: bool, overwrite: bool
 ) -> tuple[list[_Checked], dict[int, Outcome]]:
     """The entries that have something left to do, and the outcomes of the others by number."""
     check = _Check(resume=resume, overwrite=overwrite)
